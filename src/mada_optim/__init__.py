@@ -1,0 +1,23 @@
+"""mada-optim: the optimizer that tunes itself while the model trains."""
+
+from mada_optim.coefficients import CoefficientSettings, LearningRule
+from mada_optim.family import Coefficient, Family, MADAFamily, is_special, root
+from mada_optim.optimizer import HypergradientOptimizer
+from mada_optim.points import MADA, AVGrad, available_optimizers, load_optimizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MADA",
+    "AVGrad",
+    "Coefficient",
+    "CoefficientSettings",
+    "Family",
+    "HypergradientOptimizer",
+    "LearningRule",
+    "MADAFamily",
+    "available_optimizers",
+    "is_special",
+    "load_optimizer",
+    "root",
+]

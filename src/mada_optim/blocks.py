@@ -1,0 +1,80 @@
+"""Work in pieces of a good size: large tensors are cut, small ones are put end to end.
+
+Eager arithmetic pays for each operation on each tensor, and for every temporary that does not fit the cache. An
+elementwise update may be computed on any pieces, so it is computed on pieces for which both costs are small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK_ELEMENTS = 1 << 17
+
+Roles = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Tensors that are updated together, by role (parameter, gradient, buffers); one mapping for each member.
+
+    All tensors of one member have the same shape. A block of several members is read flattened, end to end.
+    """
+
+    members: Sequence[Roles]
+
+    def read(self, role: str, dtype: torch.dtype) -> Tensor:
+        """The tensor of one role, converted to ``dtype``. Not to be changed: it may be the stored one."""
+        if len(self.members) == 1:
+            return self.members[0][role].to(dtype)
+        return torch.cat([member[role].reshape(-1) for member in self.members]).to(dtype)
+
+    def write(self, role: str, value: Tensor) -> None:
+        """Store what corresponds to ``read(role)``, converted to the stored dtype."""
+        if len(self.members) == 1:
+            self.members[0][role].copy_(value)
+            return
+        pieces = value.split([member[role].numel() for member in self.members])
+        for member, piece in zip(self.members, pieces, strict=True):
+            member[role].copy_(piece.view(member[role].shape))
+
+
+def make_blocks(tensors: Sequence[Roles], elementwise: bool, size: int = BLOCK_ELEMENTS) -> Iterator[Block]:
+    """Arrange tensors into blocks of about ``size`` elements.
+
+    Args:
+        tensors: one mapping from role to tensor for each parameter, all of the same roles, dtypes and device.
+        elementwise: False: every parameter is a block of its own, whole.
+        size: number of elements.
+    """
+    gathered: list[Roles] = []
+    elements = 0
+    for roles in tensors:
+        example = next(iter(roles.values()))
+        if example.numel() == 0:
+            continue
+        if not elementwise:
+            yield Block([roles])
+        elif example.numel() > size:
+            yield from (Block([piece]) for piece in _cut(roles, example, size))
+        else:
+            if elements + example.numel() > size:
+                yield Block(gathered)
+                gathered, elements = [], 0
+            gathered.append(roles)
+            elements += example.numel()
+    if gathered:
+        yield Block(gathered)
+
+
+def _cut(roles: Roles, example: Tensor, size: int) -> Iterator[Roles]:
+    # Along the longest dimension, so that any layout is cut without a copy.
+    dim = max(range(example.dim()), key=example.size)
+    length = max(1, size * example.size(dim) // example.numel())
+    for start in range(0, example.size(dim), length):
+        yield {
+            role: tensor.narrow(dim, start, min(length, example.size(dim) - start)) for role, tensor in roles.items()
+        }

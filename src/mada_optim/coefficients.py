@@ -1,0 +1,177 @@
+"""Coefficients while they are learned: where they start, the box they stay in, and the rule that moves them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mada_optim.family import Coefficient, Family
+
+HyperLR = float | Mapping[str, float] | None
+Bounds = Mapping[str, tuple[float, float]]
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a plain finite number (bool does not count)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class CoefficientSettings:
+    """The choices a user can make about a set of coefficients, checked and completed.
+
+    Args:
+        start: value before the first step, for every coefficient of the family.
+        hyper_lr: step size for every coefficient; 0.0 where it is frozen.
+        bounds: box (low, high) for every coefficient.
+        special: those frozen at a value that switches off part of the update, see :class:`Coefficient`.
+    """
+
+    start: dict[str, float]
+    hyper_lr: dict[str, float]
+    bounds: dict[str, tuple[float, float]]
+    special: dict[str, float]
+
+
+def resolve_settings(
+    family: Family, start: Mapping[str, float], hyper_lr: HyperLR, bounds: Bounds | None
+) -> CoefficientSettings:
+    """Complete what the user gave with the family's defaults, and check all of it.
+
+    Args:
+        family: whose coefficients they are.
+        start: initial values; what is not named starts at its default.
+        hyper_lr: None: the family's step sizes; a number: one for all; a mapping: what is not named is frozen.
+        bounds: boxes to use instead of the family's, by name.
+
+    Raises:
+        ValueError: names the argument, the value and what is allowed.
+        TypeError: an argument is neither of the kinds above.
+
+    >>> from mada_optim.family import MADAFamily
+    >>> resolve_settings(MADAFamily(), {"rho": 0.5}, {"rho": 0.1}, None).hyper_lr["beta1"]
+    0.0
+    """
+    known = {coefficient.name: coefficient for coefficient in family.coefficients}
+    _check_names("coefficient", start, known)
+    if bounds is not None and not isinstance(bounds, Mapping):
+        raise TypeError(f"bounds must be None or a mapping from name to (low, high), got {bounds!r}")
+    _check_names("bounds", bounds or {}, known)
+    step_sizes = _resolve_hyper_lr(known, hyper_lr)
+    boxes = {name: _box(coefficient, (bounds or {}).get(name)) for name, coefficient in known.items()}
+    values = {name: start.get(name, coefficient.default) for name, coefficient in known.items()}
+    for name, value in values.items():
+        low, high = boxes[name] if step_sizes[name] > 0.0 else known[name].domain
+        why = "the box in which it is learned (see bounds)" if step_sizes[name] > 0.0 else "its domain"
+        if not is_number(value) or not low <= value <= high:
+            raise ValueError(f"{name} must be a number in [{low}, {high}], {why}, got {value!r}")
+    values = {name: float(value) for name, value in values.items()}
+    special = {
+        name: value for name, value in values.items() if step_sizes[name] == 0.0 and value in known[name].special
+    }
+    return CoefficientSettings(values, step_sizes, boxes, special)
+
+
+def _check_names(argument: str, given: Mapping[str, Any], known: Mapping[str, Coefficient]) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ValueError(f"{argument}: unknown name {unknown[0]!r}; this family has {', '.join(known)}")
+
+
+def _resolve_hyper_lr(known: Mapping[str, Coefficient], hyper_lr: HyperLR) -> dict[str, float]:
+    if hyper_lr is None:
+        return {name: coefficient.hyper_lr for name, coefficient in known.items()}
+    if isinstance(hyper_lr, Mapping):
+        _check_names("hyper_lr", hyper_lr, known)
+        step_sizes = {name: hyper_lr.get(name, 0.0) for name in known}
+    else:
+        step_sizes = dict.fromkeys(known, hyper_lr)
+    for name, value in step_sizes.items():
+        if not is_number(value) or value < 0.0:
+            raise ValueError(f"hyper_lr of {name} must be a finite number >= 0, got {value!r}")
+    return {name: float(value) for name, value in step_sizes.items()}
+
+
+def _box(coefficient: Coefficient, bounds: Any) -> tuple[float, float]:
+    if bounds is None:
+        return coefficient.box
+    low, high = coefficient.domain
+    if not (
+        isinstance(bounds, (tuple, list))
+        and len(bounds) == 2
+        and all(is_number(bound) for bound in bounds)
+        and low <= bounds[0] <= bounds[1] <= high
+    ):
+        raise ValueError(
+            f"bounds of {coefficient.name} must be (low, high) with {low} <= low <= high <= {high}, got {bounds!r}"
+        )
+    return float(bounds[0]), float(bounds[1])
+
+
+@dataclass(frozen=True)
+class LearningRule:
+    """Projected gradient descent with momentum and clipping: q ← Π(q - α b), b ← μ b + clip(h).
+
+    Args:
+        momentum: μ, in [0, 1).
+        clip: each |h| is cut to this before it is used; may be infinite.
+        warmup: number of optimizer steps that use the initial coefficients.
+        every: a hypergradient is taken before each ``every``-th optimizer step.
+    """
+
+    momentum: float
+    clip: float
+    warmup: int
+    every: int
+
+    def __post_init__(self) -> None:
+        if not is_number(self.momentum) or not 0.0 <= self.momentum < 1.0:
+            raise ValueError(f"hyper_momentum must be a number in [0, 1), got {self.momentum!r}")
+        if not isinstance(self.clip, (int, float)) or not self.clip > 0.0:
+            raise ValueError(f"hyper_clip must be a number > 0, got {self.clip!r}")
+        for name, value, low in (("hyper_warmup", self.warmup, 0), ("hyper_every", self.every, 1)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
+
+    def due(self, steps: int) -> bool:
+        """Whether a hypergradient is taken before the next step, after ``steps`` completed ones.
+
+        >>> rule = LearningRule(momentum=0.0, clip=10.0, warmup=50, every=10)
+        >>> [t for t in range(80) if rule.due(t)]
+        [50, 60, 70]
+        """
+        return steps >= max(self.warmup, 1) and (steps - self.warmup) % self.every == 0
+
+    def learn(
+        self,
+        values: Tensor,
+        momentum_buffer: Tensor,
+        skipped: Tensor,
+        hypergradient: Tensor,
+        step_sizes: Sequence[float],
+        boxes: Sequence[tuple[float, float]],
+    ) -> None:
+        """Move ``values`` in place, without waiting for the device.
+
+        A hypergradient with a NaN or an infinity changes nothing but ``skipped``, which counts it.
+
+        Args:
+            values: coefficients, shape (K,), float64; ``momentum_buffer`` and ``hypergradient`` likewise.
+            skipped: 0-dimensional int64 tensor.
+            step_sizes: α for each coefficient, 0 where it is frozen.
+            boxes: (low, high) for each coefficient.
+        """
+        finite = torch.isfinite(hypergradient).all()
+        momentum = self.momentum * momentum_buffer + hypergradient.clamp(-self.clip, self.clip)
+        alpha = values.new_tensor(step_sizes)
+        low, high = values.new_tensor(boxes).unbind(dim=1)
+        moved = torch.minimum(torch.maximum(values - alpha * momentum, low), high)
+        moved = torch.where(alpha > 0, moved, values)
+        values.copy_(torch.where(finite, moved, values))
+        momentum_buffer.copy_(torch.where(finite, momentum, momentum_buffer))
+        skipped.add_(~finite)

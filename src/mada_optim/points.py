@@ -1,0 +1,166 @@
+"""MADA, AVGrad, and the other named points and subspaces of MADA's family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from mada_optim.coefficients import Bounds, HyperLR
+from mada_optim.family import MADAFamily
+from mada_optim.optimizer import Group, HypergradientOptimizer
+
+
+class MADA(HypergradientOptimizer):
+    """Adam, AVGrad, Yogi, Adan and Lion in one update, whose coefficients are learned while the model trains.
+
+    Source: Ozkara et al., "MADA: Meta-Adaptive Optimizers through hyper-gradient Descent", ICML 2024. The update is
+    that of :class:`MADAFamily`, the hypergradient that of :mod:`mada_optim.hypergradient`.
+
+    Args:
+        params: as in torch.optim.
+        lr: learning rate η. Default: 1e-3.
+        betas: where β1 and β2 start. Default: (0.9, 0.999).
+        eps: ε, added to the denominator. Default: 1e-8.
+        weight_decay: decoupled weight decay λ. Default: 1e-2.
+        beta3, rho, c, gamma: where the other coefficients start: β3 brings in Adan's gradient differences, ρ = 0 is
+            AVGrad's averaged second moment, c = 0 Yogi's, γ = 0 Lion. Default: Adam's point.
+        lion_betas: κ, the two momentum coefficients of Lion, not learned. Default: (0.95, 0.98).
+        hyper_lr: step sizes of the coefficients. None, the default: the authors' for language models, 5e-4 for β1 and
+            β2 and 0.1 for the others. A number: one for all. A mapping, ``{"beta1": 5e-4, "rho": 0.1}``: what is not
+            named is frozen. 0.0: nothing is learned.
+        hyper_momentum, hyper_clip, hyper_warmup, hyper_every, bounds, hyper_per_group, maximize: see
+            :class:`HypergradientOptimizer`. Boxes: β1 [0.01, 0.99], β2 [0.5, 0.999], β3 [0, 0.99], others [0, 1].
+
+    >>> import torch
+    >>> model = torch.nn.Linear(4, 1)
+    >>> optimizer = MADA(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
+    >>> optimizer.coefficients()
+    {'beta1': 0.9, 'beta2': 0.95, 'beta3': 0.0, 'rho': 1.0, 'c': 1.0, 'gamma': 1.0}
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        beta3: float = 0.0,
+        rho: float = 1.0,
+        c: float = 1.0,
+        gamma: float = 1.0,
+        hyper_lr: HyperLR = None,
+        hyper_momentum: float = 0.0,
+        hyper_clip: float = 10.0,
+        hyper_warmup: int = 50,
+        hyper_every: int = 1,
+        bounds: Bounds | None = None,
+        hyper_per_group: bool = False,
+        lion_betas: tuple[float, float] = (0.95, 0.98),
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            MADAFamily(),
+            lr,
+            weight_decay,
+            start={**_split_betas(betas), "beta3": beta3, "rho": rho, "c": c, "gamma": gamma},
+            hyper_lr=hyper_lr,
+            hyper_momentum=hyper_momentum,
+            hyper_clip=hyper_clip,
+            hyper_warmup=hyper_warmup,
+            hyper_every=hyper_every,
+            bounds=bounds,
+            hyper_per_group=hyper_per_group,
+            maximize=maximize,
+            eps=eps,
+            lion_betas=lion_betas,
+        )
+
+    def frozen_config(self, group: int = 0) -> dict[str, Any]:
+        """See :meth:`HypergradientOptimizer.frozen_config`.
+
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> MADA([weight], lr=1e-3, **MADA([weight], rho=0.5).frozen_config()).coefficients()["rho"]
+        0.5
+        """
+        found = self.coefficients(group)
+        return {"betas": (found.pop("beta1"), found.pop("beta2")), **found, "hyper_lr": 0.0}
+
+    def _pop_start(self, group: Group) -> dict[str, float]:
+        betas = _split_betas(group.pop("betas")) if "betas" in group else {}
+        return {**betas, **super()._pop_start(group)}
+
+
+def _split_betas(betas: Any) -> dict[str, float]:
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"betas must be two numbers (beta1, beta2), got {betas!r}")
+    return {"beta1": betas[0], "beta2": betas[1]}
+
+
+class AVGrad(MADA):
+    """AMSGrad with the maximum over past second moments replaced by their average (MADA, section 3.1).
+
+    The direction is m̂_t / (√(v̄_t / (1-β2^t)) + ε) with v̄_t the mean of v_1, ..., v_t: MADA at ρ = 0, nothing learned.
+
+    Args:
+        params, lr, betas, eps, weight_decay, maximize: as in :class:`MADA`.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, rho=0.0, hyper_lr=0.0, maximize=maximize)
+
+
+_POINTS: dict[str, Callable[..., Optimizer]] = {
+    "adam": partial(MADA, weight_decay=0.0, hyper_lr=0.0),
+    "adamw": partial(MADA, hyper_lr=0.0),
+    "adan": partial(MADA, betas=(0.98, 0.99), beta3=0.92, hyper_lr=0.0),
+    "avgrad": AVGrad,
+    "hyperadam": partial(MADA, hyper_lr={"beta1": 5e-4, "beta2": 5e-4}),
+    "lion": partial(MADA, lr=1e-4, gamma=0.0, hyper_lr=0.0),
+    "mada": MADA,
+    "yogi": partial(MADA, c=0.0, hyper_lr=0.0),
+}
+
+
+def available_optimizers() -> tuple[str, ...]:
+    """Names that :func:`load_optimizer` knows.
+
+    >>> available_optimizers()
+    ('adam', 'adamw', 'adan', 'avgrad', 'hyperadam', 'lion', 'mada', 'yogi')
+    """
+    return tuple(_POINTS)
+
+
+def load_optimizer(name: str) -> Callable[..., Optimizer]:
+    """The constructor of an optimizer by name: a fixed point of the family, a subspace, or MADA itself.
+
+    It takes the parameters and :class:`MADA`'s arguments (:class:`AVGrad`'s for ``"avgrad"``), with defaults that make
+    it that optimizer. ``"hyperadam"`` learns β1 and β2 only; all others but ``"mada"`` learn nothing. Yogi's and Lion's
+    weight decay is decoupled, as AdamW's; ``"adam"`` is ``"adamw"`` without weight decay.
+
+    Raises:
+        ValueError: there is no optimizer of that name.
+
+    >>> import torch
+    >>> load_optimizer("yogi")([torch.nn.Parameter(torch.zeros(2))], lr=1e-2).coefficients()["c"]
+    0.0
+    """
+    if name not in _POINTS:
+        raise ValueError(f"name must be one of {', '.join(_POINTS)}, got {name!r}")
+    return _POINTS[name]
