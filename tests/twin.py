@@ -15,8 +15,16 @@ class Twin:
     ``q`` may be changed between steps. ``adan_debiasing`` divides n by 1 - β3^t, as Adan does and MADA does not.
     """
 
-    def __init__(self, x: list[Tensor], lr: float, q: dict[str, float], eps: float = 1e-8, wd: float = 0.0,
-                 kappa: tuple[float, float] = (0.95, 0.98), adan_debiasing: bool = False) -> None:
+    def __init__(
+        self,
+        x: list[Tensor],
+        lr: float,
+        q: dict[str, float],
+        eps: float = 1e-8,
+        wd: float = 0.0,
+        kappa: tuple[float, float] = (0.95, 0.98),
+        adan_debiasing: bool = False,
+    ) -> None:
         self.x, self.lr, self.q, self.eps, self.wd, self.kappa = x, lr, dict(q), eps, wd, kappa
         self.adan_debiasing = adan_debiasing
         self.t = 0
@@ -49,8 +57,10 @@ class Twin:
 
     def peek(self, gradients: list[Tensor], q: dict[str, float]) -> list[Tensor]:
         """x_{t+1}, had this step been taken with ``q``."""
-        return [(1 - self.lr * self.wd) * x - self.lr * delta
-                for x, (delta, _) in zip(self.x, self.directions(gradients, q), strict=True)]
+        return [
+            (1 - self.lr * self.wd) * x - self.lr * delta
+            for x, (delta, _) in zip(self.x, self.directions(gradients, q), strict=True)
+        ]
 
     def step(self, gradients: list[Tensor]) -> None:
         out = self.directions(gradients)

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from mada_optim.coefficients import Bounds, HyperLR
+from mada_optim.engine import Group
 from mada_optim.family import MADAFamily
-from mada_optim.optimizer import Group, HypergradientOptimizer
+from mada_optim.optimizer import HypergradientOptimizer
 
 
 class MADA(HypergradientOptimizer):

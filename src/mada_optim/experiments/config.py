@@ -1,0 +1,144 @@
+"""What a run is: frozen dataclasses that go to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mada_optim.tasks import InputError, require
+from mada_optim.tasks.language import LanguageConfig
+
+DTYPES = ("float32", "bfloat16", "float64")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """An optimizer by name, with what the user set.
+
+    Args:
+        name: one of ``mada_optim.experiments.optimizers.available()``.
+        lr: peak learning rate.
+        betas: None: (0.9, 0.99), or the optimizer's own where these mean something else to it (adan, lion).
+        weight_decay: decoupled, on tensors of two and more dimensions. None: 0.1 (adam: 0).
+        options: further arguments of the constructor, by name; only what the user set.
+    """
+
+    name: str = "mada"
+    lr: float = 3e-3
+    betas: tuple[float, float] | None = None
+    weight_decay: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(_is_number(self.lr) and self.lr > 0, "lr", self.lr, "a positive number")
+        decay = self.weight_decay
+        require(decay is None or (_is_number(decay) and decay >= 0), "weight_decay", decay, "a number >= 0")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training.
+
+    Args:
+        task: data, model and batch.
+        optimizer: name and arguments.
+        steps: number of steps.
+        warmup: share of the steps in which the learning rate rises linearly; it then follows a cosine.
+        final_lr: learning rate at the end, as a share of the peak.
+        clip: maximal norm of the gradient; 0: not clipped.
+        seed: of the initial weights and of the data order.
+        eval_every, checkpoint_every: number of steps between two validations, two checkpoints.
+        threads: of torch on the CPU; None: torch's choice. A resumed run keeps the number.
+        device: None: cuda where there is one, else cpu.
+        dtype: of the parameters.
+    """
+
+    task: LanguageConfig = field(default_factory=LanguageConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    steps: int = 2000
+    warmup: float = 0.05
+    final_lr: float = 0.1
+    clip: float = 1.0
+    seed: int = 0
+    eval_every: int = 100
+    checkpoint_every: int = 200
+    threads: int | None = None
+    device: str | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "eval_every", "checkpoint_every"):
+            value = getattr(self, name)
+            require(isinstance(value, int) and value >= 1, name, value, "a positive integer")
+        for name in ("warmup", "final_lr"):
+            value = getattr(self, name)
+            require(_is_number(value) and 0 <= value <= 1, name, value, "a number from 0 to 1")
+        require(_is_number(self.clip) and self.clip >= 0, "clip", self.clip, "a number >= 0 (0: no clipping)")
+        require(
+            isinstance(self.seed, int) and 0 <= self.seed < 2**32, "seed", self.seed, "an integer from 0 to 2**32-1"
+        )
+        threads = self.threads
+        require(
+            threads is None or (isinstance(threads, int) and threads >= 1), "threads", threads, "a positive integer"
+        )
+        require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of step number ``step`` = 1, ..., ``steps``.
+
+        >>> config = RunConfig(steps=100, warmup=0.1, optimizer=OptimizerConfig(lr=1.0))
+        >>> [round(config.learning_rate(step), 3) for step in (1, 10, 55, 100)]
+        [0.1, 1.0, 0.55, 0.1]
+        """
+        peak, warmup = self.optimizer.lr, round(self.warmup * self.steps)
+        if step <= warmup:
+            return peak * step / warmup
+        progress = (step - warmup) / (self.steps - warmup)
+        return peak * (self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """As JSON values; :func:`from_dict` is the inverse."""
+    values = dataclasses.asdict(config)
+    betas = config.optimizer.betas
+    values["optimizer"]["betas"] = None if betas is None else list(betas)
+    return values
+
+
+def from_dict(values: Mapping[str, Any]) -> RunConfig:
+    """The configuration that :func:`to_dict` wrote.
+
+    >>> from_dict(to_dict(RunConfig())) == RunConfig()
+    True
+    """
+    try:
+        optimizer = dict(values["optimizer"])
+        if optimizer["betas"] is not None:
+            optimizer["betas"] = tuple(optimizer["betas"])
+        parts = {"task": LanguageConfig(**values["task"]), "optimizer": OptimizerConfig(**optimizer)}
+        return RunConfig(**{**values, **parts})
+    except (KeyError, TypeError) as error:
+        raise InputError(f"not the configuration of a run: {error}") from None
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Where two nested dicts differ, as ``"task.width: 128, there 64"``.
+
+    >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
+    ['a.b: 1, there 3']
+    """
+    found = []
+    for key in [*ours, *(key for key in theirs if key not in ours)]:
+        here, there = ours.get(key), theirs.get(key)
+        if isinstance(here, Mapping) and isinstance(there, Mapping):
+            found += differences(here, there, f"{prefix}{key}.")
+        elif here != there:
+            found.append(f"{prefix}{key}: {here!r}, there {there!r}")
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,84 @@
+"""What a person sees while a run goes on: a live panel on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mada_optim.experiments.train import StepReport
+
+SYMBOLS = {"beta1": "β1", "beta2": "β2", "beta3": "β3", "rho": "ρ", "c": "c", "gamma": "γ"}
+
+
+class Display:
+    """A context manager to be given to :func:`train` as ``on_step``.
+
+    Args:
+        console: where to write.
+        steps: number of steps of the run.
+        start: steps that were done before.
+        quiet: write nothing.
+    """
+
+    def __init__(self, console: Console, steps: int, start: int = 0, quiet: bool = False) -> None:
+        self._console, self._steps, self._start, self._quiet = console, steps, start, quiet
+        self._began = time.perf_counter()
+        self._live: Live | None = None
+        self._progress = Progress(
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}", style="progress.data.speed"),
+            TimeElapsedColumn(),
+            TextColumn("left", style="dim"),
+            TimeRemainingColumn(),
+            console=console,
+            expand=True,
+        )
+        self._bar = self._progress.add_task("", total=steps, completed=start, speed="")
+        if console.is_terminal and not quiet:
+            self._live = Live(self._progress, console=console, refresh_per_second=8)
+
+    def __enter__(self) -> Display:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, report: StepReport) -> None:
+        speed = (report.step - self._start) / (time.perf_counter() - self._began)
+        if self._live is not None:
+            self._progress.update(self._bar, completed=report.step, speed=f"{speed:.1f} steps/s")
+            self._live.update(Group(self._progress, _table(report)))
+        elif not self._quiet and (report.validated or report.step == self._start + 1):
+            self._console.print(self._line(report, speed), highlight=False, markup=False, soft_wrap=True)
+
+    def _line(self, report: StepReport, speed: float) -> str:
+        left = (self._steps - report.step) / speed
+        losses = f"loss {report.loss:.4f}  val {_number(report.val_loss)}"
+        values = "  ".join(f"{SYMBOLS.get(name, name)} {value:.3f}" for name, value in report.coefficients.items())
+        head = f"step {report.step:>{len(str(self._steps))}}/{self._steps}"
+        return f"{head}  {losses}  {speed:.1f} steps/s  {left:.0f} s left  {values}".rstrip()
+
+
+def _table(report: StepReport) -> Table:
+    cells = {"loss": f"{report.loss:.4f}", "val loss": _number(report.val_loss), "lr": f"{report.lr:.1e}"}
+    cells |= {SYMBOLS.get(name, name): f"{value:.3f}" for name, value in report.coefficients.items()}
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2))
+    for name in cells:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row(*cells.values())
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,205 @@
+"""Figures, drawn from stored metrics alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mada_optim.experiments.display import SYMBOLS
+from mada_optim.experiments.run_folder import Metrics, RunFolder
+
+if TYPE_CHECKING:
+    from mada_optim.experiments.report import Summary
+
+# Okabe and Ito's palette, without its yellow, which is too light for a line. Distinct to colour-blind eyes.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": "#333333",
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "axes.grid": True,
+    "grid.color": "#e8e8e8",
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.8,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mada",
+}
+
+
+def draw_run(folder: RunFolder) -> None:
+    """figure.png and figure.svg of a run: losses above, the path of the coefficients below."""
+    config, metrics = folder.config(), folder.metrics()
+    title = f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}, seed {config.seed}"
+    with _style():
+        paths = _coefficient_paths(metrics)
+        figure = Figure(figsize=(8, 6.4 if paths else 3.8), layout="constrained")
+        if paths:
+            top, bottom = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (1.15, 1)})
+            _draw_losses(top, metrics, title)
+            _draw_coefficients(bottom, paths)
+            bottom.set_xlabel("step")
+        else:
+            axes = figure.subplots()
+            _draw_losses(axes, metrics, title)
+            axes.set_xlabel("step")
+        _save(figure, folder.path / "figure")
+
+
+def draw_comparison(summaries: Sequence[Summary], path: Path, title: str) -> None:
+    """``path``.png and .svg: validation loss over steps at each best learning rate, final loss over learning rates.
+
+    Lines are means over seeds, the band is their range, a dash is one run.
+    """
+    with _style():
+        figure = Figure(figsize=(10, 4.4), layout="constrained")
+        left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": (1.25, 1)})
+        labels = []
+        for summary, colour in zip(summaries, _colours(), strict=False):
+            curves = summary.curves()
+            steps = sorted(curves)
+            if steps:
+                means = [sum(curves[step]) / len(curves[step]) for step in steps]
+                left.plot(steps, means, color=colour)
+                lows, highs = ([pick(curves[step]) for step in steps] for pick in (min, max))
+                left.fill_between(steps, lows, highs, color=colour, alpha=0.15, lw=0)
+                labels.append((means[-1], f"{summary.label}  {means[-1]:.3f}", colour))
+            finals = {lr: loss for lr in summary.lrs() if (loss := summary.mean_final(lr)) is not None}
+            right.plot(list(finals), list(finals.values()), "o-", color=colour, ms=4)
+            for lr in finals:
+                values = summary.finals(lr)
+                right.plot([lr] * len(values), values, "_", color=colour, ms=9, alpha=0.6)
+        _zoom_to_end(left, summaries)
+        _label_ends(left, labels)
+        left.set(title="At each optimizer's best learning rate", xlabel="step", ylabel="validation loss")
+        right.set(title="At every learning rate", xlabel="learning rate", ylabel="final validation loss", xscale="log")
+        lrs = sorted({lr for summary in summaries for lr in summary.lrs()})
+        right.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
+        right.minorticks_off()
+        figure.suptitle(title, x=0.01, ha="left", color="#555555", fontsize=10)
+        _save(figure, path)
+
+
+def _draw_losses(axes: Axes, metrics: Metrics, title: str) -> None:
+    training = [(line["step"], line["loss"]) for line in metrics if line.get("loss") is not None]
+    validation = [(line["step"], line["val_loss"]) for line in metrics if line.get("val_loss") is not None]
+    labels = []
+    if training:
+        steps, losses = zip(*training, strict=True)
+        smooth = _smoothed(losses, max(1, len(losses) // 50))
+        axes.plot(steps, losses, color=PALETTE[0], alpha=0.22, lw=0.7)
+        axes.plot(steps, smooth, color=PALETTE[0])
+        labels.append((smooth[-1], f"training {smooth[-1]:.3f}", PALETTE[0]))
+    if validation:
+        steps, losses = zip(*validation, strict=True)
+        axes.plot(steps, losses, color=PALETTE[1], marker="o", ms=3)
+        labels.append((losses[-1], f"validation {losses[-1]:.3f}", PALETTE[1]))
+    axes.set(title=title, ylabel="loss (nats per character)")
+    _label_ends(axes, labels)
+
+
+def _draw_coefficients(axes: Axes, paths: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    labels = []
+    for (name, points), colour in zip(paths.items(), _colours(), strict=False):
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, color=colour)
+        labels.append((values[-1], f"{SYMBOLS.get(name, name)}  {values[-1]:.3f}", colour))
+    axes.set(title="What the optimizer became", ylabel="coefficient", ylim=(-0.03, 1.03))
+    _label_ends(axes, labels)
+
+
+def _coefficient_paths(metrics: Metrics) -> dict[str, list[tuple[int, float]]]:
+    paths: dict[str, list[tuple[int, float]]] = {}
+    for line in metrics:
+        for name, value in line.get("coefficients", {}).items():
+            paths.setdefault(name, []).append((line["step"], value))
+    return paths
+
+
+def _smoothed(values: Sequence[float], span: int) -> list[float]:
+    """Exponential moving average over some ``span`` values, started at the first."""
+    smooth, result = values[0], []
+    for value in values:
+        smooth += (value - smooth) / span
+        result.append(smooth)
+    return result
+
+
+def _zoom_to_end(axes: Axes, summaries: Sequence[Summary]) -> None:
+    """Leave out the first steep fall, beside which differences between optimizers would not be seen."""
+    late = [
+        value
+        for curves in (summary.curves() for summary in summaries)
+        for step, values in curves.items()
+        if step >= 0.15 * max(curves)
+        for value in values
+    ]
+    if late:
+        margin = 0.05 * (max(late) - min(late)) or 0.05
+        axes.set_ylim(min(late) - margin, max(late) + margin)
+
+
+def _label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
+    """Name each line at its right end, in its colour, with as much distance as text needs."""
+    low, high = axes.get_ylim()
+    gap = (high - low) * 12 / (axes.get_window_extent().height * 72 / axes.figure.dpi)
+    ordered = sorted(labels)
+    heights = _spread([min(max(value, low), high) for value, _, _ in ordered], gap, low, high)
+    for (_, text, colour), height in zip(ordered, heights, strict=True):
+        axes.annotate(
+            text,
+            (1, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(6, 0),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _spread(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Sorted ``heights``, moved apart to at least ``gap``, and kept below ``high`` where there is room.
+
+    >>> _spread([0.0, 0.9, 1.0], 0.2, 0.0, 1.0)
+    [0.0, 0.8, 1.0]
+    """
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + gap) if placed else height)
+    ceiling = max(high, low + gap * (len(placed) - 1))
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], ceiling)
+        ceiling = placed[i] - gap
+    return placed
+
+
+def _colours() -> Iterator[str]:
+    while True:
+        yield from PALETTE
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    # Without the date, the same metrics give the same file.
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})

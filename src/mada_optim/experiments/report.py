@@ -1,0 +1,163 @@
+"""What a comparison found: summaries and tables, made from the folders of its runs alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mada_optim.experiments.run_folder import Metrics, RunFolder, read_json
+from mada_optim.experiments.stats import mean_interval, paired_difference
+from mada_optim.experiments.train import Result
+
+REFERENCE = "adamw"
+Table = list[list[str]]  # the first row is the header
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run that is over."""
+
+    lr: float
+    seed: int
+    result: Result
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All runs of one optimizer."""
+
+    label: str
+    runs: Sequence[StoredRun]
+
+    def lrs(self) -> list[float]:
+        return sorted({run.lr for run in self.runs})
+
+    def at(self, lr: float | None) -> list[StoredRun]:
+        """Runs at one learning rate, by seed."""
+        return sorted((run for run in self.runs if run.lr == lr), key=lambda run: run.seed)
+
+    def finals(self, lr: float | None) -> list[float]:
+        """Final validation losses; those of diverged runs are missing."""
+        return [run.result.val_loss for run in self.at(lr) if run.result.val_loss is not None]
+
+    def diverged(self, lr: float | None) -> int:
+        return len(self.at(lr)) - len(self.finals(lr))
+
+    def mean_final(self, lr: float) -> float | None:
+        """Mean final validation loss; None where any seed diverged: a mean over the lucky ones would flatter."""
+        return None if self.diverged(lr) or not self.at(lr) else statistics.fmean(self.finals(lr))
+
+    def best_lr(self) -> float | None:
+        """Learning rate with the lowest mean final validation loss; None where each has a diverged run."""
+        means = {lr: mean for lr in self.lrs() if (mean := self.mean_final(lr)) is not None}
+        return min(means, key=means.__getitem__) if means else None
+
+    def curves(self) -> dict[int, list[float]]:
+        """Validation losses of all seeds by step, at the best learning rate."""
+        curves: dict[int, list[float]] = {}
+        for run in self.at(self.best_lr()):
+            for line in run.metrics:
+                if line.get("val_loss") is not None:
+                    curves.setdefault(line["step"], []).append(line["val_loss"])
+        return curves
+
+    def steps_to(self, target: float) -> int | None:
+        """First validated step at which the mean over seeds is at ``target`` or below."""
+        reached = (step for step, values in sorted(self.curves().items()) if statistics.fmean(values) <= target)
+        return next(reached, None)
+
+
+def load_run(folder: RunFolder) -> StoredRun | None:
+    """A run from its folder; None where it is not over."""
+    if not folder.result_file.exists():
+        return None
+    config = folder.config()
+    result = Result(**read_json(folder.result_file))
+    return StoredRun(config.optimizer.lr, config.seed, result, folder.metrics())
+
+
+def results(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
+    """One entry for each optimizer, as JSON values: everything that the tables say, unrounded."""
+    reference = next((summary for summary in summaries if summary.label == REFERENCE), None)
+    return [_entry(summary, reference) for summary in summaries]
+
+
+def _entry(summary: Summary, reference: Summary | None) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "optimizer": summary.label,
+        "by_lr": [{"lr": lr, "val_loss": summary.finals(lr), "diverged": summary.diverged(lr)} for lr in summary.lrs()],
+        "best_lr": summary.best_lr(),
+    }
+    best = summary.at(summary.best_lr())
+    if not best:
+        return entry
+    for name in ("val_loss", "best_val_loss", "train_loss"):
+        entry[name], entry[f"{name}_ci95"] = mean_interval([getattr(run.result, name) for run in best])
+    for name in ("step_seconds", "optimizer_seconds"):
+        entry[name] = statistics.median(getattr(run.result, name) for run in best)
+    theirs = reference.at(reference.best_lr()) if reference is not None else []
+    if reference is not None and theirs:
+        target = statistics.fmean(reference.finals(reference.best_lr()))
+        entry[f"steps_to_{REFERENCE}"] = summary.steps_to(target)
+        if summary is not reference and [run.seed for run in best] == [run.seed for run in theirs]:
+            pair = paired_difference(*([run.result.val_loss or 0.0 for run in runs] for runs in (best, theirs)))
+            entry["difference"], entry["difference_ci95"] = pair
+    return entry
+
+
+def loss_table(entries: Sequence[dict[str, Any]]) -> Table:
+    """Losses of each optimizer at its best learning rate."""
+    names = ("val_loss", "best_val_loss", "train_loss")
+    table = [["optimizer", "best lr", "final val loss", "best val loss", "final train loss"]]
+    for entry in entries:
+        if entry["best_lr"] is None:
+            table.append([entry["optimizer"], "-", "diverged", "-", "-"])
+        else:
+            losses = [_plus_minus(entry[name], entry[f"{name}_ci95"]) for name in names]
+            table.append([entry["optimizer"], f"{entry['best_lr']:g}", *losses])
+    return table
+
+
+def reference_table(entries: Sequence[dict[str, Any]]) -> Table:
+    """Each optimizer against AdamW, both at their best learning rates, and what it costs."""
+    header = f"optimizer|final val loss minus {REFERENCE}'s|steps to {REFERENCE}'s final|ms per step|of these optimizer"
+    table = [header.split("|")]
+    for entry in entries:
+        difference = _plus_minus(entry["difference"], entry["difference_ci95"], "+") if "difference" in entry else "-"
+        steps = entry.get(f"steps_to_{REFERENCE}")
+        times = [
+            f"{1000 * entry[name]:.1f}" if name in entry else "-" for name in ("step_seconds", "optimizer_seconds")
+        ]
+        table.append([entry["optimizer"], difference, "-" if steps is None else str(steps), *times])
+    return table
+
+
+def lr_table(entries: Sequence[dict[str, Any]]) -> Table:
+    """Mean final validation loss of every optimizer at every learning rate."""
+    lrs = sorted({cell["lr"] for entry in entries for cell in entry["by_lr"]})
+    table = [["optimizer", *(f"lr {lr:g}" for lr in lrs)]]
+    for entry in entries:
+        cells = {cell["lr"]: cell for cell in entry["by_lr"]}
+        table.append([entry["optimizer"], *(_lr_cell(cells.get(lr)) for lr in lrs)])
+    return table
+
+
+def _lr_cell(cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return "-"
+    if cell["diverged"]:
+        return f"{cell['diverged']} of {cell['diverged'] + len(cell['val_loss'])} diverged"
+    return f"{statistics.fmean(cell['val_loss']):.4f}"
+
+
+def markdown(table: Table) -> str:
+    header, *rows = table
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _plus_minus(mean: float, half: float | None, sign: str = "") -> str:
+    return f"{mean:{sign}.4f}" if half is None else f"{mean:{sign}.4f} ± {half:.4f}"

@@ -1,0 +1,152 @@
+"""The folder of a run: what is in it, how it survives a kill at any moment, how it is read again.
+
+config.json       resolved configuration, data, versions, machine; written before the first step
+metrics.jsonl     one line for each step and for each validation
+checkpoint.pt     model, optimizer, step
+tensorboard/      events
+figure.png, .svg  losses and coefficients
+result.json       written last: the run is over
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mada_optim
+from mada_optim.experiments.config import RunConfig, differences, from_dict, to_dict
+from mada_optim.tasks import InputError
+
+Metrics = list[dict[str, Any]]
+
+
+class RunFolder:
+    """Paths, reading and writing. Files appear whole or not at all, but for metrics.jsonl, which grows by lines."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.checkpoint_file = self.path / "checkpoint.pt"
+        self.result_file = self.path / "result.json"
+        self.tensorboard = self.path / "tensorboard"
+
+    def create(self, config: RunConfig, data: Mapping[str, Any]) -> None:
+        """Start a run. ``data`` is the task's description."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise InputError(
+                f"out must be a new or empty folder, got {str(self.path)!r}; to go on with a run: --resume"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(
+            self.config_file,
+            {"config": to_dict(config), "data": dict(data), "versions": _versions(), "machine": _machine()},
+        )
+
+    def config(self) -> RunConfig:
+        if not self.config_file.exists():
+            raise InputError(f"resume must be the folder of a run, got {str(self.path)!r}, which has no config.json")
+        return from_dict(read_json(self.config_file)["config"])
+
+    def check_same(self, config: RunConfig, data: Mapping[str, Any]) -> None:
+        """Raise unless this folder is of the same configuration on the same data."""
+        found = differences(to_dict(config), to_dict(self.config()))
+        found += differences(data, read_json(self.config_file)["data"])
+        if found:
+            raise InputError(f"{self.path} is a run of another configuration ({'; '.join(found)}); choose a new folder")
+
+    # Metrics.
+
+    def metrics(self) -> Metrics:
+        """All whole lines. What a kill in the middle of a write left behind is not a line."""
+        if not self.metrics_file.exists():
+            return []
+        lines: Metrics = []
+        for line in self.metrics_file.read_text("utf-8").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def truncate_metrics(self, step: int) -> None:
+        """Forget what came after a checkpoint; it will come again."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        if sum("loss" in line for line in kept) != step:
+            raise InputError(f"{self.metrics_file} lacks lines before step {step}, where the checkpoint was written")
+        _replace(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    # Checkpoint.
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        temporary = self.checkpoint_file.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.checkpoint_file)
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The state that was saved last, on the CPU; None where the run was ended before its first checkpoint."""
+        if not self.checkpoint_file.exists():
+            return None
+        try:
+            state = torch.load(self.checkpoint_file, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict) or not {"step", "model", "optimizer"} <= state.keys():
+                raise ValueError("it does not hold a step, a model and an optimizer")
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"{self.checkpoint_file} cannot be read ({reason}); delete it to start this run again from step 0"
+            ) from error
+        return state
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    _replace(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    return values
+
+
+def finite(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _versions() -> dict[str, str]:
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "mada_optim": mada_optim.__version__,
+    }
+
+
+def _machine() -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"system": platform.system(), "architecture": platform.machine(), "cores": os.cpu_count(), "gpu": gpu}

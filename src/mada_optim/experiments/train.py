@@ -1,0 +1,311 @@
+"""One training run, from a configuration to a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from mada_optim.experiments import optimizers
+from mada_optim.experiments.config import RunConfig, to_dict
+from mada_optim.experiments.run_folder import Metrics, RunFolder, finite, read_json, write_json
+from mada_optim.tasks import InputError, Task
+
+PATIENCE = 10  # steps without a finite loss in a row, after which a run has diverged
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What is known after a step; ``val_loss`` is the latest. ``loss`` is NaN where it was not finite."""
+
+    step: int
+    loss: float
+    val_loss: float | None
+    lr: float
+    coefficients: dict[str, float]
+    validated: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended: ``status`` is "finished", "diverged" or "interrupted". Losses of a diverged run are None.
+
+    ``train_loss`` is the mean over the last twentieth of the steps; times are medians over all steps, in seconds.
+    """
+
+    status: str
+    step: int
+    train_loss: float | None
+    val_loss: float | None
+    best_val_loss: float | None
+    step_seconds: float | None
+    optimizer_seconds: float | None
+    coefficients: dict[str, float]
+    skipped_hypergradients: int
+
+
+def train(
+    config: RunConfig,
+    run_dir: str | Path,
+    *,
+    resume: bool = False,
+    on_step: Callable[[StepReport], None] | None = None,
+    draw: bool = True,
+) -> Result:
+    """Train, and leave everything that is known about it in ``run_dir``.
+
+    Args:
+        config: the run; what is None in it is resolved first.
+        run_dir: a new or empty folder; with ``resume``, the folder of a run of the same configuration.
+        resume: go on from the checkpoint. The result is bit for bit that of an uninterrupted run.
+        on_step: called after each step.
+        draw: make the figure at the end.
+
+    Returns:
+        The result; that of a run that is already over is read from its folder.
+
+    Raises:
+        InputError: the configuration, the data or the folder is not usable. Nothing has been written then.
+    """
+    config = resolve(config)
+    task = config.task.build()
+    folder = RunFolder(run_dir)
+    if not resume:
+        folder.create(config, task.describe())
+    else:
+        folder.check_same(config, task.describe())
+        if folder.result_file.exists():
+            return Result(**read_json(folder.result_file))
+    with _torch_threads(config.threads), _stop_signal() as stop:
+        return _Run(config, task, folder).go(on_step, stop, draw)
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """``config`` with a value in place of every None, fit for this machine."""
+    name = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device must be one that torch can use here, got {name!r}: {reason}") from None
+    data = config.task.data
+    return dataclasses.replace(
+        config,
+        # A run must be resumable from any folder.
+        task=config.task if data is None else dataclasses.replace(config.task, data=str(Path(data).resolve())),
+        optimizer=optimizers.resolve(config.optimizer),
+        threads=config.threads or torch.get_num_threads(),
+        device=name,
+    )
+
+
+class _Run:
+    """The state of a training between two steps."""
+
+    def __init__(self, config: RunConfig, task: Task, folder: RunFolder) -> None:
+        self.config, self.task, self.folder = config, task, folder
+        self.device = torch.device(config.device or "cpu")
+        self.model = task.model(config.seed).to(self.device, getattr(torch, config.dtype))
+        self.optimizer = optimizers.build(config.optimizer, self.model)
+        self.step = 0
+        self.bad_steps = 0
+        self.val_loss: float | None = None
+        self._restore()
+
+    def go(self, on_step: Callable[[StepReport], None] | None, stop: threading.Event, draw: bool) -> Result:
+        # Slow to import, and not needed before something is trained.
+        from torch.utils.tensorboard import SummaryWriter
+
+        config = self.config
+        self.model.train()
+        with (
+            self.folder.metrics_file.open("a", encoding="utf-8") as file,
+            SummaryWriter(str(self.folder.tensorboard), purge_step=self.step + 1 if self.step else None) as board,
+        ):
+
+            def write(line: dict[str, Any]) -> None:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+                _log(board, line)
+
+            def checkpoint() -> None:
+                # Metrics first: a checkpoint may not know of steps that metrics.jsonl lacks.
+                file.flush()
+                os.fsync(file.fileno())
+                self._save()
+
+            if self.step == 0:
+                write(self._validation())
+            while self.step < config.steps and self.bad_steps < PATIENCE and not stop.is_set():
+                line = self._train_step()
+                write(line)
+                validated = self.step % config.eval_every == 0 or self.step == config.steps
+                if validated:
+                    write(self._validation())
+                    file.flush()
+                if self.step % config.checkpoint_every == 0:
+                    checkpoint()
+                if on_step is not None:
+                    loss = math.nan if line["loss"] is None else line["loss"]
+                    coefficients = line.get("coefficients", {})
+                    on_step(StepReport(self.step, loss, self.val_loss, line["lr"], coefficients, validated))
+            checkpoint()
+        return self._finish(draw)
+
+    def _train_step(self) -> dict[str, Any]:
+        config, began = self.config, self._now()
+        self.step += 1
+        lr = config.learning_rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss = self.task.loss(self.model, self.task.batch(config.seed, self.step))
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
+        value, optimizer_seconds = loss.item(), 0.0
+        if math.isfinite(value) and math.isfinite(norm.item()):
+            self.bad_steps = 0
+            before = self._now()
+            self.optimizer.step()
+            optimizer_seconds = self._now() - before
+        else:
+            # One update with it would make every weight NaN; a single bad batch should not end a run.
+            self.bad_steps += 1
+        line: dict[str, Any] = {"step": self.step, "loss": finite(value), "lr": lr}
+        if coefficients := _coefficients(self.optimizer):
+            line["coefficients"] = coefficients
+        return {**line, "step_seconds": self._now() - began, "optimizer_seconds": optimizer_seconds}
+
+    def _validation(self) -> dict[str, Any]:
+        self.model.eval()
+        self.val_loss = self.task.validate(self.model)
+        self.model.train()
+        return {"step": self.step, "val_loss": finite(self.val_loss)}
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _save(self) -> None:
+        self.folder.save_checkpoint(
+            {
+                "config": to_dict(self.config),
+                "step": self.step,
+                "bad_steps": self.bad_steps,
+                "val_loss": self.val_loss,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            }
+        )
+
+    def _restore(self) -> None:
+        state = self.folder.load_checkpoint()
+        if state is None:
+            self.folder.metrics_file.unlink(missing_ok=True)
+            return
+        try:
+            if state["config"] != to_dict(self.config):
+                raise ValueError("it is of another configuration")
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.bad_steps, self.val_loss = state["bad_steps"], state["val_loss"]
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{self.folder.checkpoint_file} does not fit config.json beside it: {reason}") from error
+        self.folder.truncate_metrics(state["step"])
+        self.step = state["step"]
+
+    def _finish(self, draw: bool) -> Result:
+        over = self.step == self.config.steps
+        diverged = self.bad_steps >= PATIENCE or (over and not math.isfinite(self.val_loss or math.nan))
+        status = "diverged" if diverged else "finished" if over else "interrupted"
+        skipped = int(getattr(self.optimizer, "skipped_hypergradients", 0))
+        result = summarize(self.folder.metrics(), status, _coefficients(self.optimizer), skipped)
+        if status != "interrupted":
+            if draw:
+                from mada_optim.experiments.figures import draw_run
+
+                draw_run(self.folder)
+            write_json(self.folder.result_file, dataclasses.asdict(result))
+        return result
+
+
+def summarize(metrics: Metrics, status: str, coefficients: dict[str, float], skipped: int) -> Result:
+    """The result of a run from its metrics."""
+    steps = [line for line in metrics if "loss" in line]
+    losses = [line["loss"] for line in steps if line["loss"] is not None]
+    validation = [line["val_loss"] for line in metrics if line.get("val_loss") is not None]
+    usable = status != "diverged"
+    tail = losses[-max(1, len(losses) // 20) :]
+    return Result(
+        status=status,
+        step=steps[-1]["step"] if steps else 0,
+        train_loss=statistics.fmean(tail) if usable and tail else None,
+        val_loss=validation[-1] if usable and validation else None,
+        best_val_loss=min(validation) if usable and validation else None,
+        step_seconds=statistics.median(line["step_seconds"] for line in steps) if steps else None,
+        optimizer_seconds=statistics.median(line["optimizer_seconds"] for line in steps) if steps else None,
+        coefficients=coefficients,
+        skipped_hypergradients=skipped,
+    )
+
+
+def _coefficients(optimizer: Optimizer) -> dict[str, float]:
+    read = getattr(optimizer, "coefficients", None)
+    return dict(read()) if callable(read) else {}
+
+
+def _log(board: Any, line: dict[str, Any]) -> None:
+    step = line["step"]
+    for name, value in {**line, **line.get("coefficients", {})}.items():
+        if name in ("step", "coefficients") or value is None:
+            continue
+        group = "coefficients/" if name in line.get("coefficients", {}) else "time/" if "seconds" in name else ""
+        board.add_scalar(group + name, value, step)
+
+
+@contextmanager
+def _torch_threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets: an exception in the middle of a step would leave half of it done.
+
+    A second Ctrl-C interrupts at once.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)

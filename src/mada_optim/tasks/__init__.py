@@ -1,0 +1,47 @@
+"""Tasks: what is trained in an experiment. A task is data, a model and a loss, and knows nothing of optimizers."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+Batch = tuple[Tensor, ...]
+
+
+class InputError(ValueError):
+    """Something that the user gave is wrong; the message says what, which value, and what is allowed."""
+
+
+def require(condition: bool, argument: str, value: object, allowed: str) -> None:
+    """Raise :class:`InputError` unless ``condition``.
+
+    >>> require(0 > 1, "steps", 0, "a positive integer")
+    Traceback (most recent call last):
+    mada_optim.tasks.InputError: steps must be a positive integer, got 0
+    """
+    if not condition:
+        raise InputError(f"{argument} must be {allowed}, got {value!r}")
+
+
+class Task(Protocol):
+    """What the runner asks of a task.
+
+    Everything here is a pure function of its arguments: two optimizers that are compared see the same model and the
+    same data order, and a resumed run needs no state of a random number generator.
+    """
+
+    def model(self, seed: int) -> nn.Module:
+        """A model with random weights that depend on ``seed`` alone, in float32 on the CPU."""
+
+    def batch(self, seed: int, step: int) -> Batch:
+        """The batch of step number ``step`` (1, 2, ...), on the CPU."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Scalar training loss of a batch, on the model's device."""
+
+    def validate(self, model: nn.Module) -> float:
+        """Mean loss over validation data that is the same at every call."""
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies the data, as JSON values; a run is resumed only where this is the same."""

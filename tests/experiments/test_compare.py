@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from tiny import tiny_config
+
+from mada_optim.experiments.compare import Grid, compare, make_report
+from mada_optim.experiments.config import OptimizerConfig
+from mada_optim.experiments.optimizers import parse
+from mada_optim.experiments.run_folder import RunFolder
+from mada_optim.tasks import InputError
+
+BASE = dataclasses.replace(tiny_config(steps=20, eval_every=5), optimizer=OptimizerConfig())
+GRID = Grid(["adamw", "mada:rho=0"], [1e-3, 1e-2], [0, 1], BASE)
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compare") / "grid"
+    seen: list[str] = []
+    assert compare(GRID, folder, 2, lambda _, status, done, total: seen.append(f"{status} {done}/{total}"))
+    assert seen == [f"finished {i}/8" for i in range(1, 9)]
+    return folder
+
+
+def test_all_see_the_same_model_and_data(out: Path) -> None:
+    def first(folder: str) -> float:
+        loss: float = RunFolder(out / "runs" / folder).metrics()[1]["loss"]
+        return loss
+
+    assert first("adamw-lr0.001-seed0") == first("adamw-lr0.01-seed0") == first("mada+rho=0-lr0.01-seed0")
+    assert first("adamw-lr0.001-seed0") != first("adamw-lr0.001-seed1")
+
+
+def test_again_trains_nothing(out: Path) -> None:
+    stamps = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.jsonl")}
+    assert compare(GRID, out, 2, lambda *_: pytest.fail("trained again"))
+    assert stamps == {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.jsonl")}
+
+
+def test_unfinished_run_goes_on(out: Path) -> None:
+    folder = RunFolder(out / "runs" / "adamw-lr0.01-seed1")
+    before = folder.result_file.read_text()
+    folder.result_file.unlink()
+    names: list[str] = []
+    assert compare(GRID, out, 1, lambda name, *_: names.append(name))
+    assert names == [folder.path.name]
+    assert json.loads(folder.result_file.read_text()) == json.loads(before)
+
+
+def test_another_config_is_refused(out: Path) -> None:
+    with pytest.raises(InputError, match=r"another configuration .steps: 21, there 20"):
+        compare(dataclasses.replace(GRID, base=dataclasses.replace(BASE, steps=21)), out, 1, _ignore)
+
+
+def test_foreign_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError, match="new or empty folder or one of a comparison"):
+        compare(GRID, tmp_path, 1, _ignore)
+
+
+def test_report_from_stored_files(out: Path) -> None:
+    tables, notes = make_report(out)
+    written = {name: (out / name).read_bytes() for name in ("table.md", "results.json", "curves.svg")}
+    assert [row[0] for row in tables[0]] == ["optimizer", "adamw", "mada:rho=0"]
+    assert len(tables[2][0]) == 3
+    assert "2 seeds" in notes[0]
+    assert len(notes) == 1
+    stored = json.loads(written["results.json"])
+    assert [entry["optimizer"] for entry in stored["results"]] == ["adamw", "mada:rho=0"]
+    assert len(stored["results"][0]["by_lr"][0]["val_loss"]) == 2
+    make_report(out)
+    assert written == {name: (out / name).read_bytes() for name in written}
+
+
+def test_report_says_what_is_missing(out: Path) -> None:
+    result = RunFolder(out / "runs" / "adamw-lr0.01-seed1").result_file
+    content = result.read_bytes()
+    result.unlink()
+    try:
+        assert "INCOMPLETE: 7 of 8" in make_report(out)[1][-1]
+    finally:
+        result.write_bytes(content)
+
+
+def test_report_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no compare.json"):
+        make_report(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "value"), [("optimizers", []), ("lrs", [1e-3, 1e-3]), ("seeds", [])])
+def test_bad_grid(name: str, value: list[object]) -> None:
+    with pytest.raises(InputError, match=name):
+        dataclasses.replace(GRID, **{name: value})
+
+
+def test_unknown_optimizer_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="got 'adamx'"):
+        compare(dataclasses.replace(GRID, optimizers=["adamw", "adamx"]), tmp_path / "out", 1, _ignore)
+    assert not (tmp_path / "out").exists()
+
+
+def test_recipe_defaults_are_those_of_each_optimizer(tmp_path: Path) -> None:
+    grid = dataclasses.replace(GRID, optimizers=["adam", "adan"])
+    assert all(config.optimizer.betas is None for config in grid.runs(tmp_path).values())
+
+
+@pytest.mark.parametrize("spec", ["mada:rho", "mada:rho=x", "mada:beta1=0.3"])
+def test_bad_specs(spec: str) -> None:
+    with pytest.raises(InputError, match=spec.split(":")[1].partition("=")[0]):
+        parse(spec)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from mada_optim.experiments.report import StoredRun, Summary, loss_table, lr_table, markdown, reference_table, results
+from mada_optim.experiments.stats import mean_interval, paired_difference, t_quantile
+from mada_optim.experiments.train import Result
+
+
+def test_mean_interval_by_hand() -> None:
+    # mean 2.5, variance (2.25 + 0.25 + 0.25 + 2.25) / 3 = 5/3, standard error sqrt(5/12), t with 3 degrees 3.182
+    mean, half = mean_interval([1.0, 2.0, 3.0, 4.0])
+    assert mean == 2.5
+    assert half == pytest.approx(3.182 * math.sqrt(5 / 12))
+
+
+def test_one_value_has_no_interval() -> None:
+    assert mean_interval([1.5]) == (1.5, None)
+
+
+def test_pairing_removes_what_seeds_have_in_common() -> None:
+    mean, half = paired_difference([1.0, 2.0, 3.0], [2.0, 3.0, 4.0])
+    assert (mean, half) == (-1.0, 0.0)
+
+
+def test_quantiles_fall_towards_the_normal() -> None:
+    quantiles = [t_quantile(degrees) for degrees in range(1, 31)]
+    assert quantiles == sorted(quantiles, reverse=True)
+    assert quantiles[0] == 12.706
+    assert t_quantile(1000) == quantiles[-1] > 1.96
+
+
+def _run(lr: float, seed: int, curve: list[float], status: str = "finished") -> StoredRun:
+    final = None if status == "diverged" else curve[-1]
+    best = None if status == "diverged" else min(curve)
+    metrics = [{"step": 10 * i, "val_loss": value} for i, value in enumerate(curve)]
+    return StoredRun(lr, seed, Result(status, 20, final, final, best, 0.02, 0.001, {}, 0), metrics)
+
+
+def test_tables_by_hand() -> None:
+    adamw = Summary("adamw", [_run(0.1, 0, [5.0, 3.0, 2.0]), _run(0.1, 1, [5.0, 3.0, 2.2])])
+    # At 0.2 one seed of mada is very good and the other diverged: that is not its best learning rate.
+    mada = Summary(
+        "mada",
+        [
+            _run(0.1, 0, [5.0, 1.9, 1.8]),
+            _run(0.1, 1, [5.0, 2.0, 1.9]),
+            _run(0.2, 0, [5.0, 1.0, 0.1]),
+            _run(0.2, 1, [5.0], "diverged"),
+        ],
+    )
+    entries = results([adamw, mada])
+    assert [entry["best_lr"] for entry in entries] == [0.1, 0.1]
+    # differences -0.2 and -0.3: mean -0.25, standard error 0.05, t with one degree 12.706
+    assert entries[1]["difference"] == pytest.approx(-0.25)
+    assert entries[1]["difference_ci95"] == pytest.approx(12.706 * 0.05)
+    assert [entry["steps_to_adamw"] for entry in entries] == [20, 10]
+    assert reference_table(entries)[2] == ["mada", "-0.2500 ± 0.6353", "10", "20.0", "1.0"]
+    assert loss_table(entries)[1][:2] == ["adamw", "0.1"]
+    assert lr_table(entries)[1:] == [["adamw", "2.1000", "-"], ["mada", "1.8500", "1 of 2 diverged"]]
+    assert markdown([["a", "b"], ["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |\n"
+
+
+def test_diverged_everywhere() -> None:
+    entries = results([Summary("mada", [_run(0.1, 0, [5.0], "diverged")])])
+    assert loss_table(entries)[1] == ["mada", "-", "diverged", "-", "-"]
+    assert reference_table(entries)[1] == ["mada", "-", "-", "-", "-"]

@@ -1,0 +1,100 @@
+"""Small real problems, and the one table of optimizers that the tests run over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mada_optim import MADA, AVGrad, HypergradientOptimizer, load_optimizer
+
+# Every coefficient inside its box, none neutral.
+INTERIOR = {"beta1": 0.8, "beta2": 0.9, "beta3": 0.3, "rho": 0.4, "c": 0.6, "gamma": 0.7}
+ADAM = {"beta1": 0.9, "beta2": 0.999, "beta3": 0.0, "rho": 1.0, "c": 1.0, "gamma": 1.0}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One optimizer of the table: how to make it, and the coefficients it starts from."""
+
+    name: str
+    make: Callable[..., HypergradientOptimizer]
+    q: dict[str, float]
+    buffers: int
+    learns: bool = False
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, params: Any, **kwargs: Any) -> HypergradientOptimizer:
+        return self.make(params, **{**self.kwargs, **kwargs})
+
+
+def _row(name: str, buffers: int, **q: float) -> Row:
+    return Row(name, load_optimizer(name), ADAM | q, buffers)
+
+
+TABLE = [
+    _row("adam", 2),
+    _row("adamw", 2),
+    _row("yogi", 2, c=0.0),
+    _row("adan", 4, beta1=0.98, beta2=0.99, beta3=0.92),
+    _row("lion", 1, gamma=0.0),
+    Row("avgrad", AVGrad, ADAM | {"rho": 0.0}, 3),
+    Row("hyperadam", load_optimizer("hyperadam"), ADAM, 3, learns=True, kwargs={"hyper_warmup": 3}),
+    Row("mada", MADA, ADAM, 7, learns=True, kwargs={"hyper_warmup": 3}),
+    Row(
+        "mada-interior",
+        MADA,
+        INTERIOR,
+        7,
+        learns=True,
+        kwargs={
+            "betas": (0.8, 0.9),
+            "beta3": 0.3,
+            "rho": 0.4,
+            "c": 0.6,
+            "gamma": 0.7,
+            "hyper_warmup": 0,
+            "hyper_momentum": 0.5,
+        },
+    ),
+    Row("mada-every-3", MADA, ADAM, 7, learns=True, kwargs={"hyper_warmup": 2, "hyper_every": 3}),
+]
+IDS = [row.name for row in TABLE]
+
+
+class Net(nn.Module):
+    """Embedding, LayerNorm and two layers: 2-D, 1-D and sparsely used parameters."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embedding = nn.Embedding(11, 6)
+        self.norm = nn.LayerNorm(6)
+        self.hidden = nn.Linear(6, 9)
+        self.out = nn.Linear(9, 3)
+        self.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.hidden(self.norm(self.embedding(x)))))
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    """Tokens 0 to 8 and their classes; tokens 9 and 10 never occur."""
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randint(0, 9, (16,), generator=generator)
+    return x, (x * x + 1) % 3
+
+
+def loss_of(model: nn.Module, step: int) -> Tensor:
+    x, y = batch(step)
+    return nn.functional.cross_entropy(model(x), y)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, first: int = 0) -> None:
+    for step in range(first, first + steps):
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        optimizer.step()

@@ -1,0 +1,133 @@
+"""Bad input: an error that names what is wrong, before anything has changed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from problems import IDS, TABLE, Net, Row, train
+
+from mada_optim import MADA, Coefficient, Family, HypergradientOptimizer, load_optimizer
+
+
+def weight() -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"lr": -1e-3}, ValueError, r"lr must be .* >= 0, got -0.001"),
+        ({"lr": float("nan")}, ValueError, "lr must be"),
+        ({"lr": "0.1"}, ValueError, "lr must be"),
+        ({"lr": torch.ones(2)}, ValueError, r"lr must be .* one element, got shape \(2,\)"),
+        ({"weight_decay": -0.1}, ValueError, "weight_decay must be .* got -0.1"),
+        ({"eps": -1e-8}, ValueError, "eps must be .* got -1e-08"),
+        ({"lion_betas": (0.9,)}, ValueError, r"lion_betas must be .* got \(0.9,\)"),
+        ({"lion_betas": (0.9, 1.5)}, ValueError, "lion_betas must be"),
+        ({"betas": 0.9}, ValueError, "betas must be two numbers .* got 0.9"),
+        ({"betas": (1.0, 0.999)}, ValueError, r"beta1 must be a number in \[0.01, 0.99\].* got 1.0"),
+        ({"betas": (0.9, 0.9999)}, ValueError, r"beta2 must be a number in \[0.5, 0.999\].*bounds.* got 0.9999"),
+        ({"betas": (0.9, 1.0), "hyper_lr": 0.0}, ValueError, "beta2 must be .* its domain, got 1.0"),
+        ({"betas": (0.9, None)}, ValueError, "beta2 must be .* got None"),
+        ({"rho": 1.5}, ValueError, r"rho must be a number in \[0.0, 1.0\].* got 1.5"),
+        ({"gamma": -0.1, "hyper_lr": 0.0}, ValueError, "gamma must be"),
+        ({"beta3": True}, ValueError, "beta3 must be a number"),
+        ({"hyper_lr": -1.0}, ValueError, "hyper_lr of beta1 must be .* got -1.0"),
+        ({"hyper_lr": "fast"}, ValueError, "hyper_lr of beta1 must be .* got 'fast'"),
+        (
+            {"hyper_lr": {"beta4": 0.1}},
+            ValueError,
+            "hyper_lr: unknown name 'beta4'.*beta1, beta2, beta3, rho, c, gamma",
+        ),
+        ({"hyper_lr": {"rho": float("inf")}}, ValueError, "hyper_lr of rho"),
+        ({"hyper_momentum": 1.0}, ValueError, r"hyper_momentum must be a number in \[0, 1\), got 1.0"),
+        ({"hyper_clip": 0.0}, ValueError, "hyper_clip must be a number > 0, got 0.0"),
+        ({"hyper_warmup": -1}, ValueError, "hyper_warmup must be an integer >= 0, got -1"),
+        ({"hyper_every": 0}, ValueError, "hyper_every must be an integer >= 1, got 0"),
+        ({"hyper_every": 1.5}, ValueError, "hyper_every must be an integer"),
+        ({"bounds": {"rho": (0.6, 0.4)}}, ValueError, r"bounds of rho must be .* got \(0.6, 0.4\)"),
+        ({"bounds": {"rho": (0.0, 2.0)}}, ValueError, "bounds of rho"),
+        ({"bounds": {"rho": 0.5}}, ValueError, "bounds of rho"),
+        ({"bounds": {"sigma": (0.0, 1.0)}}, ValueError, "bounds: unknown name 'sigma'"),
+        ({"bounds": [0.0, 1.0]}, TypeError, "bounds must be None or a mapping"),
+        ({"maximize": "yes"}, TypeError, "maximize must be a bool, got 'yes'"),
+        ({"hyper_per_group": 1}, TypeError, "hyper_per_group must be a bool"),
+    ],
+)
+def test_bad_argument(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        MADA([weight()], **kwargs)
+
+
+def test_bad_parameters():
+    shared = weight()
+    with pytest.raises(ValueError, match="empty parameter list"):
+        MADA([])
+    with pytest.raises(ValueError, match="listed twice"):
+        MADA([shared, shared])
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        MADA([{"params": [shared]}, {"params": [shared]}])
+    with pytest.raises(TypeError, match="floating-point or complex tensors, got torch.int64"):
+        MADA([torch.ones(3, dtype=torch.int64)])
+    with pytest.raises(TypeError):
+        MADA(weight())
+    with pytest.raises(TypeError, match="can only optimize Tensors"):
+        MADA(["weight"])
+    with pytest.raises(ValueError, match="non-leaf"):
+        MADA([weight() * 2])
+
+
+def test_groups_share_their_coefficients_unless_told_otherwise():
+    with pytest.raises(ValueError, match="sets 'beta1'.*hyper_per_group=True"):
+        MADA([{"params": [weight()], "betas": (0.5, 0.9)}])
+    with pytest.raises(ValueError, match="sets 'hyper_lr'"):
+        MADA([{"params": [weight()], "hyper_lr": 0.1}])
+    own = MADA([{"params": [weight()], "betas": (0.5, 0.9)}], hyper_per_group=True)
+    assert own.coefficients()["beta1"] == 0.5
+
+
+def test_bad_group_in_the_middle_of_a_training_changes_nothing():
+    model = Net()
+    optimizer = MADA(model.parameters(), hyper_warmup=0)
+    train(model, optimizer, 3)
+    before = copy.deepcopy(optimizer.state_dict())
+    for bad in ({"params": [weight()], "lr": -1.0}, {"params": [weight(), next(model.parameters())]}, [weight()]):
+        with pytest.raises((ValueError, TypeError)):
+            optimizer.add_param_group(bad)
+    after = optimizer.state_dict()
+    assert [sorted(group) for group in before["param_groups"]] == [sorted(group) for group in after["param_groups"]]
+    torch.testing.assert_close(before["state"], after["state"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("row", TABLE, ids=IDS)
+def test_sparse_gradient_changes_nothing(row: Row):
+    dense, embedding = weight(), torch.nn.Embedding(5, 2, sparse=True)
+    optimizer = row([dense, embedding.weight], lr=0.1)
+    (dense.sum() + embedding(torch.tensor([1, 2])).sum()).backward()
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        optimizer.step()
+    assert torch.equal(dense, torch.ones(3))
+    assert not optimizer.state
+
+
+def test_frozen_coefficients_may_leave_the_box_in_which_they_would_be_learned():
+    assert load_optimizer("adamw")([weight()], betas=(0.0, 0.9999)).coefficients()["beta2"] == 0.9999
+
+
+def test_bad_family():
+    class Empty(Family):
+        coefficients = (Coefficient("a", 0.0, (0.0, 1.0), 0.1),)
+
+        def buffers(self, q):
+            return ()
+
+        def update(self, state, grad, q, step):
+            return grad * q["a"], {}
+
+    with pytest.raises(TypeError, match="family must be an instance of mada_optim.Family"):
+        HypergradientOptimizer([weight()], Empty)
+    with pytest.raises(TypeError, match="unexpected argument 'momentum'"):
+        HypergradientOptimizer([weight()], Empty(), momentum=0.9)
+    assert HypergradientOptimizer([weight()], Empty()).coefficients() == {"a": 0.0}
