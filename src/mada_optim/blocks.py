@@ -42,14 +42,15 @@ class Block:
             member[role].copy_(piece.view(member[role].shape))
 
 
-def make_blocks(tensors: Sequence[Roles], elementwise: bool, size: int = BLOCK_ELEMENTS) -> Iterator[Block]:
+def make_blocks(tensors: Sequence[Roles], elementwise: bool, size: int | None = None) -> Iterator[Block]:
     """Arrange tensors into blocks of about ``size`` elements.
 
     Args:
         tensors: one mapping from role to tensor for each parameter, all of the same roles, dtypes and device.
         elementwise: False: every parameter is a block of its own, whole.
-        size: number of elements.
+        size: number of elements. Default: ``BLOCK_ELEMENTS``.
     """
+    size = BLOCK_ELEMENTS if size is None else size
     gathered: list[Roles] = []
     elements = 0
     for roles in tensors:

@@ -64,7 +64,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from mada_optim.experiments.display import Display
-    from mada_optim.experiments.run_folder import RunFolder
+    from mada_optim.experiments.run_folder import RunFolder, read_json
     from mada_optim.experiments.train import train
     from mada_optim.tasks import InputError
 
@@ -86,7 +86,7 @@ def _train(arguments: argparse.Namespace) -> int:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     if resume and folder.result_file.exists():
-        say(f"{folder.path} is finished; nothing to do.")
+        say(f"{folder.path} is {read_json(folder.result_file)['status']}; nothing to do.")
         return 0
     start = 0
     if resume and (state := folder.load_checkpoint()) is not None:

@@ -189,7 +189,7 @@ def _notes(grid: Grid, source: str, over: int) -> list[str]:
     task = grid.base.task
     total = len(grid.optimizers) * len(grid.lrs) * len(grid.seeds)
     notes = [
-        f"{source}; {task.layers} layers, width {task.width}, context {task.context}, batch {task.batch}, "
+        f"{source}; layers {task.layers}, width {task.width}, context {task.context}, batch {task.batch}, "
         f"{grid.base.steps} steps, {len(grid.seeds)} seeds; nats per character. ±: half width of the 95 % t interval "
         "over seeds; differences are paired by seed. Best lr: the lowest mean final validation loss. Last table: mean "
         "final validation loss."

@@ -27,7 +27,8 @@ class Display:
 
     def __init__(self, console: Console, steps: int, start: int = 0, quiet: bool = False) -> None:
         self._console, self._steps, self._start, self._quiet = console, steps, start, quiet
-        self._began = time.perf_counter()
+        # Imports and the first step, which allocates, would spoil the estimate: the clock starts after it.
+        self._first: tuple[int, float] | None = None
         self._live: Live | None = None
         self._progress = Progress(
             BarColumn(bar_width=None),
@@ -55,19 +56,25 @@ class Display:
             self._live.stop()
 
     def __call__(self, report: StepReport) -> None:
-        speed = (report.step - self._start) / (time.perf_counter() - self._began)
+        now = time.perf_counter()
+        first_step, began = self._first = self._first or (report.step, now)
+        speed = (report.step - first_step) / (now - began) if now > began else 0.0
         if self._live is not None:
-            self._progress.update(self._bar, completed=report.step, speed=f"{speed:.1f} steps/s")
+            self._progress.update(self._bar, completed=report.step, speed=_speed(speed))
             self._live.update(Group(self._progress, _table(report)))
         elif not self._quiet and (report.validated or report.step == self._start + 1):
             self._console.print(self._line(report, speed), highlight=False, markup=False, soft_wrap=True)
 
     def _line(self, report: StepReport, speed: float) -> str:
-        left = (self._steps - report.step) / speed
+        left = f"{(self._steps - report.step) / speed:.0f} s left" if speed else ""
         losses = f"loss {report.loss:.4f}  val {_number(report.val_loss)}"
         values = "  ".join(f"{SYMBOLS.get(name, name)} {value:.3f}" for name, value in report.coefficients.items())
         head = f"step {report.step:>{len(str(self._steps))}}/{self._steps}"
-        return f"{head}  {losses}  {speed:.1f} steps/s  {left:.0f} s left  {values}".rstrip()
+        return f"{head}  {losses}  {_speed(speed)}  {left}  {values}".rstrip()
+
+
+def _speed(value: float) -> str:
+    return f"{value:.1f} steps/s" if value else ""
 
 
 def _table(report: StepReport) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,9 +100,12 @@ def _draw_losses(axes: Axes, metrics: Metrics, title: str) -> None:
     labels = []
     if training:
         steps, losses = zip(*training, strict=True)
-        smooth = _smoothed(losses, max(1, len(losses) // 50))
+        smooth = _smoothed(losses, len(losses) // 80)
         axes.plot(steps, losses, color=PALETTE[0], alpha=0.22, lw=0.7)
         axes.plot(steps, smooth, color=PALETTE[0])
+        # The height of the first step is that of guessing, and would press all that is of interest to the ground.
+        low, high = min(losses), max(smooth[len(smooth) // 40 :])
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         labels.append((smooth[-1], f"training {smooth[-1]:.3f}", PALETTE[0]))
     if validation:
         steps, losses = zip(*validation, strict=True)
@@ -113,9 +117,10 @@ def _draw_losses(axes: Axes, metrics: Metrics, title: str) -> None:
 
 def _draw_coefficients(axes: Axes, paths: Mapping[str, Sequence[tuple[int, float]]]) -> None:
     labels = []
-    for (name, points), colour in zip(paths.items(), _colours(), strict=False):
+    for index, ((name, points), colour) in enumerate(zip(paths.items(), _colours(), strict=False)):
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=colour)
+        # Several stay at 1 together: each is thinner than the one below it, so that all are seen.
+        axes.plot(steps, values, color=colour, lw=max(1.0, 2.6 - 0.3 * index))
         labels.append((values[-1], f"{SYMBOLS.get(name, name)}  {values[-1]:.3f}", colour))
     axes.set(title="What the optimizer became", ylabel="coefficient", ylim=(-0.03, 1.03))
     _label_ends(axes, labels)
@@ -129,13 +134,15 @@ def _coefficient_paths(metrics: Metrics) -> dict[str, list[tuple[int, float]]]:
     return paths
 
 
-def _smoothed(values: Sequence[float], span: int) -> list[float]:
-    """Exponential moving average over some ``span`` values, started at the first."""
-    smooth, result = values[0], []
-    for value in values:
-        smooth += (value - smooth) / span
-        result.append(smooth)
-    return result
+def _smoothed(values: Sequence[float], half: int) -> list[float]:
+    """Mean over ``half`` values to each side: unlike an exponential average, it does not lag behind a falling loss.
+
+    >>> _smoothed([4.0, 2.0, 0.0, 1.0], 1)
+    [3.0, 2.0, 1.0, 0.5]
+    """
+    sums = [0.0, *itertools.accumulate(values)]
+    windows = ((max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values)))
+    return [(sums[end] - sums[start]) / (end - start) for start, end in windows]
 
 
 def _zoom_to_end(axes: Axes, summaries: Sequence[Summary]) -> None:
