@@ -37,7 +37,7 @@ class Block:
         if len(self.members) == 1:
             self.members[0][role].copy_(value)
             return
-        pieces = value.split([member[role].numel() for member in self.members])
+        pieces = torch.split(value, [member[role].numel() for member in self.members])
         for member, piece in zip(self.members, pieces, strict=True):
             member[role].copy_(piece.view(member[role].shape))
 

@@ -21,7 +21,7 @@ from mada_optim.coefficients import LearningRule
 from mada_optim.family import Family
 from mada_optim.hypergradient import alignment_gradient
 
-# What a set of coefficients keeps in the parameter groups that share it, in the order that LearningRule.learn takes.
+# What a set of coefficients keeps in the parameter groups that share it.
 SET_TENSORS = ("coefficients", "hyper_momentum_buffer", "hyper_skipped")
 # What a parameter keeps beside tensors of its own shape.
 SCALAR_STATE = ("step", "pending")
@@ -73,8 +73,9 @@ def take_step(family: Family, groups: list[Group], state: State) -> Tensor | Non
     before = shared["coefficients"].clone()
     hypergradient = _hypergradient(family, groups, state, before) if learning and rule.due(steps) else None
     if hypergradient is not None:
-        tensors = (shared[key] for key in SET_TENSORS)
-        rule.learn(*tensors, hypergradient, tuple(shared["hyper_lr"].values()), tuple(shared["bounds"].values()))
+        values, momentum_buffer, skipped = (shared[key] for key in SET_TENSORS)
+        step_sizes, boxes = tuple(shared["hyper_lr"].values()), tuple(shared["bounds"].values())
+        rule.learn(values, momentum_buffer, skipped, hypergradient, step_sizes, boxes)
     after = shared["coefficients"].clone()
     keep = learning and rule.due(steps + 1)
     for group in groups:

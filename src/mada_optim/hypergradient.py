@@ -46,4 +46,5 @@ def alignment_gradient(
         direction, _ = family.update(state, grad, {**q, **dict(zip(learned, values.unbind(), strict=True))}, step)
         return (direction * next_grad).sum(dtype=torch.float64)
 
-    return torch.func.grad(alignment)(torch.stack([q[name] for name in learned]))
+    gradient: Tensor = torch.func.grad(alignment)(torch.stack([q[name] for name in learned]))
+    return gradient

@@ -166,7 +166,7 @@ class HypergradientOptimizer(Optimizer):
         if first is not None and not per_group:
             group.update({key: first[key] for key in (*SET_SETTINGS, *SET_TENSORS, "special", "hyper_steps")})
         else:
-            device = next((_tensor(param).device for param in group["params"]), torch.device("cpu"))
+            device = next((tensor.device for tensor in map(_tensor, group["params"])), torch.device("cpu"))
             values = torch.tensor(list(settings.start.values()), dtype=torch.float64, device=device)
             group.update(
                 coefficients=values,
@@ -358,5 +358,6 @@ def _as_list(params: Any) -> list[Any]:
     return [params] if isinstance(params, Tensor) else list(params)
 
 
-def _tensor(param: Any) -> Tensor:
+def _tensor(param: Any) -> Any:
+    """The parameter of a named one, ``(name, parameter)``."""
     return param[1] if isinstance(param, tuple) else param

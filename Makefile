@@ -1,0 +1,36 @@
+# make demo   train a small GPT with MADA on text that is always there
+# make test   all tests
+# make check  lint, format, types
+# Each builds its environment first, in .venv; nothing else has to be installed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# Threads that wait must not spin: on a busy machine that makes two threads slower than one.
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: demo test check format clean
+
+demo: $(STAMP)
+	$(BIN)/mada train $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
