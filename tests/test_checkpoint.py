@@ -135,6 +135,16 @@ def assert_unchanged(optimizer: MADA, before: dict) -> None:
     )
 
 
+def test_keys_that_a_scheduler_added_need_not_be_in_the_checkpoint():
+    model = Net()
+    optimizer = MADA(model.parameters())
+    train(model, optimizer, 2)
+    saved = copy.deepcopy(optimizer.state_dict())
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 10, cycle_momentum=False)
+    optimizer.load_state_dict(saved)
+    assert "max_lr" not in optimizer.param_groups[0]
+
+
 def test_hooks_of_load_state_dict_see_the_whole_state():
     model = Net()
     optimizer = MADA(model.parameters())

@@ -15,6 +15,8 @@ from mada_optim.family import Family
 
 # What all parameter groups have in common unless each has coefficients of its own.
 SET_SETTINGS = ("hyper_lr", "bounds", "hyper_momentum", "hyper_clip", "hyper_warmup", "hyper_every")
+# What a parameter group holds beside the arguments and SET_TENSORS.
+_OWN_KEYS = ("family", "special", "hyper_steps", "previous_lr")
 
 
 class HypergradientOptimizer(Optimizer):
@@ -311,7 +313,7 @@ class HypergradientOptimizer(Optimizer):
                 raise ValueError(
                     f"state_dict is of family {other.get('family')!r}, this optimizer of {own['family']!r} {where}"
                 )
-            missing = [key for key in own if key not in other and key not in _OPTIONAL_KEYS]
+            missing = [key for key in (*self.defaults, *SET_TENSORS, *_OWN_KEYS) if key not in other]
             if missing:
                 raise ValueError(f"state_dict has no {missing[0]!r} {where}")
             for key in ("special", "hyper_per_group"):
@@ -342,10 +344,6 @@ class HypergradientOptimizer(Optimizer):
                     self.state[param] = init_state(self.family, param, group)
                     for name, tensor in self.state[param].items():
                         tensor.copy_(buffers[name])
-
-
-# torch adds these to a parameter group by itself.
-_OPTIONAL_KEYS = ("params", "param_names", "initial_lr")
 
 
 def _check_shape(name: str, value: Any, shape: torch.Size, where: str) -> None:
