@@ -7,9 +7,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-# Threads that wait must not spin: on a busy machine that makes two threads slower than one.
-export OMP_WAIT_POLICY ?= passive
-
 .PHONY: demo test check format clean
 
 demo: $(STAMP)

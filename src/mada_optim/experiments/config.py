@@ -58,7 +58,7 @@ class RunConfig:
 
     task: LanguageConfig = field(default_factory=LanguageConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    steps: int = 2000
+    steps: int = 1000
     warmup: float = 0.05
     final_lr: float = 0.1
     clip: float = 1.0
