@@ -239,7 +239,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="step size of the coefficients: a number, or NAME=NUMBER pairs, what is not named being frozen "
         "(default: 5e-4 for beta1 and beta2, 0.1 for the others)",
     )
-    group = _add_training(parser, steps=2000, eval_every="100")
+    group = _add_training(parser, steps=1000, eval_every="100")
     group.add_argument("--seed", type=int, help="of the initial weights and the data order (default: 0)")
     group.add_argument("--threads", type=int, metavar="N", help="of torch on the CPU (default: torch's choice)")
     group = parser.add_argument_group("run folder")
