@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import IDS, TABLE, Net, Row, train
 
-from mada_optim import blocks
+from mada_optim.kernels import blocks
 
 
 @settings(max_examples=100, deadline=None)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -138,14 +139,20 @@ class LearningRule:
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
 
-    def due(self, steps: int) -> bool:
-        """Whether a hypergradient is taken before the next step, after ``steps`` completed ones.
+    @overload
+    def due(self, steps: int) -> bool: ...
+
+    @overload
+    def due(self, steps: Tensor) -> Tensor: ...
+
+    def due(self, steps: int | Tensor) -> bool | Tensor:
+        """Whether a hypergradient is used before the next step, after ``steps`` completed ones.
 
         >>> rule = LearningRule(momentum=0.0, clip=10.0, warmup=50, every=10)
         >>> [t for t in range(80) if rule.due(t)]
         [50, 60, 70]
         """
-        return steps >= max(self.warmup, 1) and (steps - self.warmup) % self.every == 0
+        return (steps >= max(self.warmup, 1)) & ((steps - self.warmup) % self.every == 0)
 
     def learn(
         self,
@@ -155,6 +162,7 @@ class LearningRule:
         hypergradient: Tensor,
         step_sizes: Sequence[float],
         boxes: Sequence[tuple[float, float]],
+        due: bool | Tensor = True,
     ) -> None:
         """Move ``values`` in place, without waiting for the device.
 
@@ -165,13 +173,23 @@ class LearningRule:
             skipped: 0-dimensional int64 tensor.
             step_sizes: α for each coefficient, 0 where it is frozen.
             boxes: (low, high) for each coefficient.
+            due: False: nothing changes.
         """
         finite = torch.isfinite(hypergradient).all()
+        usable = finite & due
         momentum = self.momentum * momentum_buffer + hypergradient.clamp(-self.clip, self.clip)
-        alpha = values.new_tensor(step_sizes)
-        low, high = values.new_tensor(boxes).unbind(dim=1)
+        alpha, low, high = _on_device(tuple(step_sizes), tuple(boxes), values.device)
         moved = torch.minimum(torch.maximum(values - alpha * momentum, low), high)
         moved = torch.where(alpha > 0, moved, values)
-        values.copy_(torch.where(finite, moved, values))
-        momentum_buffer.copy_(torch.where(finite, momentum, momentum_buffer))
-        skipped.add_(~finite)
+        values.copy_(torch.where(usable, moved, values))
+        momentum_buffer.copy_(torch.where(usable, momentum, momentum_buffer))
+        skipped.add_(~finite & due)
+
+
+@lru_cache(maxsize=64)
+def _on_device(
+    step_sizes: tuple[float, ...], boxes: tuple[tuple[float, float], ...], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Step sizes, lower and upper bounds, copied to the device once: each copy waits for it."""
+    low, high = torch.tensor(boxes, dtype=torch.float64).unbind(dim=1)
+    return torch.tensor(step_sizes, dtype=torch.float64).to(device), low.to(device), high.to(device)

@@ -2,29 +2,27 @@
 
 The hypergradient h_t needs the buffers before step t, g_t and g_{t+1}; it is known when g_{t+1} arrives. So where one
 is due at the next step, the buffers are left as they were before step t and g_t is kept (``pending_grad``): the step is
-*pending*. The next step first differentiates it, then repeats it with the coefficients that it had, to advance the
-buffers, and goes on from there. One extra buffer is all that the hypergradient costs in memory.
+*pending*. The next step first settles it, which yields the hypergradient and brings the buffers up to date in the same
+pass, then moves the coefficients, then goes on. One extra buffer is all that the hypergradient costs in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Iterator, MutableMapping
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mada_optim.blocks import Block, Roles, make_blocks
 from mada_optim.coefficients import LearningRule
 from mada_optim.family import Family
-from mada_optim.hypergradient import alignment_gradient
+from mada_optim.kernels import Batch, Kernels, select_kernels
+from mada_optim.kernels.base import coefficients_and_constants
 
-# What a set of coefficients keeps in the parameter groups that share it.
-SET_TENSORS = ("coefficients", "hyper_momentum_buffer", "hyper_skipped")
-# What a parameter keeps beside tensors of its own shape.
-SCALAR_STATE = ("step", "pending")
+# What learning changes, and all that a set of coefficients keeps, in the parameter groups that share it.
+LEARNED_TENSORS = ("coefficients", "hyper_momentum_buffer", "hyper_skipped")
+SET_TENSORS = (*LEARNED_TENSORS, "hyper_steps")
 
 Group = dict[str, Any]
 State = MutableMapping[Tensor, dict[str, Any]]
@@ -42,14 +40,16 @@ def is_learning(group: Group) -> bool:
 
 def buffer_names(family: Family, group: Group) -> tuple[str, ...]:
     """Names of the tensors of its own shape that each parameter of the group keeps."""
-    names = family.buffers(_coefficients_and_constants(family, group, group["coefficients"]))
+    names = family.buffers(coefficients_and_constants(family, group, group["coefficients"]))
     return (*names, "pending_grad") if is_learning(group) else names
 
 
 def init_state(family: Family, param: Tensor, group: Group) -> dict[str, Any]:
     """State of a parameter before its first step: what the group's learned and non-neutral coefficients need."""
-    dtype = torch.promote_types(param.dtype, torch.float32)
-    state: dict[str, Any] = {"step": torch.zeros((), dtype=torch.float32, device="cpu")}
+    real = group["state_dtype"] or torch.promote_types(param.dtype.to_real(), torch.float32)
+    dtype = real.to_complex() if param.is_complex() else real
+    device = param.device if group["capturable"] else torch.device("cpu")
+    state: dict[str, Any] = {"step": torch.zeros((), dtype=torch.float32, device=device)}
     if is_learning(group):
         state["pending"] = torch.zeros((), dtype=torch.bool, device="cpu")
     for name in buffer_names(family, group):
@@ -69,85 +69,45 @@ def take_step(family: Family, groups: list[Group], state: State) -> Tensor | Non
         The hypergradient, shape (K,) for all K coefficients, if one was taken.
     """
     shared, rule = groups[0], learning_rule(groups[0])
-    learning, steps = is_learning(shared), shared["hyper_steps"]
-    before = shared["coefficients"].clone()
-    hypergradient = _hypergradient(family, groups, state, before) if learning and rule.due(steps) else None
+    learning, values = is_learning(shared), shared["coefficients"]
+    # In a captured graph the program cannot depend on the number of steps: it always takes the hypergradient, and
+    # the device decides whether to use it.
+    steps = shared["hyper_steps"] if shared["capturable"] else int(shared["hyper_steps"])
+    keep = learning and (shared["capturable"] or rule.due(steps + 1))
+    hypergradient = _settle(family, groups, state, values)
     if hypergradient is not None:
-        values, momentum_buffer, skipped = (shared[key] for key in SET_TENSORS)
+        _, momentum_buffer, skipped = (shared[key] for key in LEARNED_TENSORS)
         step_sizes, boxes = tuple(shared["hyper_lr"].values()), tuple(shared["bounds"].values())
-        rule.learn(values, momentum_buffer, skipped, hypergradient, step_sizes, boxes)
-    after = shared["coefficients"].clone()
-    keep = learning and rule.due(steps + 1)
+        rule.learn(values, momentum_buffer, skipped, hypergradient, step_sizes, boxes, rule.due(steps))
     for group in groups:
-        _settle_without_grad(family, group, state, before)
-        for batch in _batches(family, group, state):
-            for block in batch.blocks:
-                _update_block(family, block, batch, before, after, keep)
+        for kernels, batch in _batches(family, group, state):
+            kernels.step(batch, values, keep)
         for param in group["params"]:
             if state.get(param):
                 _finish_step(state[param], param.grad is not None, keep, learning)
-        group["hyper_steps"] = steps + 1
-        group["previous_lr"] = group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"]
+        _remember_lr(group)
+    shared["hyper_steps"].add_(1)
     return hypergradient
 
 
-def _hypergradient(family: Family, groups: list[Group], state: State, values: Tensor) -> Tensor | None:
+def _settle(family: Family, groups: list[Group], state: State, values: Tensor) -> Tensor | None:
     """h_t over all parameters whose step t is pending and that have a gradient; None where there are none."""
-    step_sizes = groups[0]["hyper_lr"]
-    learned = [name for name, alpha in step_sizes.items() if alpha > 0.0]
-    index = [i for i, name in enumerate(step_sizes) if name in learned]
+    learned = [name for name, alpha in groups[0]["hyper_lr"].items() if alpha > 0.0]
     total: Tensor | None = None
     for group in groups:
-        for batch in _batches(family, group, state):
-            if not batch.pending:
-                continue
-            q = batch.q(family, values)
-            for block in batch.blocks:
-                aligned = alignment_gradient(
-                    family,
-                    {name: block.read(name, batch.dtype) for name in family.buffers(q)},
-                    block.read("pending_grad", batch.dtype),
-                    batch.grad(block),
-                    q,
-                    learned,
-                    batch.step,
-                )
-                total = torch.zeros_like(values) if total is None else total
-                total[index] -= group["previous_lr"] * aligned.to(total.device)
+        for kernels, batch in _batches(family, group, state, pending=True):
+            aligned = kernels.settle(batch, values, learned)
+            if aligned is not None:
+                total = (0.0 if total is None else total) - group["previous_lr"] * aligned
     return total
 
 
-def _update_block(family: Family, block: Block, batch: _Batch, before: Tensor, after: Tensor, keep: bool) -> None:
-    """Step t+1 of one block with the coefficients ``after``; a pending step t is advanced with ``before`` first."""
-    grad, q = batch.grad(block), batch.q(family, after)
-    names = family.buffers(q)
-    stored = current = {name: block.read(name, batch.dtype) for name in names}
-    if batch.pending:
-        pending_grad = block.read("pending_grad", batch.dtype)
-        _, current = family.update(stored, pending_grad, batch.q(family, before), batch.step)
-    direction, advanced = family.update(current, grad, q, batch.step + 1)
-    lr, weight_decay = batch.group["lr"], batch.group["weight_decay"]
-    block.write("param", block.read("param", batch.dtype) * (1 - lr * weight_decay) - lr * direction)
-    # Buffers first: one that was advanced may be the stored pending gradient itself.
-    new = current if keep else advanced
-    if new is not stored:
-        for name in names:
-            block.write(name, new[name])
-    if keep:
-        block.write("pending_grad", grad)
-
-
-def _settle_without_grad(family: Family, group: Group, state: State, before: Tensor) -> None:
-    """Advance the buffers of pending parameters that have no gradient now: their coefficients are about to change."""
-    for batch in _batches(family, group, state, with_grad=False):
-        if not batch.pending:
-            continue
-        q = batch.q(family, before)
-        for block in batch.blocks:
-            stored = {name: block.read(name, batch.dtype) for name in family.buffers(q)}
-            _, advanced = family.update(stored, block.read("pending_grad", batch.dtype), q, batch.step)
-            for name, value in advanced.items():
-                block.write(name, value)
+def _remember_lr(group: Group) -> None:
+    lr, previous = group["lr"], group["previous_lr"]
+    if isinstance(lr, Tensor) and isinstance(previous, Tensor):
+        previous.copy_(lr)  # the same tensor on each replay of a captured graph
+    else:
+        group["previous_lr"] = lr.clone() if isinstance(lr, Tensor) else lr
 
 
 def _finish_step(state: dict[str, Any], stepped: bool, keep: bool, learning: bool) -> None:
@@ -160,59 +120,29 @@ def _finish_step(state: dict[str, Any], stepped: bool, keep: bool, learning: boo
         state.pop("pending_grad", None)
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Parameters of one group that agree in device, dtype, number of completed steps, and whether the last is pending.
+def _batches(family: Family, group: Group, state: State, pending: bool = False) -> Iterator[tuple[Kernels, Batch]]:
+    """The parameters whose step is pending, or those that have a gradient, and who works on them."""
 
-    ``step`` is that number, 0-dimensional float64 on the device.
-    """
+    def key(param: Tensor) -> tuple[Any, ...]:
+        grad = None if param.grad is None else str(param.grad.dtype)
+        count = id(param) if group["capturable"] else float(state[param]["step"])
+        return str(param.device), str(param.dtype), grad or "", count
 
-    group: Group
-    roles: list[Roles]
-    step: Tensor
-    pending: bool
-    elementwise: bool
-
-    @property
-    def blocks(self) -> Iterator[Block]:
-        return make_blocks(self.roles, self.elementwise)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """In which the arithmetic is done, and the buffers are kept."""
-        return torch.promote_types(self.roles[0]["param"].dtype, torch.float32)
-
-    def grad(self, block: Block) -> Tensor:
-        """Gradient of what is minimized."""
-        grad = block.read("grad", self.dtype)
-        return -grad if self.group["maximize"] else grad
-
-    def q(self, family: Family, values: Tensor) -> dict[str, Any]:
-        """Coefficients and constants as :meth:`Family.update` takes them."""
-        return _coefficients_and_constants(family, self.group, values.to(self.step.device))
-
-
-def _batches(family: Family, group: Group, state: State, with_grad: bool = True) -> Iterator[_Batch]:
-    def key(param: Tensor) -> tuple[str, str, float, bool]:
-        own = state[param]
-        return str(param.device), str(param.dtype), float(own["step"]), "pending" in own and bool(own["pending"])
-
-    params = [param for param in group["params"] if state.get(param) and (param.grad is not None) == with_grad]
+    params = group["params"]
+    chosen = [
+        param
+        for param in params
+        if state.get(param) and (bool(state[param].get("pending")) if pending else param.grad is not None)
+    ]
     # Sorting is stable: the order of summation, and so every bit of the result, is the parameters' order.
-    for (_, _, count, pending), members in groupby(sorted(params, key=key), key=key):
-        roles = [_roles(param, state[param]) for param in members]
-        step = torch.tensor(count, dtype=torch.float64, device=roles[0]["param"].device)
-        yield _Batch(group, roles, step, pending, family.elementwise)
-
-
-def _roles(param: Tensor, state: Mapping[str, Any]) -> Roles:
-    tensors = {"param": param} | {name: value for name, value in state.items() if name not in SCALAR_STATE}
-    if param.grad is not None:
-        tensors["grad"] = param.grad
-    return {role: torch.view_as_real(t) if t.is_complex() else t for role, t in tensors.items()}
-
-
-def _coefficients_and_constants(family: Family, group: Group, values: Tensor) -> dict[str, Any]:
-    names = (coefficient.name for coefficient in family.coefficients)
-    constants = {name: group[name] for name in family.constants}
-    return {**dict(zip(names, values.unbind(), strict=True)), **group["special"], **constants}
+    for _, grouped in groupby(sorted(chosen, key=key), key=key):
+        members = list(grouped)
+        step = state[members[0]]["step"]
+        batch = Batch(
+            group,
+            members,
+            [state[param] for param in members],
+            step if group["capturable"] else float(step),
+            next(index for index, param in enumerate(params) if param is members[0]),
+        )
+        yield select_kernels(family, group, batch.device), batch

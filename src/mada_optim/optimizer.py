@@ -16,7 +16,7 @@ from mada_optim.family import Family
 # What all parameter groups have in common unless each has coefficients of its own.
 SET_SETTINGS = ("hyper_lr", "bounds", "hyper_momentum", "hyper_clip", "hyper_warmup", "hyper_every")
 # What a parameter group holds beside the arguments and SET_TENSORS.
-_OWN_KEYS = ("family", "special", "hyper_steps", "previous_lr")
+_OWN_KEYS = ("family", "special", "previous_lr")
 
 
 class HypergradientOptimizer(Optimizer):
@@ -40,7 +40,16 @@ class HypergradientOptimizer(Optimizer):
         bounds: boxes (low, high) of coefficients by name, where not the family's.
         hyper_per_group: learn one set of coefficients for each parameter group instead of one for the model. Groups
             may then have their own start values, ``hyper_lr`` and ``bounds``.
+        foreach: as in torch.optim, True or False force the implementation with torch's operators; True, which is also
+            what ``fused=False`` alone does, puts small parameters together, False takes them one by one.
         maximize: maximize the objective.
+        capturable: whether the step may be captured in a CUDA graph. Step counts are then kept on the device, and the
+            hypergradient is computed at every step, used or not. Take two steps before the capture.
+        fused: None, the default: the fastest implementation that there is for the device. True: compile the family's
+            update with torch.compile where nothing faster is built in. False: torch's operators only.
+        state_dtype: of the buffers: None, the default, for float32 (float64 for float64 parameters); torch.bfloat16
+            halves them, with stochastic rounding.
+        stochastic_rounding: round bfloat16 parameters stochastically, so that small updates are not lost.
         constants: the family's constants, by name. Groups may override them, as they may lr and weight_decay.
 
     Raises:
@@ -73,7 +82,12 @@ class HypergradientOptimizer(Optimizer):
         hyper_every: int = 1,
         bounds: Bounds | None = None,
         hyper_per_group: bool = False,
+        foreach: bool | None = None,
         maximize: bool = False,
+        capturable: bool = False,
+        fused: bool | None = None,
+        state_dtype: torch.dtype | None = None,
+        stochastic_rounding: bool = False,
         **constants: Any,
     ) -> None:
         if not isinstance(family, Family):
@@ -94,7 +108,12 @@ class HypergradientOptimizer(Optimizer):
             "hyper_every": hyper_every,
             "bounds": bounds,
             "hyper_per_group": hyper_per_group,
+            "foreach": foreach,
             "maximize": maximize,
+            "capturable": capturable,
+            "fused": fused,
+            "state_dtype": state_dtype,
+            "stochastic_rounding": stochastic_rounding,
             **family.constants,
             **constants,
         }
@@ -162,11 +181,10 @@ class HypergradientOptimizer(Optimizer):
             hyper_lr=settings.hyper_lr,
             bounds=settings.bounds,
             special=settings.special,
-            hyper_steps=0,
             previous_lr=0.0,
         )
         if first is not None and not per_group:
-            group.update({key: first[key] for key in (*SET_SETTINGS, *SET_TENSORS, "special", "hyper_steps")})
+            group.update({key: first[key] for key in (*SET_SETTINGS, *SET_TENSORS, "special")})
         else:
             device = next((tensor.device for tensor in map(_tensor, group["params"])), torch.device("cpu"))
             values = torch.tensor(list(settings.start.values()), dtype=torch.float64, device=device)
@@ -174,6 +192,7 @@ class HypergradientOptimizer(Optimizer):
                 coefficients=values,
                 hyper_momentum_buffer=torch.zeros_like(values),
                 hyper_skipped=torch.zeros((), dtype=torch.int64, device=device),
+                hyper_steps=torch.zeros((), dtype=torch.int64, device=device if group["capturable"] else "cpu"),
             )
         super().add_param_group(group)
 
@@ -189,9 +208,17 @@ class HypergradientOptimizer(Optimizer):
                     raise ValueError(f"lr must be a number or a tensor of one element, got shape {tuple(value.shape)}")
             elif not is_number(value) or value < 0.0:
                 raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
-        for name in ("maximize", "hyper_per_group"):
+        for name in ("maximize", "hyper_per_group", "capturable", "stochastic_rounding"):
             if not isinstance(group[name], bool):
                 raise TypeError(f"{name} must be a bool, got {group[name]!r}")
+        for name in ("foreach", "fused"):
+            if not (group[name] is None or isinstance(group[name], bool)):
+                raise TypeError(f"{name} must be True, False or None, got {group[name]!r}")
+        if group["foreach"] and group["fused"]:
+            raise ValueError("foreach and fused cannot both be True")
+        if group["state_dtype"] not in (None, torch.float32, torch.bfloat16):
+            allowed = "None, torch.float32 or torch.bfloat16"
+            raise ValueError(f"state_dtype must be {allowed}, got {group['state_dtype']!r}")
         learning_rule(group)
         self.family.validate_constants({name: group[name] for name in self.family.constants})
         tensors = [_tensor(param) for param in group["params"]]
@@ -334,7 +361,8 @@ class HypergradientOptimizer(Optimizer):
         for groups in self._coefficient_sets():
             device = next((p.device for group in groups for p in group["params"]), torch.device("cpu"))
             for key in SET_TENSORS:
-                tensor = groups[0][key].to(device)
+                on_host = key == "hyper_steps" and not groups[0]["capturable"]
+                tensor = groups[0][key].to("cpu" if on_host else device)
                 for group in groups:
                     group[key] = tensor
         for group, saved_group in zip(self.param_groups, loaded["param_groups"], strict=True):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
@@ -33,8 +34,9 @@ class MADA(HypergradientOptimizer):
         hyper_lr: step sizes of the coefficients. None, the default: the authors' for language models, 5e-4 for β1 and
             β2 and 0.1 for the others. A number: one for all. A mapping, ``{"beta1": 5e-4, "rho": 0.1}``: what is not
             named is frozen. 0.0: nothing is learned.
-        hyper_momentum, hyper_clip, hyper_warmup, hyper_every, bounds, hyper_per_group, maximize: see
-            :class:`HypergradientOptimizer`. Boxes: β1 [0.01, 0.99], β2 [0.5, 0.999], β3 [0, 0.99], others [0, 1].
+        hyper_momentum, hyper_clip, hyper_warmup, hyper_every, bounds, hyper_per_group, foreach, maximize, capturable,
+            fused, state_dtype, stochastic_rounding: see :class:`HypergradientOptimizer`. Boxes: β1 [0.01, 0.99],
+            β2 [0.5, 0.999], β3 [0, 0.99], others [0, 1].
 
     >>> import torch
     >>> model = torch.nn.Linear(4, 1)
@@ -63,7 +65,12 @@ class MADA(HypergradientOptimizer):
         bounds: Bounds | None = None,
         hyper_per_group: bool = False,
         lion_betas: tuple[float, float] = (0.95, 0.98),
+        foreach: bool | None = None,
         maximize: bool = False,
+        capturable: bool = False,
+        fused: bool | None = None,
+        state_dtype: torch.dtype | None = None,
+        stochastic_rounding: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -78,7 +85,12 @@ class MADA(HypergradientOptimizer):
             hyper_every=hyper_every,
             bounds=bounds,
             hyper_per_group=hyper_per_group,
+            foreach=foreach,
             maximize=maximize,
+            capturable=capturable,
+            fused=fused,
+            state_dtype=state_dtype,
+            stochastic_rounding=stochastic_rounding,
             eps=eps,
             lion_betas=lion_betas,
         )
@@ -111,7 +123,8 @@ class AVGrad(MADA):
     The direction is m̂_t / (√(v̄_t / (1-β2^t)) + ε) with v̄_t the mean of v_1, ..., v_t: MADA at ρ = 0, nothing learned.
 
     Args:
-        params, lr, betas, eps, weight_decay, maximize: as in :class:`MADA`.
+        params, lr, betas, eps, weight_decay, foreach, maximize, capturable, fused, state_dtype, stochastic_rounding: as
+            in :class:`MADA`.
     """
 
     def __init__(
@@ -122,9 +135,28 @@ class AVGrad(MADA):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         *,
+        foreach: bool | None = None,
         maximize: bool = False,
+        capturable: bool = False,
+        fused: bool | None = None,
+        state_dtype: torch.dtype | None = None,
+        stochastic_rounding: bool = False,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, rho=0.0, hyper_lr=0.0, maximize=maximize)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            rho=0.0,
+            hyper_lr=0.0,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            fused=fused,
+            state_dtype=state_dtype,
+            stochastic_rounding=stochastic_rounding,
+        )
 
 
 _POINTS: dict[str, Callable[..., Optimizer]] = {

@@ -42,13 +42,16 @@ class Block:
             member[role].copy_(piece.view(member[role].shape))
 
 
-def make_blocks(tensors: Sequence[Roles], elementwise: bool, size: int | None = None) -> Iterator[Block]:
+def make_blocks(
+    tensors: Sequence[Roles], elementwise: bool, size: int | None = None, gather: bool = True
+) -> Iterator[Block]:
     """Arrange tensors into blocks of about ``size`` elements.
 
     Args:
         tensors: one mapping from role to tensor for each parameter, all of the same roles, dtypes and device.
         elementwise: False: every parameter is a block of its own, whole.
         size: number of elements. Default: ``BLOCK_ELEMENTS``.
+        gather: whether small tensors are put together.
     """
     size = BLOCK_ELEMENTS if size is None else size
     gathered: list[Roles] = []
@@ -57,10 +60,10 @@ def make_blocks(tensors: Sequence[Roles], elementwise: bool, size: int | None = 
         example = next(iter(roles.values()))
         if example.numel() == 0:
             continue
-        if not elementwise:
-            yield Block([roles])
-        elif example.numel() > size:
+        if elementwise and example.numel() > size:
             yield from (Block([piece]) for piece in _cut(roles, example, size))
+        elif not (elementwise and gather):
+            yield Block([roles])
         else:
             if elements + example.numel() > size:
                 yield Block(gathered)

@@ -1,0 +1,110 @@
+"""What the engine asks of its kernels, and the batches of parameters that it hands them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mada_optim.family import Family
+from mada_optim.kernels.blocks import Roles
+
+# What a parameter keeps beside tensors of its own shape.
+SCALAR_STATE = ("step", "pending")
+
+Group = Mapping[str, Any]
+
+
+def coefficients_and_constants(family: Family, group: Group, values: Tensor) -> dict[str, Any]:
+    """What :meth:`Family.update` takes as ``q``.
+
+    Args:
+        family: whose they are.
+        group: parameter group with the family's constants and with the special values of frozen coefficients.
+        values: all coefficients, shape (K,), float64.
+    """
+    names = (coefficient.name for coefficient in family.coefficients)
+    constants = {name: group[name] for name in family.constants}
+    return {**dict(zip(names, values.unbind(), strict=True)), **group["special"], **constants}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Parameters of one group that agree in device, dtypes, number of completed steps, and what is to be done.
+
+    Args:
+        group: parameter group: learning rate, weight decay, constants.
+        params: the parameters.
+        states: what is kept for each of them; may be changed.
+        step: number t of steps completed: a number, or a 0-dimensional tensor on the device (``capturable``).
+        index: position of the first parameter in the model, from which the noise of stochastic rounding is drawn.
+    """
+
+    group: Group
+    params: Sequence[Tensor]
+    states: Sequence[dict[str, Any]]
+    step: float | Tensor
+    index: int
+
+    @property
+    def device(self) -> torch.device:
+        """Of all tensors."""
+        return self.params[0].device
+
+    @property
+    def has_grad(self) -> bool:
+        """Whether the parameters have gradients; all or none."""
+        return self.params[0].grad is not None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the arithmetic is done."""
+        return torch.promote_types(_real(self.params[0]).dtype, torch.float32)
+
+    @property
+    def roles(self) -> list[Roles]:
+        """For each parameter its tensors by name: "param", "grad" and the buffers. Complex ones as pairs of reals."""
+        return [self._roles(*pair) for pair in zip(self.params, self.states, strict=True)]
+
+    @staticmethod
+    def _roles(param: Tensor, state: Mapping[str, Any]) -> Roles:
+        tensors = {"param": param} | {name: value for name, value in state.items() if name not in SCALAR_STATE}
+        if param.grad is not None:
+            tensors["grad"] = param.grad
+        return {role: _real(tensor) for role, tensor in tensors.items()}
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+class Kernels(ABC):
+    """The two passes of a step over the parameters of a batch. Everything is changed in place."""
+
+    @abstractmethod
+    def settle(self, batch: Batch, values: Tensor, learned: Sequence[str]) -> Tensor | None:
+        """Complete the pending step t: differentiate it if the next gradient is there, and advance the buffers.
+
+        Args:
+            batch: parameters whose state holds the buffers before step t, and g_t as ``pending_grad``.
+            values: coefficients of step t, shape (K,), float64, on the device of the coefficients.
+            learned: names of those to differentiate by.
+
+        Returns:
+            ⟨g_{t+1}, ∂Δ_t/∂q⟩ for all K coefficients, 0 where not learned: float64, on the device of ``values``. None
+            if there is no gradient or nothing to learn.
+        """
+
+    @abstractmethod
+    def step(self, batch: Batch, values: Tensor, keep: bool) -> None:
+        """Take step t+1 of the parameters.
+
+        Args:
+            batch: parameters that have a gradient g_{t+1}.
+            values: coefficients of this step.
+            keep: leave the buffers as they are before the step and store the gradient in ``pending_grad``.
+        """

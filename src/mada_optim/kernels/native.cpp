@@ -1,0 +1,318 @@
+// MADA's update and its hypergradient for a list of tensors, each in one pass over memory.
+//
+// The update is defined in family.py (MADAFamily) and differentiated in hypergradient.py; this file repeats both in
+// closed form, for speed alone, and the tests hold it against them. It is compiled for one combination of these:
+//
+//   ADAPTIVE, SIGN   whether γ lets Adam's part and Lion's part of the direction in
+//   MEAN, DIFF, YOGI whether ρ, β3, c may differ from where they change nothing
+//   PARAM, GRAD, STATE   C++ types of parameters, gradients and buffers;  REAL: of the arithmetic
+//   STOCHASTIC       whether bfloat16 parameters are rounded stochastically, as buffers always are
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#if defined(__clang__)
+#define EACH _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define EACH _Pragma("GCC ivdep")
+#endif
+
+struct bfloat16 { uint16_t bits; };
+
+// What Python hands over (native.py mirrors it): one row for each parameter, null where there is no such tensor, ...
+enum Role { PARAMETER, GRADIENT, PENDING, EXP_AVG, EXP_AVG_SQ, MEAN_EXP_AVG_SQ, EXP_AVG_DIFF, PREVIOUS, LION, ROLES };
+
+struct Row {
+    int64_t numel;
+    int64_t seed;                        // of stochastic rounding
+    void* data[ROLES];
+};
+
+// ... and the numbers of the step t that is computed.
+struct Settings {
+    double beta1, beta2, beta3, rho, c, gamma;
+    double eps, kappa1, kappa2, t, lr, weight_decay;
+    int32_t maximize;
+    int32_t keep;                        // mada_step: store the gradient and leave the moments as they are
+    int32_t threads;
+};
+
+namespace {
+
+constexpr int COEFFICIENTS = 6;          // β1, β2, β3, ρ, c, γ
+constexpr int64_t TASK = 1 << 16;        // elements that a thread takes at a time
+constexpr int64_t SUMMED = 256;      // elements that are summed in REAL before the sum goes on in double
+
+// ---- Reading and writing numbers.
+
+inline REAL read(bfloat16 x) {
+    const uint32_t bits = uint32_t(x.bits) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+template <class T>
+REAL read(T x) { return REAL(x); }
+
+// 32 pseudorandom bits for an element: the finalizer of MurmurHash3 on a Weyl sequence.
+inline uint32_t noise(uint32_t seed, uint32_t index) {
+    uint32_t x = seed + index * 0x9E3779B9u;
+    x = (x ^ (x >> 16)) * 0x85EBCA6Bu;
+    x = (x ^ (x >> 13)) * 0xC2B2AE35u;
+    return x ^ (x >> 16);
+}
+
+// To nearest even, or up with the probability that keeps the expectation.
+template <bool RANDOM>
+void write(bfloat16& to, REAL x, uint32_t seed, int64_t index) {
+    const float value = x;
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const uint32_t carry = RANDOM ? noise(seed, uint32_t(index)) >> 16 : 0x7FFFu + ((bits >> 16) & 1u);
+    const bool finite = (bits & 0x7F800000u) != 0x7F800000u;
+    const uint32_t quiet = (bits & 0x007FFFFFu) ? 0x00400000u : 0u;
+    to.bits = uint16_t((finite ? bits + carry : bits | quiet) >> 16);
+}
+
+template <bool RANDOM, class T>
+void write(T& to, REAL x, uint32_t, int64_t) { to = T(x); }
+
+// ---- The mathematics, for one element.
+
+inline REAL sign(REAL x) { return REAL(x > 0) - REAL(x < 0); }
+
+// Coefficients in the precision of the arithmetic, and what the bias corrections make of them.
+struct Coefficients {
+    REAL beta1, beta2, beta3, rho, c, gamma, eps, kappa1, kappa2;
+    REAL not_beta1, not_beta2, not_beta3, not_rho, not_c, not_gamma, not_kappa1, not_kappa2;  // 1 - ...
+    REAL share;                          // 1/t
+    REAL later;                          // 1 after the first step: d_1 = 0
+    REAL unbias1, unbias2;               // 1/(1-β1^t), 1/(1-β2^t)
+    REAL drift1, drift2;                 // t β1^{t-1}/(1-β1^t)², t β2^{t-1}/(1-β2^t)
+    REAL V_by_v;                         // ∂V/∂v
+
+    explicit Coefficients(const Settings& q)
+        : beta1(q.beta1), beta2(q.beta2), beta3(q.beta3), rho(q.rho), c(q.c), gamma(q.gamma), eps(q.eps),
+          kappa1(q.kappa1), kappa2(q.kappa2), not_beta1(1 - q.beta1), not_beta2(1 - q.beta2),
+          not_beta3(1 - q.beta3), not_rho(1 - q.rho), not_c(1 - q.c), not_gamma(1 - q.gamma),
+          not_kappa1(1 - q.kappa1), not_kappa2(1 - q.kappa2), share(1 / q.t), later(q.t > 1) {
+        const double bias1 = 1 - std::pow(q.beta1, q.t), bias2 = 1 - std::pow(q.beta2, q.t);
+        unbias1 = 1 / bias1, unbias2 = 1 / bias2;
+        drift1 = q.t * std::pow(q.beta1, q.t - 1) / (bias1 * bias1), drift2 = q.t * std::pow(q.beta2, q.t - 1) / bias2;
+        V_by_v = (MEAN ? q.rho + (1 - q.rho) / q.t : 1) / bias2;
+    }
+};
+
+// m, v, v̄, n, g of the last step, l.
+struct Moments { REAL m, v, mean, n, previous, lion; };
+
+// One step, with everything that its derivatives need.
+struct Step {
+    REAL d, lookahead, square, square_sign, target, yogi, V, root, inverse, a, u, delta;
+    Moments next;
+};
+
+inline Step take(const Coefficients& q, const Moments& s, REAL g) {
+    Step x{};
+    if constexpr (ADAPTIVE) {
+        x.next.m = q.beta1 * s.m + q.not_beta1 * g;
+        REAL numerator = x.next.m * q.unbias1;
+        x.lookahead = g;
+        if constexpr (DIFF) {
+            x.d = q.later * (g - s.previous);
+            x.next.n = q.beta3 * s.n + q.not_beta3 * x.d;
+            x.lookahead = g + q.beta3 * x.d;
+            numerator += q.beta3 * x.next.n;
+        }
+        x.square = x.lookahead * x.lookahead;
+        x.target = x.square;
+        if constexpr (YOGI) {
+            x.square_sign = sign(x.square - s.v);
+            x.yogi = s.v + x.square_sign * x.square;
+            x.target = q.c * x.square + q.not_c * x.yogi;
+        }
+        x.next.v = q.beta2 * s.v + q.not_beta2 * x.target;
+        REAL v = x.next.v;
+        if constexpr (MEAN) {
+            x.next.mean = s.mean + (v - s.mean) * q.share;
+            v = q.rho * v + q.not_rho * x.next.mean;
+        }
+        x.V = v * q.unbias2;
+        x.root = std::sqrt(x.V);
+        x.inverse = 1 / (x.root + q.eps);
+        x.a = x.delta = numerator * x.inverse;
+    }
+    if constexpr (SIGN) {
+        x.u = x.delta = sign(q.kappa1 * s.lion + q.not_kappa1 * g);
+        x.next.lion = q.kappa2 * s.lion + q.not_kappa2 * g;
+    }
+    if constexpr (ADAPTIVE && SIGN) x.delta = q.gamma * x.a + q.not_gamma * x.u;
+    x.next.previous = g;
+    return x;
+}
+
+// w ∂Δ_t/∂q, for w the next gradient.
+struct Derivatives { REAL beta1, beta2, beta3, rho, c, gamma; };
+
+inline Derivatives differentiate(const Coefficients& q, const Moments& s, REAL g, const Step& x, REAL w) {
+    Derivatives by{};
+    if constexpr (ADAPTIVE) {
+        const REAL by_numerator = w * (SIGN ? q.gamma : REAL(1)) * x.inverse;
+        const REAL by_V = x.V > 0 ? -by_numerator * x.a / (2 * x.root) : REAL(0);
+        const REAL by_v = by_V * q.V_by_v;
+        by.beta1 = by_numerator * ((s.m - g) * q.unbias1 + x.next.m * q.drift1);
+        by.beta2 = by_v * (s.v - x.target) + by_V * x.V * q.drift2;
+        if constexpr (DIFF) {
+            const REAL by_square = by_v * q.not_beta2 * (YOGI ? q.c + q.not_c * x.square_sign : REAL(1));
+            by.beta3 = by_numerator * (x.next.n + q.beta3 * (s.n - x.d)) + by_square * 2 * x.lookahead * x.d;
+        }
+        if constexpr (MEAN) by.rho = by_V * (x.next.v - x.next.mean) * q.unbias2;
+        if constexpr (YOGI) by.c = by_v * q.not_beta2 * (x.square - x.yogi);
+    }
+    if constexpr (ADAPTIVE && SIGN) by.gamma = w * (x.a - x.u);
+    return by;
+}
+
+// ---- Passes over a range of one tensor.
+
+// The tensors of a row, with their types.
+struct Tensors {
+    PARAM* param;
+    GRAD* grad;
+    STATE *pending, *m, *v, *mean, *n, *previous, *lion;
+    uint32_t seed;
+
+    explicit Tensors(const Row& row)
+        : param(static_cast<PARAM*>(row.data[PARAMETER])), grad(static_cast<GRAD*>(row.data[GRADIENT])),
+          pending(state(row, PENDING)), m(state(row, EXP_AVG)), v(state(row, EXP_AVG_SQ)),
+          mean(state(row, MEAN_EXP_AVG_SQ)), n(state(row, EXP_AVG_DIFF)), previous(state(row, PREVIOUS)),
+          lion(state(row, LION)), seed(uint32_t(row.seed)) {}
+
+    static STATE* state(const Row& row, Role role) { return static_cast<STATE*>(row.data[role]); }
+
+    Moments moments(int64_t i) const {
+        Moments s{};
+        if constexpr (ADAPTIVE) s.m = read(m[i]), s.v = read(v[i]);
+        if constexpr (MEAN) s.mean = read(mean[i]);
+        if constexpr (DIFF) s.n = read(n[i]), s.previous = read(previous[i]);
+        if constexpr (SIGN) s.lion = read(lion[i]);
+        return s;
+    }
+
+    void store(STATE* to, Role role, int64_t i, REAL value) const {
+        write<true>(to[i], value, seed + role, i);
+    }
+
+    void store(int64_t i, const Moments& s) const {
+        if constexpr (ADAPTIVE) store(m, EXP_AVG, i, s.m), store(v, EXP_AVG_SQ, i, s.v);
+        if constexpr (MEAN) store(mean, MEAN_EXP_AVG_SQ, i, s.mean);
+        if constexpr (DIFF) store(n, EXP_AVG_DIFF, i, s.n);
+        if constexpr (SIGN) store(lion, LION, i, s.lion);
+    }
+};
+
+// The pending step: its derivatives along the next gradient, then its moments.
+void settle(const Coefficients& given, const Settings& settings, const Row& row, int64_t start, int64_t end, double* sums) {
+    const Coefficients q = given;
+    const Tensors tensors(row);
+    const REAL orientation = settings.maximize ? -1 : 1;
+    REAL terms[COEFFICIENTS][SUMMED];
+    EACH
+    for (int64_t i = start; i < end; ++i) {
+        const REAL g = read(tensors.pending[i]);
+        const Moments s = tensors.moments(i);
+        const Step x = take(q, s, g);
+        const Derivatives by = differentiate(q, s, g, x, orientation * read(tensors.grad[i]));
+        terms[0][i - start] = by.beta1;
+        terms[1][i - start] = by.beta2;
+        if constexpr (DIFF) terms[2][i - start] = by.beta3;
+        if constexpr (MEAN) terms[3][i - start] = by.rho;
+        if constexpr (YOGI) terms[4][i - start] = by.c;
+        if constexpr (ADAPTIVE && SIGN) terms[5][i - start] = by.gamma;
+        tensors.store(i, x.next);
+    }
+    REAL beta1 = 0, beta2 = 0, beta3 = 0, rho = 0, c = 0, gamma = 0;
+#pragma omp simd reduction(+ : beta1, beta2, beta3, rho, c, gamma)
+    for (int64_t i = 0; i < end - start; ++i) {
+        beta1 += terms[0][i];
+        beta2 += terms[1][i];
+        if constexpr (DIFF) beta3 += terms[2][i];
+        if constexpr (MEAN) rho += terms[3][i];
+        if constexpr (YOGI) c += terms[4][i];
+        if constexpr (ADAPTIVE && SIGN) gamma += terms[5][i];
+    }
+    const REAL all[COEFFICIENTS] = {beta1, beta2, beta3, rho, c, gamma};
+    for (int k = 0; k < COEFFICIENTS; ++k) sums[k] += all[k];
+}
+
+// The moments of the pending step alone, where no next gradient came.
+void advance(const Coefficients& given, const Settings&, const Row& row, int64_t start, int64_t end, double*) {
+    const Coefficients q = given;
+    const Tensors tensors(row);
+    EACH
+    for (int64_t i = start; i < end; ++i)
+        tensors.store(i, take(q, tensors.moments(i), read(tensors.pending[i])).next);
+}
+
+// The step of the parameters.
+template <bool KEEP>
+void step(const Coefficients& given, const Settings& settings, const Row& row, int64_t start, int64_t end, double*) {
+    const Coefficients q = given;
+    const Tensors tensors(row);
+    const REAL orientation = settings.maximize ? -1 : 1, lr = settings.lr, decay = 1 - settings.lr * settings.weight_decay;
+    EACH
+    for (int64_t i = start; i < end; ++i) {
+        const REAL g = orientation * read(tensors.grad[i]);
+        const Step x = take(q, tensors.moments(i), g);
+        write<STOCHASTIC>(tensors.param[i], read(tensors.param[i]) * decay - lr * x.delta, tensors.seed, i);
+        if constexpr (KEEP) {
+            tensors.store(tensors.pending, PENDING, i, g);
+        } else {
+            tensors.store(i, x.next);
+            if constexpr (DIFF) tensors.store(tensors.previous, PREVIOUS, i, g);
+        }
+    }
+}
+
+template <class Pass>
+void run(const Settings& settings, const Row* rows, int64_t count, double* sums, Pass pass) {
+    struct Task { int64_t row, start, end; };
+    std::vector<Task> tasks;
+    for (int64_t row = 0; row < count; ++row)
+        for (int64_t start = 0; start < rows[row].numel; start += TASK)
+            tasks.push_back({row, start, std::min(start + TASK, rows[row].numel)});
+    const Coefficients q(settings);
+    // One sum for each task, added up in order at the end: the result does not depend on the threads.
+    std::vector<double> partial(tasks.size() * COEFFICIENTS, 0.0);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(settings.threads)
+    for (size_t k = 0; k < tasks.size(); ++k) {
+        const Task task = tasks[k];
+        const Row row = rows[task.row];
+        for (int64_t start = task.start; start < task.end; start += SUMMED)
+            pass(q, settings, row, start, std::min(start + SUMMED, task.end), &partial[k * COEFFICIENTS]);
+    }
+    if (sums)
+        for (size_t k = 0; k < partial.size(); ++k) sums[k % COEFFICIENTS] += partial[k];
+}
+
+}  // namespace
+
+extern "C" {
+
+void mada_settle(const Settings* settings, const Row* rows, int64_t count, double* sums) {
+    run(*settings, rows, count, sums, settle);
+}
+
+void mada_advance(const Settings* settings, const Row* rows, int64_t count) {
+    run(*settings, rows, count, nullptr, advance);
+}
+
+void mada_step(const Settings* settings, const Row* rows, int64_t count) {
+    run(*settings, rows, count, nullptr, settings->keep ? step<true> : step<false>);
+}
+
+}  // extern "C"

@@ -1,0 +1,294 @@
+"""MADA's own family on the CPU: builds, loads and calls ``native.cpp``.
+
+The source is compiled once for each combination of learned coefficients and dtypes, in about a second, with the C++
+compiler of the machine (``CXX``, or c++, g++, clang++), and kept in ``MADA_CACHE_DIR`` (default:
+``$XDG_CACHE_HOME/mada-optim`` or ``~/.cache/mada-optim``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from array import array
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mada_optim.kernels.base import Batch, coefficients_and_constants
+from mada_optim.kernels.blocks import Roles
+from mada_optim.kernels.plain import PlainKernels
+from mada_optim.kernels.rounding import mix
+
+_TYPES = {torch.float64: "double", torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "_Float16"}
+_STATE_ROLES = ("exp_avg", "exp_avg_sq", "mean_exp_avg_sq", "exp_avg_diff", "previous_grad", "lion_exp_avg")
+# In the order of native.cpp's Role.
+_ROLES = ("param", "grad", "pending_grad", *_STATE_ROLES)
+
+
+class _Settings(ctypes.Structure):
+    """native.cpp's Settings."""
+
+    _fields_ = (
+        *((name, ctypes.c_double) for name in ("beta1", "beta2", "beta3", "rho", "c", "gamma")),
+        *((name, ctypes.c_double) for name in ("eps", "kappa1", "kappa2", "t", "lr", "weight_decay")),
+        *((name, ctypes.c_int32) for name in ("maximize", "keep", "threads")),
+    )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a library is compiled for; native.cpp says what each means."""
+
+    ADAPTIVE: bool
+    SIGN: bool
+    MEAN: bool
+    DIFF: bool
+    YOGI: bool
+    PARAM: str
+    GRAD: str
+    STATE: str
+    REAL: str
+    STOCHASTIC: bool
+
+
+class NativeKernels(PlainKernels):
+    """MADA's family in closed form. Parameters that are not dense in memory are left to the plain kernels."""
+
+    def settle(self, batch: Batch, values: Tensor, learned: Sequence[str]) -> Tensor | None:
+        """See :meth:`Kernels.settle`."""
+        native, rest = self._split(batch)
+        total = super().settle(rest, values, learned) if rest else None
+        if native is None:
+            return total
+        settings, variant = self._settings(native, values, float(native.step), keep=False)
+        library, rows = load(variant), _Rows(native)
+        if not (learned and native.has_grad):
+            library.mada_advance(ctypes.byref(settings), rows.pointer, len(rows))
+        else:
+            sums = (ctypes.c_double * len(values))()
+            library.mada_settle(ctypes.byref(settings), rows.pointer, len(rows), sums)
+            used = [
+                s if coefficient.name in learned else 0.0
+                for s, coefficient in zip(sums, self.family.coefficients, strict=True)
+            ]
+            aligned = torch.tensor(used, dtype=torch.float64, device=values.device)
+            total = aligned if total is None else total + aligned
+        if variant.DIFF:
+            for state in native.states:
+                state["previous_grad"], state["pending_grad"] = state["pending_grad"], state["previous_grad"]
+        return total
+
+    def step(self, batch: Batch, values: Tensor, keep: bool) -> None:
+        """See :meth:`Kernels.step`."""
+        native, rest = self._split(batch)
+        if rest is not None:
+            super().step(rest, values, keep)
+        if native is not None:
+            settings, variant = self._settings(native, values, float(native.step) + 1, keep)
+            rows = _Rows(native)
+            load(variant).mada_step(ctypes.byref(settings), rows.pointer, len(rows))
+
+    def _split(self, batch: Batch) -> tuple[Batch | None, Batch | None]:
+        """The parameters that the library can work on, and the others."""
+        if not available():
+            return None, batch
+        dense = [_is_dense(roles) for roles in batch.roles]
+        if all(dense):
+            return batch, None
+        parts = []
+        for wanted in (True, False):
+            members = [i for i, is_dense in enumerate(dense) if is_dense == wanted]
+            params, states = [batch.params[i] for i in members], [batch.states[i] for i in members]
+            parts.append(replace(batch, params=params, states=states) if members else None)
+        return parts[0], parts[1]
+
+    def _settings(self, batch: Batch, values: Tensor, t: float, keep: bool) -> tuple[_Settings, Variant]:
+        group, roles = batch.group, batch.roles[0]
+        q: dict[str, Any] = coefficients_and_constants(self.family, group, values)
+        names = self.family.buffers(q)
+        settings = _Settings(
+            *values.tolist(),
+            q["eps"],
+            *q["lion_betas"],
+            t,
+            float(group["lr"]),
+            group["weight_decay"],
+            group["maximize"],
+            keep,
+            torch.get_num_threads(),
+        )
+        state = next(tensor for role, tensor in roles.items() if role not in ("param", "grad"))
+        variant = Variant(
+            ADAPTIVE="exp_avg" in names,
+            SIGN="lion_exp_avg" in names,
+            MEAN="mean_exp_avg_sq" in names,
+            DIFF="exp_avg_diff" in names,
+            YOGI="exp_avg" in names and "c" not in group["special"],
+            PARAM=_TYPES[roles["param"].dtype],
+            GRAD=_TYPES[roles["grad"].dtype if "grad" in roles else roles["param"].dtype],
+            STATE=_TYPES[state.dtype],
+            REAL=_TYPES[batch.dtype],
+            STOCHASTIC=group["stochastic_rounding"],
+        )
+        return settings, variant
+
+
+class _Rows:
+    """The tensors of a batch as native.cpp's Row, which must not outlive the batch."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._kept: list[Tensor] = []
+        table = array("q")
+        for number, roles in enumerate(batch.roles):
+            param = roles["param"]
+            table.extend((param.numel(), mix(batch.index, number, int(batch.step))))
+            table.extend(0 if roles.get(role) is None else self._address(roles[role], param) for role in _ROLES)
+        self._table = table
+        self.pointer = ctypes.c_void_p(table.buffer_info()[0])
+        self._count = len(batch.params)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _address(self, tensor: Tensor, param: Tensor) -> int:
+        if tensor.stride() != param.stride() and not (tensor.is_contiguous() and param.is_contiguous()):
+            # Only gradients come in a layout of their own.
+            tensor = torch.empty_like(param, dtype=tensor.dtype).copy_(tensor)
+            self._kept.append(tensor)
+        return tensor.data_ptr()
+
+
+def _is_dense(roles: Roles) -> bool:
+    """Whether parameter and buffers are the same elements in the same order in memory, without gaps."""
+    param = roles["param"]
+    if param.is_contiguous():
+        return all(tensor.is_contiguous() for role, tensor in roles.items() if role != "grad")
+    if any(tensor.stride() != param.stride() for role, tensor in roles.items() if role != "grad"):
+        return False
+    expected = 1
+    for stride, size in sorted(zip(param.stride(), param.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+# ---- Building.
+
+
+def available() -> bool:
+    """Whether the library can be built here. Where not, says so once, by a warning."""
+    return _failure() is None
+
+
+@lru_cache(maxsize=1)
+def _failure() -> str | None:
+    try:
+        load(Variant(True, False, False, False, False, "float", "float", "float", "float", False))
+    except (OSError, RuntimeError) as error:
+        warnings.warn(
+            f"MADA's fused CPU kernels cannot be built, the plain ones will be used, which are slower: {error}. "
+            "Install a C++17 compiler or name one in CXX; fused=False avoids this warning.",
+            stacklevel=2,
+        )
+        return str(error)
+    return None
+
+
+@lru_cache(maxsize=256)
+def load(variant: Variant) -> ctypes.CDLL:
+    """The library for one variant, built if it is not in the cache.
+
+    Raises:
+        RuntimeError: there is no compiler, or it failed.
+        OSError: the library cannot be loaded.
+    """
+    source = files("mada_optim.kernels").joinpath("native.cpp").read_text(encoding="utf-8")
+    command = [_compiler(), *_flags(), *(f"-D{name}={_text(value)}" for name, value in asdict(variant).items())]
+    digest = hashlib.sha256("\0".join([source, *command, _machine(), torch.__version__]).encode()).hexdigest()[:20]
+    path = cache_dir() / f"native-{digest}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            built = _build(command, source, Path(folder))
+            built.replace(path)  # atomic: several processes may build it at once
+    library = ctypes.CDLL(str(path))
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    library.mada_settle.argtypes = [pointer, pointer, count, pointer]
+    library.mada_advance.argtypes = library.mada_step.argtypes = [pointer, pointer, count]
+    for function in (library.mada_settle, library.mada_advance, library.mada_step):
+        function.restype = None
+    return library
+
+
+def cache_dir() -> Path:
+    """Where compiled libraries are kept."""
+    given = os.environ.get("MADA_CACHE_DIR")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mada-optim"
+
+
+def _build(command: list[str], source: str, folder: Path) -> Path:
+    (folder / "native.cpp").write_text(source, encoding="utf-8")
+    built = folder / "native.so"
+    problem = ""
+    for openmp in (["-fopenmp"], []):
+        # Linked without it: the threads are those of the OpenMP library that torch has loaded.
+        steps = ([*command, *openmp, "-c", "native.cpp", "-o", "native.o"], [command[0], "-shared", "native.o"])
+        try:
+            for step in (steps[0], [*steps[1], "-o", built.name]):
+                subprocess.run(step, cwd=folder, check=True, capture_output=True, text=True)
+            ctypes.CDLL(str(built))
+        except subprocess.CalledProcessError as error:
+            problem = f"{' '.join(error.cmd)}: {error.stderr.strip()[-500:]}"
+        except OSError as error:
+            problem = str(error)
+        else:
+            return built
+    raise RuntimeError(problem)
+
+
+def _compiler() -> str:
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    found = next((path for path in map(shutil.which, names) if path), None)
+    if found is None:
+        raise RuntimeError(f"no C++ compiler found (looked for {', '.join(names)})")
+    return found
+
+
+def _flags() -> list[str]:
+    # Without errno and traps the compiler may compute both sides of a choice for several elements at once; no flag
+    # that would change a result.
+    flags = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return [*flags, "-march=native", "-mprefer-vector-width=512"]
+    return [*flags, "-mcpu=native"]
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    """What -march=native may depend on: a home folder can be shared by different machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(
+        sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    )
+
+
+def _text(value: bool | str) -> str:
+    return str(value).lower() if isinstance(value, bool) else value

@@ -1,0 +1,92 @@
+"""Any family on any device, with torch's operators, on pieces of a size that suits the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from mada_optim.family import Family
+from mada_optim.hypergradient import alignment_gradient
+from mada_optim.kernels.base import Batch, Kernels, coefficients_and_constants
+from mada_optim.kernels.blocks import Block, make_blocks
+from mada_optim.kernels.rounding import mix, round_stochastically
+
+
+class PlainKernels(Kernels):
+    """The family's update as it is written, piece by piece.
+
+    Args:
+        family: whose update it is.
+    """
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+
+    def settle(self, batch: Batch, values: Tensor, learned: Sequence[str]) -> Tensor | None:
+        """See :meth:`Kernels.settle`."""
+        q = self._q(batch, values)
+        step = step_tensor(batch, batch.step)
+        learned = [name for name in learned if batch.has_grad]
+        total: Tensor | None = None
+        for number, block in enumerate(self._blocks(batch)):
+            state = {name: block.read(name, batch.dtype) for name in self.family.buffers(q)}
+            grad = block.read("pending_grad", batch.dtype)
+            if learned:
+                next_grad = self._grad(batch, block)
+                aligned = alignment_gradient(self.family, state, grad, next_grad, q, learned, step)
+                total = aligned if total is None else total + aligned
+            _, advanced = self.family.update(state, grad, q, step)
+            self._write(batch, block, advanced, mix(batch.index, number))
+        return None if total is None else spread(self.family, learned, total.to(values.device))
+
+    def step(self, batch: Batch, values: Tensor, keep: bool) -> None:
+        """See :meth:`Kernels.step`."""
+        q = self._q(batch, values)
+        step = step_tensor(batch, batch.step + 1)
+        lr, weight_decay = batch.group["lr"], batch.group["weight_decay"]
+        for number, block in enumerate(self._blocks(batch)):
+            grad = self._grad(batch, block)
+            state = {name: block.read(name, batch.dtype) for name in self.family.buffers(q)}
+            direction, advanced = self.family.update(state, grad, q, step)
+            param = block.read("param", batch.dtype) * (1 - lr * weight_decay) - lr * direction
+            kept = {"pending_grad": grad} if keep else advanced
+            self._write(batch, block, {"param": param, **kept}, mix(batch.index, number))
+
+    def _blocks(self, batch: Batch) -> list[Block]:
+        return list(make_blocks(batch.roles, self.family.elementwise, gather=batch.group["foreach"] is not False))
+
+    def _q(self, batch: Batch, values: Tensor) -> dict[str, Any]:
+        return coefficients_and_constants(self.family, batch.group, values.to(batch.device))
+
+    @staticmethod
+    def _grad(batch: Batch, block: Block) -> Tensor:
+        """Gradient of what is minimized."""
+        grad = block.read("grad", batch.dtype)
+        return -grad if batch.group["maximize"] else grad
+
+    @staticmethod
+    def _write(batch: Batch, block: Block, values: Mapping[str, Tensor], seed: int) -> None:
+        for name, value in values.items():
+            stored = block.members[0][name].dtype
+            # Buffers always: an average that moves by less than half a unit of the last place would stand still.
+            if stored == torch.bfloat16 and (name != "param" or batch.group["stochastic_rounding"]):
+                value = round_stochastically(value.float(), mix(seed, int(batch.step), crc32(name.encode())))
+            block.write(name, value)
+
+
+def step_tensor(batch: Batch, step: float | Tensor) -> Tensor:
+    """0-dimensional float64 on the batch's device, without waiting for it."""
+    if isinstance(step, Tensor):
+        return step.to(batch.device, torch.float64)
+    return torch.full((), step, dtype=torch.float64, device=batch.device)
+
+
+def spread(family: Family, learned: Sequence[str], aligned: Tensor) -> Tensor:
+    """The derivatives by ``learned``, shape (len(learned),), put into their places among all coefficients."""
+    parts = dict(zip(learned, aligned.unbind(), strict=True))
+    zero = torch.zeros_like(aligned[0])
+    return torch.stack([parts.get(coefficient.name, zero) for coefficient in family.coefficients])
