@@ -4,12 +4,12 @@ With everything of step t-1 held constant, x_{t+1} = (1 - η_t λ) x_t - η_t Δ
 
     h_t = ∂f(x_{t+1})/∂q_t = -η_t ⟨g_{t+1}, ∂Δ_t/∂q_t⟩ = -η_t ∂/∂q_t ⟨g_{t+1}, Δ_t(q_t)⟩.
 
-The last form is what is computed: a gradient of one scalar with respect to a handful of numbers (MADA, section 3).
+The last form is what is computed: g_{t+1} pulled back through Δ_t to a handful of numbers (MADA, section 3).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,9 +42,8 @@ def alignment_gradient(
         float64 tensor of shape ``(len(learned),)``, in the order of ``learned``.
     """
 
-    def alignment(values: Tensor) -> Tensor:
-        direction, _ = family.update(state, grad, {**q, **dict(zip(learned, values.unbind(), strict=True))}, step)
-        return (direction * next_grad).sum(dtype=torch.float64)
+    def direction(values: Tensor) -> Tensor:
+        return family.update(state, grad, {**q, **dict(zip(learned, values.unbind(), strict=True))}, step)[0]
 
-    gradient: Tensor = torch.func.grad(alignment)(torch.stack([q[name] for name in learned]))
-    return gradient
+    pull_back: Callable[[Tensor], tuple[Tensor]] = torch.func.vjp(direction, torch.stack([q[k] for k in learned]))[1]
+    return pull_back(next_grad)[0]

@@ -32,6 +32,28 @@ class Block:
             return self.members[0][role].to(dtype)
         return torch.cat([member[role].reshape(-1) for member in self.members]).to(dtype)
 
+    def flat(self, role: str) -> tuple[Tensor, bool]:
+        """The tensor of one role as it is stored, in one dimension, and whether it shares the stored memory.
+
+        A single parameter that is dense in memory is read in the order of its memory, and so are its other tensors.
+        """
+        if len(self.members) > 1:
+            return torch.cat([member[role].reshape(-1) for member in self.members]), False
+        permuted = self._in_memory_order(role)
+        return permuted.reshape(-1), permuted.is_contiguous()
+
+    def write_flat(self, role: str, value: Tensor) -> None:
+        """Store what corresponds to ``flat(role)``."""
+        if len(self.members) > 1:
+            self.write(role, value)
+        else:
+            permuted = self._in_memory_order(role)
+            permuted.copy_(value.view(permuted.shape))
+
+    def _in_memory_order(self, role: str) -> Tensor:
+        param = next(iter(self.members[0].values()))
+        return self.members[0][role].permute(sorted(range(param.dim()), key=param.stride, reverse=True))
+
     def write(self, role: str, value: Tensor) -> None:
         """Store what corresponds to ``read(role)``, converted to the stored dtype."""
         if len(self.members) == 1:
@@ -43,7 +65,7 @@ class Block:
 
 
 def make_blocks(
-    tensors: Sequence[Roles], elementwise: bool, size: int | None = None, gather: bool = True
+    tensors: Sequence[Roles], elementwise: bool, size: int | None = None, gather: bool = True, cut: bool = True
 ) -> Iterator[Block]:
     """Arrange tensors into blocks of about ``size`` elements.
 
@@ -52,6 +74,7 @@ def make_blocks(
         elementwise: False: every parameter is a block of its own, whole.
         size: number of elements. Default: ``BLOCK_ELEMENTS``.
         gather: whether small tensors are put together.
+        cut: whether large tensors are cut.
     """
     size = BLOCK_ELEMENTS if size is None else size
     gathered: list[Roles] = []
@@ -60,9 +83,10 @@ def make_blocks(
         example = next(iter(roles.values()))
         if example.numel() == 0:
             continue
-        if elementwise and example.numel() > size:
+        large = example.numel() > size
+        if elementwise and large and cut:
             yield from (Block([piece]) for piece in _cut(roles, example, size))
-        elif not (elementwise and gather):
+        elif large or not (elementwise and gather):
             yield Block([roles])
         else:
             if elements + example.numel() > size:

@@ -29,7 +29,7 @@ class PlainKernels(Kernels):
     def settle(self, batch: Batch, values: Tensor, learned: Sequence[str]) -> Tensor | None:
         """See :meth:`Kernels.settle`."""
         q = self._q(batch, values)
-        step = step_tensor(batch, batch.step)
+        step = number_tensor(batch, batch.step)
         learned = [name for name in learned if batch.has_grad]
         total: Tensor | None = None
         for number, block in enumerate(self._blocks(batch)):
@@ -46,7 +46,7 @@ class PlainKernels(Kernels):
     def step(self, batch: Batch, values: Tensor, keep: bool) -> None:
         """See :meth:`Kernels.step`."""
         q = self._q(batch, values)
-        step = step_tensor(batch, batch.step + 1)
+        step = number_tensor(batch, batch.step + 1)
         lr, weight_decay = batch.group["lr"], batch.group["weight_decay"]
         for number, block in enumerate(self._blocks(batch)):
             grad = self._grad(batch, block)
@@ -71,18 +71,24 @@ class PlainKernels(Kernels):
     @staticmethod
     def _write(batch: Batch, block: Block, values: Mapping[str, Tensor], seed: int) -> None:
         for name, value in values.items():
-            stored = block.members[0][name].dtype
-            # Buffers always: an average that moves by less than half a unit of the last place would stand still.
-            if stored == torch.bfloat16 and (name != "param" or batch.group["stochastic_rounding"]):
+            if is_rounded_stochastically(batch, name, block.members[0][name].dtype):
                 value = round_stochastically(value.float(), mix(seed, int(batch.step), crc32(name.encode())))
             block.write(name, value)
 
 
-def step_tensor(batch: Batch, step: float | Tensor) -> Tensor:
+def is_rounded_stochastically(batch: Batch, name: str, dtype: torch.dtype) -> bool:
+    """Whether a tensor of that name and stored dtype is rounded stochastically.
+
+    Buffers in bfloat16 always: an average that moves by less than half a unit in the last place would stand still.
+    """
+    return bool(dtype == torch.bfloat16 and (name != "param" or batch.group["stochastic_rounding"]))
+
+
+def number_tensor(batch: Batch, value: float | Tensor) -> Tensor:
     """0-dimensional float64 on the batch's device, without waiting for it."""
-    if isinstance(step, Tensor):
-        return step.to(batch.device, torch.float64)
-    return torch.full((), step, dtype=torch.float64, device=batch.device)
+    if isinstance(value, Tensor):
+        return value.to(batch.device, torch.float64).reshape(())
+    return torch.full((), value, dtype=torch.float64, device=batch.device)
 
 
 def spread(family: Family, learned: Sequence[str], aligned: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def _finalize(x: int) -> int:
     return x ^ (x >> 16)
 
 
-def round_stochastically(values: Tensor, seed: int) -> Tensor:
+def round_stochastically(values: Tensor, seed: int | Tensor) -> Tensor:
     """float32 to bfloat16, to one of the two neighbours, so that the expectation is the value.
 
     Infinities and NaN stay what they are. The noise is a function of ``seed`` and of an element's position: the same
@@ -34,7 +34,7 @@ def round_stochastically(values: Tensor, seed: int) -> Tensor:
 
     Args:
         values: float32 tensor.
-        seed: which noise.
+        seed: which noise; an integer, or a 0-dimensional int64 tensor.
 
     Returns:
         bfloat16 tensor of the same shape.
