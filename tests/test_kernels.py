@@ -6,14 +6,17 @@ import copy
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import pytest
 import torch
 from problems import IDS, TABLE, Net, Row, train
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from mada_optim import MADA, HypergradientOptimizer
-from mada_optim.kernels import native
+from mada_optim import MADA, Coefficient, Family, HypergradientOptimizer
+from mada_optim.kernels import native, select
 from mada_optim.kernels.rounding import round_stochastically
 
 # Relative to the largest element: what a few float32 operations in another order may differ by after some steps.
@@ -211,16 +214,21 @@ with warnings.catch_warnings(record=True) as caught:
             optimizer.step()
         print(x.tolist())
 print(len(caught), caught[0].message)
+try:
+    MADA([x], fused=True)
+except RuntimeError as error:
+    print(error)
 """
 
 
 def test_without_a_compiler_there_is_one_warning_and_the_plain_kernels(tmp_path):
     env = {"CXX": "no-such-compiler", "MADA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], env=env, capture_output=True, text=True, check=True)
-    first, second, plain, warning = done.stdout.strip().splitlines()
+    first, second, plain, warning, refused = done.stdout.strip().splitlines()
     assert first == second == plain
-    assert warning.startswith("1 MADA's fused CPU kernels cannot be built")
+    assert warning.startswith("1 MADA's fused kernels cannot be built")
     assert "no-such-compiler" in warning
+    assert refused.startswith("fused=True needs a C++17 compiler (CXX): no C++ compiler found")
 
 
 def test_a_compiler_that_fails_is_no_compiler(tmp_path):
@@ -314,6 +322,166 @@ def test_state_in_bfloat16_survives_a_checkpoint():
         assert {k: v.dtype for k, v in one.items()} == {k: v.dtype for k, v in two.items()}
 
 
+# ---- torch.compile: any elementwise family. One small network for all tests: compiling is what takes the time.
+
+
+class NesterovLike(Family):
+    """A family of a user: momentum with a learned look ahead. No closed form exists for it."""
+
+    coefficients = (
+        Coefficient("beta", 0.9, (0.0, 0.99), 1e-2, domain=(0.0, 1.0)),
+        Coefficient("look", 0.5, (0.0, 1.0), 1e-1),
+    )
+
+    def buffers(self, q):
+        return ("momentum",)
+
+    def update(self, state, grad, q, step):
+        momentum = q["beta"] * state["momentum"] + (1 - q["beta"]) * grad
+        corrected = momentum / (1 - q["beta"] ** step)
+        return (1 - q["look"]) * corrected + q["look"] * grad, {"momentum": momentum}
+
+
+def family_row(family: Family, **kwargs) -> Row:
+    make = partial(HypergradientOptimizer, family=family, hyper_warmup=0, **kwargs)
+    return Row(family.name, make, {"gamma": 1.0}, 0, learns=True)
+
+
+@pytest.fixture(scope="module")
+def _compiled():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("_compiled")
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, FLOAT32), (torch.float64, 1e-12)], ids=str)
+def test_compiled_agrees_with_plain(dtype, rtol):
+    row = family_row(NesterovLike(), hyper_lr=1e-6)
+    assert_same(run(row, dtype, fused=True), run(row, dtype, fused=False), rtol)
+
+
+@pytest.mark.usefixtures("_compiled")
+def test_compiled_mada_agrees_with_plain(monkeypatch):
+    """What CUDA uses for MADA's own family, here on the CPU."""
+    row = next(row for row in TABLE if row.name == "mada-interior")
+    with monkeypatch.context() as patch:
+        patch.setattr(select, "NativeKernels", select.CompiledKernels)
+        compiled = run(row, torch.float32, fused=True, hyper_lr=1e-6)
+    assert_same(compiled, run(row, torch.float32, fused=False, hyper_lr=1e-6), FLOAT32)
+
+
+@pytest.mark.usefixtures("_compiled")
+def test_compiled_stochastic_rounding():
+    row = family_row(NesterovLike(), hyper_lr=0.0, state_dtype=torch.bfloat16, stochastic_rounding=True)
+    x = nn.Parameter(torch.ones(20_000, dtype=torch.bfloat16))
+    optimizer = row([x], lr=1e-5, fused=True)
+    for _ in range(100):
+        x.grad = torch.ones_like(x)
+        optimizer.step()
+    assert 1.0 - float(x.detach().double().mean()) == pytest.approx(0.001, rel=0.1)
+
+
+@pytest.mark.usefixtures("_compiled")
+def test_compiled_once_for_all_coefficients_rates_steps_and_shapes():
+    row = family_row(NesterovLike())
+    optimizers = []
+    graphs = []
+    for shapes in ([(30_000,), (7, 3)], [(5,)], [(200, 300), (9_000,), (4, 5, 6), ()], [(8_191,)], [(1,)]):
+        params = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+        optimizers.append(row(params, lr=10.0 ** -len(shapes), fused=True, start={"beta": 0.1 * len(shapes)}))
+        for step in range(4):
+            optimizers[-1].param_groups[0]["lr"] /= step + 1
+            for param in params:
+                param.grad = torch.randn_like(param)
+            optimizers[-1].step()
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    assert len(set(graphs)) == 1, graphs
+
+
+def test_a_family_that_is_not_elementwise_is_not_compiled():
+    class Normalized(NesterovLike):
+        elementwise = False
+
+        def update(self, state, grad, q, step):
+            direction, new = super().update(state, grad, q, step)
+            return direction / direction.norm(), new
+
+    class Wrong(Normalized):
+        elementwise = True
+
+    with pytest.raises(RuntimeError, match="fused=True needs an elementwise family; Normalized is not"):
+        family_row(Normalized())([nn.Parameter(torch.ones(2))], fused=True)
+    x = nn.Parameter(torch.ones(2))
+    x.grad = torch.ones(2)
+    with pytest.raises(ValueError, match="an element depends on a sum over elements"):
+        family_row(Wrong())([x], fused=True).step()
+
+
+# ---- Capturable, and never waiting for the device.
+
+
+@pytest.mark.parametrize("row", TABLE, ids=IDS)
+@pytest.mark.parametrize("state_dtype", [None, torch.bfloat16], ids=str)
+def test_capturable_changes_nothing(row: Row, state_dtype):
+    results = []
+    for capturable in (False, True):
+        model = Net(torch.float64 if state_dtype is None else torch.float32)
+        # One by one: noise of stochastic rounding depends on what is put together.
+        optimizer = row(model.parameters(), lr=1e-2, capturable=capturable, fused=False, foreach=False)
+        train(model, optimizer, 9)
+        assert optimizer.skipped_hypergradients == 0
+        results.append((list(model.parameters()), optimizer.coefficients(), optimizer.hypergradients()))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-12, atol=1e-13)
+    assert results[0][1] == pytest.approx(results[1][1], abs=1e-12)
+    if row.name != "mada-every-3":  # there it is computed at each step, used or not
+        assert (results[0][2] or {}) == pytest.approx(results[1][2] or {}, rel=1e-9)
+
+
+class NoTransfer(TorchDispatchMode):
+    """Fails where memory is copied between devices, which the host would wait for. Reading from "meta" fails anyway."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func in (
+            torch.ops.aten.copy_.default,
+            torch.ops.aten._to_copy.default,
+            torch.ops.aten._local_scalar_dense.default,
+        ):
+            involved = {x.device.type for x in tree_leaves((args, out)) if isinstance(x, Tensor)}
+            assert len(involved) == 1, f"{func} between {involved}"
+        return out
+
+
+@pytest.mark.parametrize("lr", [1e-2, torch.tensor(1e-2, device="meta")], ids=["number", "tensor"])
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("row", TABLE, ids=IDS)
+def test_a_step_never_waits_for_the_device(row: Row, capturable, compiled, lr, monkeypatch):
+    """The device is played by "meta", whose tensors have no values that a program could read."""
+    if compiled:
+        monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+        monkeypatch.setattr(select, "NativeKernels", select.CompiledKernels)
+        select._make.cache_clear()
+    params = [nn.Parameter(torch.zeros(shape, device="meta")) for shape in [(40, 300), (5,), (3, 2), ()]]
+    optimizer = row(params, lr=1e-2, fused=compiled, capturable=capturable)
+
+    def step():
+        for param in params:
+            param.grad = torch.zeros_like(param)
+        optimizer.step()
+
+    step()  # a checkpoint's pretended step is told from a first one by looking at the learning rate
+    optimizer.param_groups[0]["lr"] = lr
+    for _ in range(4):  # traces, and copies constants once
+        step()
+    with NoTransfer():
+        for _ in range(4):
+            step()
+    select._make.cache_clear()
+
+
 # ---- Arguments.
 
 
@@ -346,7 +514,7 @@ def test_foreach_and_one_by_one_agree(row: Row, foreach):
 
 
 def test_no_warning_where_the_kernels_can_be_built():
-    native._failure.cache_clear()
+    native.why_unavailable.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert native.available()
+        assert native.why_unavailable() is None

@@ -12,6 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from mada_optim.coefficients import Bounds, HyperLR, is_number, resolve_settings
 from mada_optim.engine import SET_TENSORS, Group, buffer_names, init_state, learning_rule, take_step
 from mada_optim.family import Family
+from mada_optim.kernels import check_fused
 
 # What all parameter groups have in common unless each has coefficients of its own.
 SET_SETTINGS = ("hyper_lr", "bounds", "hyper_momentum", "hyper_clip", "hyper_warmup", "hyper_every")
@@ -55,6 +56,7 @@ class HypergradientOptimizer(Optimizer):
     Raises:
         ValueError: an argument is out of its range, a name unknown, a parameter listed twice.
         TypeError: an argument has the wrong type.
+        RuntimeError: ``fused=True`` where that is not possible.
 
     >>> from mada_optim import MADAFamily
     >>> weight = torch.nn.Parameter(torch.ones(3))
@@ -216,6 +218,8 @@ class HypergradientOptimizer(Optimizer):
                 raise TypeError(f"{name} must be True, False or None, got {group[name]!r}")
         if group["foreach"] and group["fused"]:
             raise ValueError("foreach and fused cannot both be True")
+        if group["fused"]:
+            check_fused(self.family)
         if group["state_dtype"] not in (None, torch.float32, torch.bfloat16):
             allowed = "None, torch.float32 or torch.bfloat16"
             raise ValueError(f"state_dtype must be {allowed}, got {group['state_dtype']!r}")

@@ -6,6 +6,6 @@ that fit the cache, for any family, anywhere; ``compiled`` has torch.compile tur
 """
 
 from mada_optim.kernels.base import Batch, Kernels
-from mada_optim.kernels.select import select_kernels
+from mada_optim.kernels.select import check_fused, select_kernels
 
-__all__ = ["Batch", "Kernels", "select_kernels"]
+__all__ = ["Batch", "Kernels", "check_fused", "select_kernels"]

@@ -20,8 +20,10 @@ from mada_optim.family import Family
 from mada_optim.hypergradient import alignment_gradient
 from mada_optim.kernels.base import Batch
 from mada_optim.kernels.blocks import make_blocks
-from mada_optim.kernels.plain import PlainKernels, is_rounded_stochastically, number_tensor, spread
-from mada_optim.kernels.rounding import mix, round_stochastically
+from mada_optim.kernels.plain import PlainKernels, is_rounded_stochastically, noise_seed, number_tensor, spread
+from mada_optim.kernels.rounding import round_stochastically
+
+SMALLEST = 1 << 13
 
 Tensors = dict[str, Tensor]
 # Tensors (changed in place), all coefficients, step, lr, weight decay, seed -> results
@@ -126,8 +128,11 @@ class CompiledKernels(PlainKernels):
         totals: list[Tensor] = []
         for number, block in enumerate(make_blocks(batch.roles, elementwise=True, cut=False)):
             shared = {role: block.flat(role) for role in read}
-            tensors = {role: _at_least_two(tensor.detach()) for role, (tensor, _) in shared.items()}
-            seed = _seed(batch, number)
+            # An element that a zero gradient follows adds nothing to the hypergradient.
+            tensors = {role: _pad(tensor.detach(), role == "grad") for role, (tensor, _) in shared.items()}
+            seed = noise_seed(batch, number)
+            if not isinstance(seed, Tensor):
+                seed = torch.full((), seed, dtype=torch.int64, device=batch.device)
             if program is None:
                 program = self._program(batch, function, tensors, [*numbers, seed])
                 scalars = program.before(*numbers)
@@ -135,7 +140,7 @@ class CompiledKernels(PlainKernels):
             totals = [a + b for a, b in zip(totals, sums, strict=True)] if totals else sums
             for role in written:
                 tensor, in_place = shared[role]
-                if not in_place or tensor.numel() == 1:
+                if not in_place or tensor.numel() < SMALLEST:
                     block.write_flat(role, tensors[role][: tensor.numel()])
         return [] if program is None else program.after(*scalars, *totals)
 
@@ -150,15 +155,13 @@ class CompiledKernels(PlainKernels):
         return self._programs[key]
 
 
-def _at_least_two(tensor: Tensor) -> Tensor:
-    # torch.compile would compile a size of one anew. Zeros beside the element add nothing to any sum.
-    return torch.cat([tensor, torch.zeros_like(tensor)]) if tensor.numel() == 1 else tensor
-
-
-def _seed(batch: Batch, number: int) -> Tensor:
-    if isinstance(batch.step, Tensor):
-        return batch.step.to(torch.int64) * 0x9E3779B1 + mix(batch.index, number)
-    return torch.full((), mix(batch.index, number, int(batch.step)), dtype=torch.int64, device=batch.device)
+def _pad(tensor: Tensor, with_zeros: bool) -> Tensor:
+    """Small tensors get to a size from which on torch.compile's kernels for sums do not depend on the size."""
+    missing = SMALLEST - tensor.numel()
+    if missing <= 0:
+        return tensor
+    last = tensor[-1:]
+    return torch.cat([tensor, (torch.zeros_like(last) if with_zeros else last).expand(missing)])
 
 
 class _Program:
@@ -169,7 +172,7 @@ class _Program:
 
     Args:
         function: to be traced.
-        tensors: 1-dimensional, all of the same size; the program will take any size from two.
+        tensors: 1-dimensional, all of the same size; the program will take any size from ``SMALLEST``.
         numbers: the function's other arguments; the last, the seed, differs from call to call.
         dtype: of the arithmetic.
     """
@@ -191,7 +194,7 @@ class _Program:
                 summed.add(node)
                 stages[2].append(node)
             elif sources & elementwise:
-                is_sum = _is_number(node) and not all(map(_is_number, sources))
+                is_sum = _is_number(node) and any(map(_has_elements, sources))
                 (summed if is_sum else elementwise).add(node)
                 stages[1].append(node)
             else:
@@ -215,7 +218,12 @@ class _Program:
 
 def _is_number(node: fx.Node) -> bool:
     value = node.meta.get("val")
-    return not isinstance(value, Tensor) or value.dim() == 0
+    return isinstance(value, Tensor) and value.dim() == 0
+
+
+def _has_elements(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.dim() > 0
 
 
 def _used(produced: Iterable[fx.Node], by: Sequence[fx.Node], results: Sequence[fx.Node]) -> list[fx.Node]:

@@ -102,8 +102,6 @@ class NativeKernels(PlainKernels):
 
     def _split(self, batch: Batch) -> tuple[Batch | None, Batch | None]:
         """The parameters that the library can work on, and the others."""
-        if not available():
-            return None, batch
         dense = [_is_dense(roles) for roles in batch.roles]
         if all(dense):
             return batch, None
@@ -188,18 +186,14 @@ def _is_dense(roles: Roles) -> bool:
 # ---- Building.
 
 
-def available() -> bool:
-    """Whether the library can be built here. Where not, says so once, by a warning."""
-    return _failure() is None
-
-
 @lru_cache(maxsize=1)
-def _failure() -> str | None:
+def why_unavailable() -> str | None:
+    """Why nothing can be compiled on this machine, or None if it can. Says so by a warning, once."""
     try:
         load(Variant(True, False, False, False, False, "float", "float", "float", "float", False))
     except (OSError, RuntimeError) as error:
         warnings.warn(
-            f"MADA's fused CPU kernels cannot be built, the plain ones will be used, which are slower: {error}. "
+            f"MADA's fused kernels cannot be built, the plain ones will be used, which are slower: {error}. "
             "Install a C++17 compiler or name one in CXX; fused=False avoids this warning.",
             stacklevel=2,
         )

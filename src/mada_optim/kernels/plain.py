@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -40,7 +39,7 @@ class PlainKernels(Kernels):
                 aligned = alignment_gradient(self.family, state, grad, next_grad, q, learned, step)
                 total = aligned if total is None else total + aligned
             _, advanced = self.family.update(state, grad, q, step)
-            self._write(batch, block, advanced, mix(batch.index, number))
+            self._write(batch, block, advanced, number)
         return None if total is None else spread(self.family, learned, total.to(values.device))
 
     def step(self, batch: Batch, values: Tensor, keep: bool) -> None:
@@ -54,7 +53,7 @@ class PlainKernels(Kernels):
             direction, advanced = self.family.update(state, grad, q, step)
             param = block.read("param", batch.dtype) * (1 - lr * weight_decay) - lr * direction
             kept = {"pending_grad": grad} if keep else advanced
-            self._write(batch, block, {"param": param, **kept}, mix(batch.index, number))
+            self._write(batch, block, {"param": param, **kept}, number)
 
     def _blocks(self, batch: Batch) -> list[Block]:
         return list(make_blocks(batch.roles, self.family.elementwise, gather=batch.group["foreach"] is not False))
@@ -69,10 +68,10 @@ class PlainKernels(Kernels):
         return -grad if batch.group["maximize"] else grad
 
     @staticmethod
-    def _write(batch: Batch, block: Block, values: Mapping[str, Tensor], seed: int) -> None:
-        for name, value in values.items():
+    def _write(batch: Batch, block: Block, values: Mapping[str, Tensor], number: int) -> None:
+        for role, (name, value) in enumerate(values.items()):
             if is_rounded_stochastically(batch, name, block.members[0][name].dtype):
-                value = round_stochastically(value.float(), mix(seed, int(batch.step), crc32(name.encode())))
+                value = round_stochastically(value.float(), noise_seed(batch, number) + role)
             block.write(name, value)
 
 
@@ -82,6 +81,13 @@ def is_rounded_stochastically(batch: Batch, name: str, dtype: torch.dtype) -> bo
     Buffers in bfloat16 always: an average that moves by less than half a unit in the last place would stand still.
     """
     return bool(dtype == torch.bfloat16 and (name != "param" or batch.group["stochastic_rounding"]))
+
+
+def noise_seed(batch: Batch, number: int) -> int | Tensor:
+    """Of stochastic rounding in the block of that number: the same on every process, and again after a resume."""
+    if isinstance(batch.step, Tensor):
+        return batch.step.to(torch.int64) * 0x9E3779B1 + mix(batch.index, number)
+    return mix(batch.index, number, int(batch.step))
 
 
 def number_tensor(batch: Batch, value: float | Tensor) -> Tensor:

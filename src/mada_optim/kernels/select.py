@@ -11,24 +11,33 @@ import torch
 from mada_optim.family import Family, MADAFamily
 from mada_optim.kernels.base import Kernels
 from mada_optim.kernels.compiled import CompiledKernels
-from mada_optim.kernels.native import NativeKernels
+from mada_optim.kernels.native import NativeKernels, why_unavailable
 from mada_optim.kernels.plain import PlainKernels
 
 
 def select_kernels(family: Family, group: Mapping[str, Any], device: torch.device) -> Kernels:
     """The kernels for parameters of a group on a device.
 
-    ``fused=False`` or any choice of ``foreach``: plain. Otherwise the fastest that there is: native for MADA's own
-    family on the CPU; compiled on CUDA, and on the CPU where ``fused=True`` asks for it, if the family is elementwise.
+    ``fused=False``, or a choice of ``foreach``: plain. Otherwise native for MADA's own family on the CPU, and compiled
+    for elementwise families on CUDA or, since compiling takes a while, where ``fused=True`` asks for it.
     """
     wanted = group["fused"]
     if wanted is False or (wanted is None and group["foreach"] is not None):
         return _make(PlainKernels, family)
-    if type(family) is MADAFamily and device.type == "cpu" and not group["capturable"]:
-        return _make(NativeKernels, family)
-    if family.elementwise and (wanted or device.type == "cuda"):
-        return _make(CompiledKernels, family)
+    native = type(family) is MADAFamily and device.type == "cpu" and not group["capturable"]
+    compiled = family.elementwise and (bool(wanted) or device.type == "cuda")
+    if (native or compiled) and why_unavailable() is None:
+        return _make(NativeKernels if native else CompiledKernels, family)
     return _make(PlainKernels, family)
+
+
+def check_fused(family: Family) -> None:
+    """Raise RuntimeError where ``fused=True`` cannot be had, and say why."""
+    if not family.elementwise:
+        raise RuntimeError(f"fused=True needs an elementwise family; {family.name} is not")
+    problem = why_unavailable()
+    if problem is not None:
+        raise RuntimeError(f"fused=True needs a C++17 compiler (CXX): {problem}")
 
 
 @lru_cache(maxsize=64)
