@@ -1,4 +1,4 @@
-"""The command ``mada``: train, compare, optimizers.
+"""The command ``mada``: train, compare, bench, optimizers.
 
 torch and the experiments' libraries are imported where they are used, so that ``--help`` does not wait for them.
 """
@@ -37,6 +37,14 @@ examples:
 
 A comparison that was interrupted goes on with the same command. More optimizers, learning rates and seeds may be
 added to the same folder; finished runs are kept.
+"""
+
+
+_BENCH_EPILOG = """\
+workloads:
+  a  one tensor of 20 M        b  the 148 tensors of GPT-2 124M        c  training steps of a GPT of 10.7 M
+
+Written: results.json, table.md and figure.png. Let nothing else run meanwhile.
 """
 
 
@@ -149,6 +157,36 @@ def _print_report(console: Any, out: Path) -> None:
     console.print(f"Written: {out}/table.md, results.json, curves.png", highlight=False, markup=False, soft_wrap=True)
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    import torch
+    from rich.console import Console
+
+    from mada_optim.bench import measure, report
+
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    out = Path(getattr(arguments, "out", None) or _new_folder("bench"))
+    out.mkdir(parents=True, exist_ok=True)
+    described = measure.machine(arguments.device)
+    results: list[measure.Result] = []
+    first: measure.Result | None = None
+    for result in measure.run(arguments.workloads, arguments.device, arguments.seconds, arguments.only):
+        if first is None or first.workload != result.workload:
+            first = result
+            console.print(f"\n({result.workload}) {result.title}")
+            console.print("".join(f"{title:<36}" if not i else f"{title:>10}" for i, title in enumerate(report.HEADER)))
+        cells = report.row(result, described, first)
+        console.print("".join(f"{cell:<36}" if not i else f"{cell:>10}" for i, cell in enumerate(cells)))
+        results.append(result)
+        # After each, so that nothing is lost.
+        measure.save(out / "results.json", described, results)
+        (out / "table.md").write_text(report.markdown(described, results), encoding="utf-8")
+    report.draw(results, out / "figure")
+    console.print(f"\nWritten: {out}/results.json, table.md, figure.png")
+    return 0
+
+
 def _optimizers(_: argparse.Namespace) -> int:
     from mada_optim.experiments.optimizers import available
 
@@ -220,6 +258,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_train(command("train", "train a character-level GPT on a text", _TRAIN_EPILOG, _train))
     _add_compare(command("compare", "train several optimizers on equal terms", _COMPARE_EPILOG, _compare))
+    _add_bench(command("bench", "time optimizer steps against torch's fused AdamW", _BENCH_EPILOG, _bench))
     command("optimizers", "list the optimizers", "", _optimizers)
     return parser
 
@@ -281,6 +320,17 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("folder")
     group.add_argument("--out", metavar="DIR", help="new, or of this comparison (default: runs/TIME-compare)")
     group.add_argument("--report", metavar="DIR", help="train nothing; tables and figure from what is stored in DIR")
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workloads", metavar="ABC", default="abc", help="which of a, b, c (default: abc)")
+    parser.add_argument("--only", metavar="NAME", default=None, help="contenders with this in their name")
+    parser.add_argument(
+        "--seconds", type=float, metavar="X", default=10.0, help="to time each against the baseline (default: 10)"
+    )
+    parser.add_argument("--device", metavar="NAME", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--threads", type=int, metavar="N", default=None, help="of torch (default: torch's choice)")
+    parser.add_argument("--out", metavar="DIR", help="(default: runs/TIME-bench)")
 
 
 def _add_data_and_model(parser: argparse.ArgumentParser) -> None:

@@ -45,7 +45,7 @@ def draw_run(folder: RunFolder) -> None:
     """figure.png and figure.svg of a run: losses above, the path of the coefficients below."""
     config, metrics = folder.config(), folder.metrics()
     title = f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}, seed {config.seed}"
-    with _style():
+    with style():
         paths = _coefficient_paths(metrics)
         figure = Figure(figsize=(8, 6.4 if paths else 3.8), layout="constrained")
         if paths:
@@ -57,7 +57,7 @@ def draw_run(folder: RunFolder) -> None:
             axes = figure.subplots()
             _draw_losses(axes, metrics, title)
             axes.set_xlabel("step")
-        _save(figure, folder.path / "figure")
+        save_figure(figure, folder.path / "figure")
 
 
 def draw_comparison(summaries: Sequence[Summary], path: Path, title: str) -> None:
@@ -65,7 +65,7 @@ def draw_comparison(summaries: Sequence[Summary], path: Path, title: str) -> Non
 
     Lines are means over seeds, the band is their range, a dash is one run.
     """
-    with _style():
+    with style():
         figure = Figure(figsize=(10, 4.4), layout="constrained")
         left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": (1.25, 1)})
         labels = []
@@ -91,7 +91,7 @@ def draw_comparison(summaries: Sequence[Summary], path: Path, title: str) -> Non
         right.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
         right.minorticks_off()
         figure.suptitle(title, x=0.01, ha="left", color="#555555", fontsize=10)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def _draw_losses(axes: Axes, metrics: Metrics, title: str) -> None:
@@ -200,12 +200,14 @@ def _colours() -> Iterator[str]:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
+    """How all figures look."""
     with matplotlib.rc_context(_STYLE):
         yield
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write ``path`` with the suffixes .png and .svg."""
     FigureCanvasAgg(figure)
     figure.savefig(path.with_suffix(".png"), dpi=150)
     # Without the date, the same metrics give the same file.

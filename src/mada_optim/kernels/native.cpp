@@ -44,7 +44,7 @@ namespace {
 
 constexpr int COEFFICIENTS = 6;          // β1, β2, β3, ρ, c, γ
 constexpr int64_t TASK = 1 << 16;        // elements that a thread takes at a time
-constexpr int64_t SUMMED = 256;      // elements that are summed in REAL before the sum goes on in double
+constexpr int64_t SUMMED = 1 << 12;      // elements that are summed in REAL before the sum goes on in double
 
 // ---- Reading and writing numbers.
 
@@ -93,52 +93,66 @@ struct Coefficients {
     REAL later;                          // 1 after the first step: d_1 = 0
     REAL unbias1, unbias2;               // 1/(1-β1^t), 1/(1-β2^t)
     REAL drift1, drift2;                 // t β1^{t-1}/(1-β1^t)², t β2^{t-1}/(1-β2^t)
-    REAL V_by_v;                         // ∂V/∂v
+    REAL V_by_v, V_by_target;            // ∂V/∂v, (1-β2) ∂V/∂v
 
     explicit Coefficients(const Settings& q)
         : beta1(q.beta1), beta2(q.beta2), beta3(q.beta3), rho(q.rho), c(q.c), gamma(q.gamma), eps(q.eps),
-          kappa1(q.kappa1), kappa2(q.kappa2), not_beta1(1 - q.beta1), not_beta2(1 - q.beta2),
-          not_beta3(1 - q.beta3), not_rho(1 - q.rho), not_c(1 - q.c), not_gamma(1 - q.gamma),
-          not_kappa1(1 - q.kappa1), not_kappa2(1 - q.kappa2), share(1 / q.t), later(q.t > 1) {
+          kappa1(q.kappa1), kappa2(q.kappa2), not_beta1(1 - q.beta1), not_beta2(1 - q.beta2), not_beta3(1 - q.beta3),
+          not_rho(1 - q.rho), not_c(1 - q.c), not_gamma(1 - q.gamma), not_kappa1(1 - q.kappa1),
+          not_kappa2(1 - q.kappa2), share(1 / q.t), later(q.t > 1) {
         const double bias1 = 1 - std::pow(q.beta1, q.t), bias2 = 1 - std::pow(q.beta2, q.t);
         unbias1 = 1 / bias1, unbias2 = 1 / bias2;
         drift1 = q.t * std::pow(q.beta1, q.t - 1) / (bias1 * bias1), drift2 = q.t * std::pow(q.beta2, q.t - 1) / bias2;
         V_by_v = (MEAN ? q.rho + (1 - q.rho) / q.t : 1) / bias2;
+        V_by_target = V_by_v * (1 - q.beta2);
+    }
+
+    // What the sums of Derivatives must be multiplied by.
+    void scale(double* sums) const {
+        const double outer = SIGN ? gamma : 1;
+        sums[0] *= outer, sums[1] *= -outer / 2, sums[2] *= outer, sums[3] *= -outer / 2 * unbias2;
+        sums[4] *= -outer / 2 * V_by_target;
     }
 };
 
 // m, v, v̄, n, g of the last step, l.
 struct Moments { REAL m, v, mean, n, previous, lion; };
 
-// One step, with everything that its derivatives need.
+// One step, with everything that its derivatives need. (What they do not need, the compiler leaves out.)
 struct Step {
-    REAL d, lookahead, square, square_sign, target, yogi, V, root, inverse, a, u, delta;
+    REAL m_change, n_change, v_change, d, lookahead, square, square_sign, yogi_change, mean_change;
+    REAL V, root, inverse, a, u, delta;
     Moments next;
 };
 
 inline Step take(const Coefficients& q, const Moments& s, REAL g) {
     Step x{};
     if constexpr (ADAPTIVE) {
+        x.m_change = s.m - g;
         x.next.m = q.beta1 * s.m + q.not_beta1 * g;
         REAL numerator = x.next.m * q.unbias1;
         x.lookahead = g;
         if constexpr (DIFF) {
             x.d = q.later * (g - s.previous);
+            x.n_change = s.n - x.d;
             x.next.n = q.beta3 * s.n + q.not_beta3 * x.d;
             x.lookahead = g + q.beta3 * x.d;
             numerator += q.beta3 * x.next.n;
         }
         x.square = x.lookahead * x.lookahead;
-        x.target = x.square;
+        REAL target = x.square;
         if constexpr (YOGI) {
             x.square_sign = sign(x.square - s.v);
-            x.yogi = s.v + x.square_sign * x.square;
-            x.target = q.c * x.square + q.not_c * x.yogi;
+            const REAL yogi = s.v + x.square_sign * x.square;
+            x.yogi_change = x.square - yogi;
+            target = q.c * x.square + q.not_c * yogi;
         }
-        x.next.v = q.beta2 * s.v + q.not_beta2 * x.target;
+        x.v_change = s.v - target;
+        x.next.v = q.beta2 * s.v + q.not_beta2 * target;
         REAL v = x.next.v;
         if constexpr (MEAN) {
             x.next.mean = s.mean + (v - s.mean) * q.share;
+            x.mean_change = v - x.next.mean;
             v = q.rho * v + q.not_rho * x.next.mean;
         }
         x.V = v * q.unbias2;
@@ -155,23 +169,23 @@ inline Step take(const Coefficients& q, const Moments& s, REAL g) {
     return x;
 }
 
-// w ∂Δ_t/∂q, for w the next gradient.
+// w ∂Δ_t/∂q for w the next gradient, but for factors that are the same for all elements: see scale().
 struct Derivatives { REAL beta1, beta2, beta3, rho, c, gamma; };
 
-inline Derivatives differentiate(const Coefficients& q, const Moments& s, REAL g, const Step& x, REAL w) {
+inline Derivatives differentiate(const Coefficients& q, const Step& x, REAL w) {
     Derivatives by{};
     if constexpr (ADAPTIVE) {
-        const REAL by_numerator = w * (SIGN ? q.gamma : REAL(1)) * x.inverse;
-        const REAL by_V = x.V > 0 ? -by_numerator * x.a / (2 * x.root) : REAL(0);
-        const REAL by_v = by_V * q.V_by_v;
-        by.beta1 = by_numerator * ((s.m - g) * q.unbias1 + x.next.m * q.drift1);
-        by.beta2 = by_v * (s.v - x.target) + by_V * x.V * q.drift2;
+        const REAL by_numerator = w * x.inverse;
+        const REAL by_V = x.V > 0 ? by_numerator * x.a / x.root : REAL(0);  // times -1/2
+        by.beta1 = by_numerator * (x.m_change * q.unbias1 + x.next.m * q.drift1);
+        by.beta2 = by_V * (x.v_change * q.V_by_v + x.V * q.drift2);
         if constexpr (DIFF) {
-            const REAL by_square = by_v * q.not_beta2 * (YOGI ? q.c + q.not_c * x.square_sign : REAL(1));
-            by.beta3 = by_numerator * (x.next.n + q.beta3 * (s.n - x.d)) + by_square * 2 * x.lookahead * x.d;
+            REAL along_square = by_V * x.lookahead * x.d;
+            if constexpr (YOGI) along_square *= q.c + q.not_c * x.square_sign;
+            by.beta3 = by_numerator * (x.next.n + q.beta3 * x.n_change) - q.V_by_target * along_square;
         }
-        if constexpr (MEAN) by.rho = by_V * (x.next.v - x.next.mean) * q.unbias2;
-        if constexpr (YOGI) by.c = by_v * q.not_beta2 * (x.square - x.yogi);
+        if constexpr (MEAN) by.rho = by_V * x.mean_change;
+        if constexpr (YOGI) by.c = by_V * x.yogi_change;
     }
     if constexpr (ADAPTIVE && SIGN) by.gamma = w * (x.a - x.u);
     return by;
@@ -220,30 +234,14 @@ void settle(const Coefficients& given, const Settings& settings, const Row& row,
     const Coefficients q = given;
     const Tensors tensors(row);
     const REAL orientation = settings.maximize ? -1 : 1;
-    REAL terms[COEFFICIENTS][SUMMED];
+    REAL beta1 = 0, beta2 = 0, beta3 = 0, rho = 0, c = 0, gamma = 0;
     EACH
     for (int64_t i = start; i < end; ++i) {
         const REAL g = read(tensors.pending[i]);
-        const Moments s = tensors.moments(i);
-        const Step x = take(q, s, g);
-        const Derivatives by = differentiate(q, s, g, x, orientation * read(tensors.grad[i]));
-        terms[0][i - start] = by.beta1;
-        terms[1][i - start] = by.beta2;
-        if constexpr (DIFF) terms[2][i - start] = by.beta3;
-        if constexpr (MEAN) terms[3][i - start] = by.rho;
-        if constexpr (YOGI) terms[4][i - start] = by.c;
-        if constexpr (ADAPTIVE && SIGN) terms[5][i - start] = by.gamma;
+        const Step x = take(q, tensors.moments(i), g);
+        const Derivatives by = differentiate(q, x, orientation * read(tensors.grad[i]));
+        beta1 += by.beta1, beta2 += by.beta2, beta3 += by.beta3, rho += by.rho, c += by.c, gamma += by.gamma;
         tensors.store(i, x.next);
-    }
-    REAL beta1 = 0, beta2 = 0, beta3 = 0, rho = 0, c = 0, gamma = 0;
-#pragma omp simd reduction(+ : beta1, beta2, beta3, rho, c, gamma)
-    for (int64_t i = 0; i < end - start; ++i) {
-        beta1 += terms[0][i];
-        beta2 += terms[1][i];
-        if constexpr (DIFF) beta3 += terms[2][i];
-        if constexpr (MEAN) rho += terms[3][i];
-        if constexpr (YOGI) c += terms[4][i];
-        if constexpr (ADAPTIVE && SIGN) gamma += terms[5][i];
     }
     const REAL all[COEFFICIENTS] = {beta1, beta2, beta3, rho, c, gamma};
     for (int k = 0; k < COEFFICIENTS; ++k) sums[k] += all[k];
@@ -295,8 +293,10 @@ void run(const Settings& settings, const Row* rows, int64_t count, double* sums,
         for (int64_t start = task.start; start < task.end; start += SUMMED)
             pass(q, settings, row, start, std::min(start + SUMMED, task.end), &partial[k * COEFFICIENTS]);
     }
-    if (sums)
+    if (sums) {
         for (size_t k = 0; k < partial.size(); ++k) sums[k % COEFFICIENTS] += partial[k];
+        q.scale(sums);
+    }
 }
 
 }  // namespace

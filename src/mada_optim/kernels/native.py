@@ -264,9 +264,10 @@ def _compiler() -> str:
 
 
 def _flags() -> list[str]:
-    # Without errno and traps the compiler may compute both sides of a choice for several elements at once; no flag
-    # that would change a result.
+    # Without errno and traps the compiler may compute both sides of a choice for several elements at once; with sums in
+    # any order, it may add up several elements at once. Infinities and NaN are what they should be.
     flags = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
+    flags += ["-fassociative-math", "-fno-signed-zeros"]
     if platform.machine().lower() in ("x86_64", "amd64"):
         return [*flags, "-march=native", "-mprefer-vector-width=512"]
     return [*flags, "-mcpu=native"]

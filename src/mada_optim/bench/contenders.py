@@ -1,0 +1,140 @@
+"""The optimizers that are timed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mada_optim import MADA, AVGrad, HypergradientOptimizer, MADAFamily
+
+if TYPE_CHECKING:
+    from mada_optim.bench.workloads import Training
+
+Params = Sequence[Tensor]
+LR = 1e-4
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One line of the table.
+
+    Args:
+        name: as it is printed.
+        kind: "ours", "torch" or "peer".
+        make: optimizer from parameters.
+        unit: how many steps are timed as one, for those whose steps differ.
+        words: float32 numbers for each parameter that a step must read and write at least, where we know.
+        start: for what is not an optimizer in torch's sense: a function that trains one step, from a training workload.
+    """
+
+    name: str
+    kind: str
+    make: Callable[[Params], Optimizer] | None = None
+    unit: int = 1
+    words: float | None = None
+    start: Callable[[Training], Callable[[], None]] | None = None
+
+
+class GenericFamily(MADAFamily):
+    """MADA's family without its own kernels: what a user's family gets."""
+
+
+def words(buffers: int, kept_grads: int, learning: bool, every: int = 1) -> float:
+    """float32 numbers for each parameter that one step of ours reads and writes.
+
+    Args:
+        buffers: all tensors of the family's state that a step reads.
+        kept_grads: how many of them are a gradient, which is not written but exchanged.
+        learning: whether a hypergradient is taken.
+        every: in each ``every``-th step.
+
+    >>> words(2, 0, learning=False), words(6, 1, learning=True)
+    (7.0, 23.0)
+    """
+    plain = (buffers + 2) + (buffers + 1)
+    if not learning:
+        return float(plain)
+    settle = (buffers + 2) + (buffers - kept_grads)
+    keep = (buffers + 2) + 2
+    return (settle + keep + (every - 1) * plain) / every
+
+
+def contenders() -> list[Contender]:
+    """The table; the first is what all are compared with."""
+    three = {"beta1": 5e-4, "beta2": 5e-4, "rho": 0.1}
+
+    def ours(name: str, buffers: int, kept: int, make: Any, every: int | None = 1) -> Contender:
+        count = words(buffers, kept, every is not None, every or 1)
+        return Contender(name, "ours", make, unit=every or 1, words=count)
+
+    mada = partial(MADA, lr=LR, hyper_warmup=0)
+    generic = partial(HypergradientOptimizer, family=GenericFamily(), lr=LR, hyper_warmup=0)
+    return [
+        Contender("AdamW, fused", "torch", partial(torch.optim.AdamW, lr=LR, fused=True), words=7),
+        Contender("AdamW, foreach", "torch", partial(torch.optim.AdamW, lr=LR, foreach=True)),
+        ours("MADA, nothing learned (Adam)", 2, 0, partial(mada, hyper_lr=0.0), every=None),
+        ours("AVGrad", 3, 0, partial(AVGrad, lr=LR), every=None),
+        ours("MADA, β1 β2 ρ", 3, 0, partial(mada, hyper_lr=three)),
+        ours("MADA, β1 β2 ρ, hyper_every=10", 3, 0, partial(mada, hyper_lr=three, hyper_every=10), every=10),
+        ours("MADA, everything", 6, 1, mada),
+        ours("MADA, everything, hyper_every=10", 6, 1, partial(mada, hyper_every=10), every=10),
+        Contender("MADA, everything, bfloat16 state", "ours", partial(mada, state_dtype=torch.bfloat16)),
+        Contender("generic engine, compiled", "ours", partial(generic, fused=True)),
+        Contender("generic engine, plain", "ours", partial(generic, fused=False)),
+        Contender("Muon and AdamW (torch)", "torch", _Muon),
+        Contender("schedule-free AdamW", "peer", _schedule_free),
+        Contender("Adan (pytorch-optimizer)", "peer", partial(_peer, "pytorch_optimizer", "Adan")),
+        Contender("Lion (pytorch-optimizer)", "peer", partial(_peer, "pytorch_optimizer", "Lion")),
+        Contender("gdtuo: Adam under SGD", "peer", start=_gdtuo),
+    ]
+
+
+class _Muon(Optimizer):
+    """torch.optim.Muon for matrices, fused AdamW for the rest: what people use it as."""
+
+    def __init__(self, params: Params) -> None:
+        super().__init__(params, {})
+        matrices = [param for param in params if param.dim() == 2]
+        others = [param for param in params if param.dim() != 2]
+        self.parts: list[Optimizer] = [torch.optim.Muon(matrices, lr=LR)]
+        if others:
+            self.parts.append(torch.optim.AdamW(others, lr=LR, fused=True))
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for part in self.parts:
+            part.step(closure)
+
+
+def _peer(module: str, name: str, params: Params) -> Optimizer:
+    optimizer: Optimizer = getattr(importlib.import_module(module), name)(params, lr=LR)
+    return optimizer
+
+
+def _schedule_free(params: Params) -> Optimizer:
+    optimizer = _peer("schedulefree", "AdamWScheduleFree", params)
+    optimizer.train()  # type: ignore[attr-defined]
+    return optimizer
+
+
+def _gdtuo(workload: Training) -> Callable[[], None]:
+    """Its wrapper replaces the module's parameters, so it cannot have tied weights."""
+    gdtuo = importlib.import_module("gradient_descent_the_ultimate_optimizer.gdtuo")
+    model = workload.fresh_model(tied=False)
+    wrapper = gdtuo.ModuleWrapper(model, optimizer=gdtuo.Adam(alpha=LR, optimizer=gdtuo.SGD(1e-7)))
+    wrapper.initialize()
+
+    def step() -> None:
+        wrapper.begin()
+        loss = workload.loss(model)
+        wrapper.zero_grad()
+        torch.autograd.backward(loss, create_graph=True)
+        wrapper.step()
+
+    return step

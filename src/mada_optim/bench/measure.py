@@ -1,0 +1,212 @@
+"""Timing two steps in turn, and the memory that training takes."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+
+from mada_optim.bench.contenders import Contender, contenders
+from mada_optim.bench.workloads import WORKLOADS, Running, Workload
+from mada_optim.tasks import InputError
+
+COPIED = 20_000_000
+PROCESS_STATUS = Path("/proc/self/status")
+PEERS = ("pytorch-optimizer", "schedulefree", "gradient-descent-the-ultimate-optimizer")
+PACKAGES = ("torch", "triton", "transformers", *PEERS)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One contender on one workload.
+
+    Args:
+        workload: letter.
+        title: of the workload.
+        name, kind: of the contender.
+        ratio: median over rounds of its time by the baseline's just before.
+        low, high: quartiles of that ratio.
+        seconds, baseline_seconds: median times of a step in the same rounds.
+        rounds: how many.
+        words: float32 numbers that a step must move for each parameter, where known.
+        bandwidth: bytes in a second, from ``words``.
+        state_words: float32 numbers of state for each parameter.
+        peak_memory: bytes, of the process (CPU) or of torch's allocator (CUDA); None where not measured.
+    """
+
+    workload: str
+    title: str
+    name: str
+    kind: str
+    ratio: float
+    low: float
+    high: float
+    seconds: float
+    baseline_seconds: float
+    rounds: int
+    words: float | None
+    bandwidth: float | None
+    state_words: float | None
+    peak_memory: int | None
+
+
+def run(letters: str, device: str, seconds: float, only: str | None = None) -> Iterator[Result]:
+    """Measure the contenders on workloads, one after the other.
+
+    Args:
+        letters: which workloads, of "abc".
+        device: "cpu" or "cuda".
+        seconds: for which each contender is timed in turn with the baseline, but at least 5 rounds (2 for those whose
+            step takes more than a second).
+        only: part of the names of those wanted; None: all.
+
+    Raises:
+        InputError: an argument is none of what is allowed.
+    """
+    if not letters or any(letter not in WORKLOADS for letter in letters):
+        raise InputError(f"workloads must be letters of {''.join(WORKLOADS)}, got {letters!r}")
+    chosen = [contender for contender in contenders() if only is None or only in contender.name]
+    if not chosen:
+        raise InputError(f"only must be part of a contender's name, got {only!r}")
+    for letter in letters:
+        workload = WORKLOADS[letter](device)
+        for contender in chosen:
+            running, reference = workload.start(contender), workload.start(contenders()[0])
+            if running is None or reference is None:
+                continue
+            ours, theirs = _time_in_turn(running, reference, contender.unit, seconds, device)
+            ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+            low, _, high = quantiles(ratios, n=4)
+            words = contender.words
+            yield Result(
+                letter,
+                workload.title,
+                contender.name,
+                contender.kind,
+                median(ratios),
+                low,
+                high,
+                median(ours),
+                median(theirs),
+                len(ours),
+                words,
+                None if words is None or letter == "c" else 4 * words * workload.numel / median(ours),
+                running.state_words(workload.numel),
+                _peak_memory(letter, device, contender.name) if letter == "c" else None,
+            )
+
+
+def _time_in_turn(
+    running: Running, reference: Running, unit: int, seconds: float, device: str
+) -> tuple[list[float], list[float]]:
+    """Seconds of a step of both, round by round."""
+    _seconds(running.step, 2 * unit + 2, device)
+    _seconds(reference.step, 2, device)
+    ours: list[float] = []
+    theirs: list[float] = []
+    begin = time.perf_counter()
+    least = 5
+    while len(ours) < least or time.perf_counter() - begin < seconds:
+        theirs.append(_seconds(reference.step, unit, device))
+        ours.append(_seconds(running.step, unit, device))
+        if ours[-1] > 1.0:
+            least = 2
+    return ours, theirs
+
+
+def _seconds(step: Callable[[], Any], count: int, device: str) -> float:
+    """Mean of ``count`` steps."""
+    _synchronize(device)
+    begin = time.perf_counter()
+    for _ in range(count):
+        step()
+    _synchronize(device)
+    return (time.perf_counter() - begin) / count
+
+
+def _synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes that a copy of a large tensor reads and writes in a second."""
+    source, target = torch.ones(COPIED, device=device), torch.empty(COPIED, device=device)
+    times = [_seconds(lambda: target.copy_(source), 1, device) for _ in range(15)]
+    return 2 * 4 * COPIED / median(times[3:])
+
+
+# Peak memory, each in a process of its own: what was used once stays counted.
+
+
+def _peak_memory(letter: str, device: str, name: str) -> int | None:
+    if device == "cpu" and not PROCESS_STATUS.exists():
+        return None
+    command = [sys.executable, "-m", "mada_optim.bench.measure", letter, device, name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def _train_alone(letter: str, device: str, name: str) -> int:
+    workload: Workload = WORKLOADS[letter](device)
+    contender: Contender = next(c for c in contenders() if c.name == name)
+    running = workload.start(contender)
+    assert running is not None
+    for _ in range(4):
+        running.step()
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
+    # Not getrusage's: that one starts at what the parent process had used.
+    peak = next(line for line in PROCESS_STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(peak.split()[1])
+
+
+# What it was measured on.
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Date, hardware and versions."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "device": _cpu() if device == "cpu" else torch.cuda.get_device_name(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "system": platform.platform(terse=True),
+        "copy_bandwidth": copy_bandwidth(device),
+        "versions": versions,
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def save(path: Path, described: dict[str, Any], results: list[Result]) -> None:
+    """Write everything as JSON."""
+    content = {"machine": described, "results": [result.__dict__ for result in results]}
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    print(_train_alone(*sys.argv[1:]))

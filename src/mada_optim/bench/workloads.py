@@ -1,0 +1,124 @@
+"""What the optimizers have to do: tensors to update, or a model to train."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
+
+from mada_optim.bench.contenders import Contender
+from mada_optim.tasks.language import LanguageConfig
+
+
+@dataclass(frozen=True)
+class Running:
+    """An optimizer at work: a function that takes one step, and the optimizer if it is one in torch's sense."""
+
+    step: Callable[[], None]
+    optimizer: Optimizer | None
+
+    def state_words(self, numel: int) -> float | None:
+        """float32 numbers of state for each of ``numel`` parameters."""
+        if self.optimizer is None:
+            return None
+        parts = getattr(self.optimizer, "parts", [self.optimizer])
+        tensors = [x for part in parts for x in tree_leaves(dict(part.state)) if isinstance(x, Tensor)]
+        return sum(x.numel() * x.element_size() for x in tensors) / 4 / numel
+
+
+class Workload(ABC):
+    """Parameters, and what happens to them in a step.
+
+    Args:
+        device: where.
+    """
+
+    title: str
+    params: Sequence[Tensor]
+
+    @property
+    def numel(self) -> int:
+        """Number of parameters."""
+        return sum(param.numel() for param in self.params)
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def start(self, contender: Contender) -> Running | None:
+        """An optimizer at work, or None where it does not fit."""
+        if contender.make is None:
+            return None
+        optimizer = contender.make(list(self.params))
+        return Running(lambda: self.step(optimizer), optimizer)
+
+    @abstractmethod
+    def step(self, optimizer: Optimizer) -> None:
+        """What is timed."""
+
+
+class Tensors(Workload):
+    """Optimizer steps alone, on tensors of given shapes with gradients that stay."""
+
+    def __init__(self, device: str, title: str, shapes: Sequence[torch.Size | tuple[int, ...]]) -> None:
+        super().__init__(device)
+        self.title = title
+        generator = torch.Generator(device).manual_seed(0)
+        self.params = [nn.Parameter(torch.randn(shape, generator=generator, device=device)) for shape in shapes]
+        for param in self.params:
+            param.grad = 1e-2 * torch.randn(param.shape, generator=generator, device=device)
+
+    def step(self, optimizer: Optimizer) -> None:
+        optimizer.step()
+
+
+class Training(Workload):
+    """Whole training steps of a GPT: zero_grad, forward, backward, step."""
+
+    def __init__(self, device: str, batch: int) -> None:
+        super().__init__(device)
+        self._task = LanguageConfig(layers=6, heads=6, width=384, context=256, batch=batch).build()
+        self._model = self.fresh_model(tied=True)
+        self.params = list(self._model.parameters())
+        self.title = f"training step of a GPT of {self.numel / 1e6:.1f} M, {batch * 256} tokens"
+        self._batch = self._task.batch(seed=0, step=0)
+
+    def start(self, contender: Contender) -> Running | None:
+        return super().start(contender) if contender.start is None else Running(contender.start(self), None)
+
+    def step(self, optimizer: Optimizer) -> None:
+        self._model.zero_grad()
+        torch.autograd.backward(self.loss(self._model))
+        optimizer.step()
+
+    def fresh_model(self, tied: bool) -> nn.Module:
+        """A model of its own, whose input and output embeddings are one tensor or two."""
+        model = self._task.model(seed=0)
+        if not tied:
+            model.lm_head = copy.deepcopy(model.lm_head)
+        return model.to(self.device)
+
+    def loss(self, model: nn.Module) -> Tensor:
+        """Of a model, always on the same batch."""
+        return self._task.loss(model, self._batch)
+
+
+def gpt2_shapes() -> list[torch.Size]:
+    """Of the 148 tensors of GPT-2 with 124 million parameters."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.device("meta"):
+        return [param.shape for param in GPT2LMHeadModel(GPT2Config()).parameters()]
+
+
+# By the letter under which they are asked for.
+WORKLOADS: dict[str, Callable[[str], Workload]] = {
+    "a": lambda device: Tensors(device, "one tensor of 20 M", [(4000, 5000)]),
+    "b": lambda device: Tensors(device, "the 148 tensors of GPT-2 124M", gpt2_shapes()),
+    "c": lambda device: Training(device, batch=1 if device == "cpu" else 64),
+}
