@@ -208,7 +208,7 @@ def _batches(family: Family, group: Group, state: State, with_grad: bool = True)
 def _roles(param: Tensor, state: Mapping[str, Any]) -> Roles:
     tensors = {"param": param} | {name: value for name, value in state.items() if name not in SCALAR_STATE}
     if param.grad is not None:
-        tensors["grad"] = param.grad
+        tensors["grad"] = param.grad.resolve_conj()
     return {role: torch.view_as_real(t) if t.is_complex() else t for role, t in tensors.items()}
 
 
