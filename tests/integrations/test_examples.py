@@ -18,18 +18,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mada_optim import HypergradientOptimizer
 from mada_optim.integrations import unwrap
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = ["beta1", "beta2", "beta3", "rho", "c", "gamma"]
 # The coefficients stand still for 50 steps and move after that.
 STEPS, EVERY = 60, 20
 
 
 @pytest.fixture(autouse=True)
-def _process_as_new(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _process_as_new() -> Iterator[None]:
     """What the frameworks keep for the whole process: accelerate's state, environment variables, determinism."""
     from accelerate.state import AcceleratorState, GradientState
 
-    monkeypatch.syspath_prepend(EXAMPLES)
     environment = dict(os.environ)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
