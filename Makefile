@@ -1,13 +1,15 @@
 # make demo   train a small GPT with MADA on text that is always there
 # make test   all tests
-# make check  lint, format, types
+# make check  lint, format, types, documentation
+# make docs   the documentation, into build/site
 # Each builds its environment first, in .venv; nothing else has to be installed.
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-.PHONY: demo test check format clean
+.PHONY: demo test check docs format clean
 
 demo: $(STAMP)
 	$(BIN)/mada train $(ARGS)
@@ -19,6 +21,10 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(MKDOCS)
+
+docs: $(STAMP)
+	$(MKDOCS)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

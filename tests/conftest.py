@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+TESTS = Path(__file__).parent
+sys.path[:0] = [str(TESTS), str(TESTS.parent / "examples")]
 
 # The tensors of most tests are tiny: waking other threads would cost more than the work.
 torch.set_num_threads(1)

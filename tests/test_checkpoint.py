@@ -70,6 +70,23 @@ def test_loading_aliases_nothing():
     assert torch.equal(saved["param_groups"][0]["coefficients"], before["param_groups"][0]["coefficients"])
 
 
+@pytest.mark.parametrize("renewed", ["loaded", "copied"])
+def test_loads_again_after_loading_or_copying(renewed):
+    """torch's __setstate__, which both call, adds to the defaults."""
+    model = Net()
+    optimizer = MADA(model.parameters(), hyper_warmup=0)
+    train(model, optimizer, 3)
+    saved = copy.deepcopy(optimizer.state_dict())
+    if renewed == "copied":
+        optimizer = copy.deepcopy(optimizer)
+    else:
+        optimizer.load_state_dict(saved)
+    optimizer.load_state_dict(saved)
+    assert_unchanged(optimizer, saved)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+    assert optimizer.param_groups[0].keys() == optimizer.param_groups[1].keys()
+
+
 def test_two_groups_and_an_empty_one_share_one_set_after_loading():
     def make(model: Net) -> MADA:
         params = list(model.parameters())

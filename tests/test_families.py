@@ -1,29 +1,13 @@
-"""The engine with a family that is not MADA's: a user's few lines learn their coefficients."""
+"""The engine with families that are not MADA's, that of the documentation among them: a user's few lines learn."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from own_family import NesterovSGD
 from problems import Net, loss_of, train
 
 from mada_optim import Coefficient, Family, HypergradientOptimizer
-
-
-class NesterovSGD(Family):
-    """SGD whose momentum μ and blend ν between heavy ball (0) and Nesterov (1) are learned."""
-
-    coefficients = (
-        Coefficient("momentum", 0.9, box=(0.0, 0.99), hyper_lr=0.3),
-        Coefficient("nesterov", 0.0, box=(0.0, 1.0), hyper_lr=0.3),
-    )
-
-    def buffers(self, q):
-        return ("velocity",)
-
-    def update(self, state, grad, q, step):
-        velocity = q["momentum"] * state["velocity"] + grad
-        lookahead = grad + q["momentum"] * velocity
-        return (1 - q["nesterov"]) * velocity + q["nesterov"] * lookahead, {"velocity": velocity}
 
 
 class NormalizedDescent(Family):

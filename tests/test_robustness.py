@@ -294,6 +294,22 @@ def test_complex_parameters_are_pairs_of_real_ones(row: Row):
     assert optimizer.coefficients() == pytest.approx(reference.coefficients())
 
 
+def test_a_gradient_that_autograd_conjugates_lazily():
+    results = []
+    for resolve in (False, True):
+        z = nn.Parameter(torch.tensor([1 + 2j, 3 - 1j], dtype=torch.complex128))
+        optimizer = MADA([z], lr=1e-2, hyper_warmup=0)
+        for _ in range(4):
+            optimizer.zero_grad()
+            (z.conj() * torch.tensor([1 + 1j, 2 - 1j])).sum().abs().backward()
+            assert z.grad.is_conj()
+            if resolve:
+                z.grad = z.grad.resolve_conj()
+            optimizer.step()
+        results.append((z.detach(), optimizer.coefficients()))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 def test_tied_weights_are_one_parameter():
     model = Net()
     model.hidden2 = nn.Linear(6, 9)

@@ -310,6 +310,11 @@ class HypergradientOptimizer(Optimizer):
         own = {name: self.__dict__[name] for name in ("family", "_start", "_hypergradients")}
         return {**super().__getstate__(), **own}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # torch adds this to the defaults here. Every state_dict loaded later would be expected to have it.
+        self.defaults.pop("differentiable", None)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned; buffers keep their precision, and nothing is aliased.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_config
+from tiny import assert_same_run, tiny_config, without_times
 
 from mada_optim.experiments.config import OptimizerConfig, RunConfig, from_dict, to_dict
 from mada_optim.experiments.run_folder import RunFolder
@@ -43,32 +43,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-def _without_times(folder: Path) -> list[dict[str, Any]]:
-    lines = RunFolder(folder).metrics()
-    return [{key: value for key, value in line.items() if "seconds" not in key} for line in lines]
-
-
-def _assert_same(one: Any, other: Any) -> None:
-    """Equal bit for bit, at any depth."""
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            _assert_same(one[key], other[key])
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other)
-        for pair in zip(one, other, strict=True):
-            _assert_same(*pair)
-    else:
-        assert one == other
-
-
-def _assert_same_run(one: Path, other: Path) -> None:
-    assert _without_times(one) == _without_times(other)
-    _assert_same(*(RunFolder(folder).load_checkpoint() for folder in (one, other)))
-
-
 def test_what_a_run_leaves_behind(whole: dict[str, Path]) -> None:
     folder = whole["mada"]
     names = {path.name for path in folder.iterdir()}
@@ -95,12 +69,12 @@ def test_what_a_run_leaves_behind(whole: dict[str, Path]) -> None:
 
 def test_same_config_same_run(whole: dict[str, Path], tmp_path: Path) -> None:
     train(tiny_config("adamw"), tmp_path / "again", draw=False)
-    _assert_same_run(whole["adamw"], tmp_path / "again")
+    assert_same_run(whole["adamw"], tmp_path / "again")
 
 
 def test_another_seed_is_another_run(whole: dict[str, Path], tmp_path: Path) -> None:
     train(tiny_config("adamw", seed=1), tmp_path / "other", draw=False)
-    assert _without_times(whole["adamw"]) != _without_times(tmp_path / "other")
+    assert without_times(whole["adamw"]) != without_times(tmp_path / "other")
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this system")
@@ -113,7 +87,7 @@ def test_killed_run_goes_on_bit_for_bit(whole: dict[str, Path], tmp_path: Path) 
         file.write('{"step": 18, "lo')
     result = train(tiny_config(), folder, resume=True)
     assert result.status == "finished"
-    _assert_same_run(whole["mada"], folder)
+    assert_same_run(whole["mada"], folder)
 
 
 def test_killed_before_the_first_checkpoint(whole: dict[str, Path], tmp_path: Path) -> None:
@@ -122,7 +96,7 @@ def test_killed_before_the_first_checkpoint(whole: dict[str, Path], tmp_path: Pa
         train(tiny_config("adamw"), folder, on_step=lambda report: 1 // (5 - report.step))  # type: ignore[arg-type,return-value]
     assert not (folder / "checkpoint.pt").exists()
     train(tiny_config("adamw"), folder, resume=True)
-    _assert_same_run(whole["adamw"], folder)
+    assert_same_run(whole["adamw"], folder)
 
 
 def test_ctrl_c_keeps_all_steps(whole: dict[str, Path], tmp_path: Path) -> None:
@@ -137,7 +111,7 @@ def test_ctrl_c_keeps_all_steps(whole: dict[str, Path], tmp_path: Path) -> None:
     steps: list[int] = []
     train(tiny_config(), tmp_path / "run", resume=True, on_step=lambda report: steps.append(report.step))
     assert steps[0] == 14
-    _assert_same_run(whole["mada"], tmp_path / "run")
+    assert_same_run(whole["mada"], tmp_path / "run")
 
 
 def test_finished_run_does_nothing(whole: dict[str, Path]) -> None:

@@ -1,8 +1,14 @@
-"""A run small enough to be trained many times in a test session."""
+"""A run small enough to be trained many times in a test session, and what it means that two runs are the same."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import torch
+
 from mada_optim.experiments.config import OptimizerConfig, RunConfig
+from mada_optim.experiments.run_folder import RunFolder
 from mada_optim.tasks.language import LanguageConfig
 
 
@@ -12,3 +18,29 @@ def tiny_config(name: str = "mada", **changes: object) -> RunConfig:
     values: dict[str, object] = {"steps": 30, "eval_every": 10, "checkpoint_every": 10, "threads": 1, "device": "cpu"}
     task = LanguageConfig(layers=1, heads=2, width=16, context=16, batch=4, val_windows=8)
     return RunConfig(task, OptimizerConfig(name, lr=1e-2, options=options), **{**values, **changes})  # type: ignore[arg-type]
+
+
+def without_times(folder: Path) -> list[dict[str, Any]]:
+    lines = RunFolder(folder).metrics()
+    return [{key: value for key, value in line.items() if "seconds" not in key} for line in lines]
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Equal bit for bit, at any depth."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for pair in zip(one, other, strict=True):
+            assert_same(*pair)
+    else:
+        assert one == other
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert without_times(one) == without_times(other)
+    assert_same(*(RunFolder(folder).load_checkpoint() for folder in (one, other)))

@@ -105,7 +105,8 @@ def _draw_losses(axes: Axes, metrics: Metrics, title: str) -> None:
         axes.plot(steps, smooth, color=PALETTE[0])
         # The height of the first step is that of guessing, and would press all that is of interest to the ground.
         low, high = min(losses), max(smooth[len(smooth) // 40 :])
-        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        margin = 0.05 * (high - low) or 0.05
+        axes.set_ylim(low - margin, high + margin)
         labels.append((smooth[-1], f"training {smooth[-1]:.3f}", PALETTE[0]))
     if validation:
         steps, losses = zip(*validation, strict=True)

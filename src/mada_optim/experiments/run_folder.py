@@ -15,9 +15,10 @@ import math
 import os
 import pickle
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -26,6 +27,8 @@ from mada_optim.experiments.config import RunConfig, differences, from_dict, to_
 from mada_optim.tasks import InputError
 
 Metrics = list[dict[str, Any]]
+
+_TEMPORARY = ".tmp"
 
 
 class RunFolder:
@@ -41,7 +44,7 @@ class RunFolder:
 
     def create(self, config: RunConfig, data: Mapping[str, Any]) -> None:
         """Start a run. ``data`` is the task's description."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and not (self.path.is_dir() and self._is_empty()):
             raise InputError(
                 f"out must be a new or empty folder, got {str(self.path)!r}; to go on with a run: --resume"
             )
@@ -50,6 +53,10 @@ class RunFolder:
             self.config_file,
             {"config": to_dict(config), "data": dict(data), "versions": _versions(), "machine": _machine()},
         )
+
+    def _is_empty(self) -> bool:
+        """But for what a kill in this very moment left behind."""
+        return all(path.suffix == _TEMPORARY for path in self.path.iterdir())
 
     def config(self) -> RunConfig:
         if not self.config_file.exists():
@@ -87,12 +94,15 @@ class RunFolder:
     # Checkpoint.
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        temporary = self.checkpoint_file.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.checkpoint_file)
+        """Replace the checkpoint. Raises OSError where it cannot be written; the last one is then still there."""
+        with _replacing(self.checkpoint_file) as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:
+                # Closing its archive, torch hides what went wrong while writing it.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The state that was saved last, on the CPU; None where the run was ended before its first checkpoint."""
@@ -128,12 +138,23 @@ def finite(value: float) -> float | None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with _replacing(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of ``path`` when all of it is on the disk, and is gone after any error."""
+    temporary = path.with_name(path.name + _TEMPORARY)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _versions() -> dict[str, str]:

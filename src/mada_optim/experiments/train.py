@@ -80,7 +80,8 @@ def train(
         The result; that of a run that is already over is read from its folder.
 
     Raises:
-        InputError: the configuration, the data or the folder is not usable. Nothing has been written then.
+        InputError: the configuration, the data or the folder is not usable; nothing has been written then. Or the
+            folder cannot be written any more; it holds the last checkpoint then, from which to resume.
     """
     config = resolve(config)
     task = config.task.build()
@@ -92,7 +93,14 @@ def train(
         if folder.result_file.exists():
             return Result(**read_json(folder.result_file))
     with _torch_threads(config.threads), _stop_signal() as stop:
-        return _Run(config, task, folder).go(on_step, stop, draw)
+        run = _Run(config, task, folder)
+        try:
+            return run.go(on_step, stop, draw)
+        except OSError as error:
+            raise InputError(
+                f"{folder.path} cannot be written at step {run.step}: {error.strerror or error}; "
+                "when that is mended, resume the run from its last checkpoint"
+            ) from error
 
 
 def resolve(config: RunConfig) -> RunConfig:

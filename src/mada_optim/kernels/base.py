@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class Batch:
         """In which the arithmetic is done."""
         return torch.promote_types(_real(self.params[0]).dtype, torch.float32)
 
-    @property
+    @cached_property
     def roles(self) -> list[Roles]:
         """For each parameter its tensors by name: "param", "grad" and the buffers. Complex ones as pairs of reals."""
         return [self._roles(*pair) for pair in zip(self.params, self.states, strict=True)]
@@ -74,7 +75,7 @@ class Batch:
     def _roles(param: Tensor, state: Mapping[str, Any]) -> Roles:
         tensors = {"param": param} | {name: value for name, value in state.items() if name not in SCALAR_STATE}
         if param.grad is not None:
-            tensors["grad"] = param.grad
+            tensors["grad"] = param.grad.resolve_conj()
         return {role: _real(tensor) for role, tensor in tensors.items()}
 
 

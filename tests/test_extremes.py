@@ -1,0 +1,131 @@
+"""Every corner of the box, spikes of the learning rate, and tensors that lie oddly in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import TABLE, Net, Row, loss_of
+from torch import Tensor, nn
+
+from mada_optim import MADA, HypergradientOptimizer, MADAFamily
+
+BOX = {coefficient.name: coefficient.box for coefficient in MADAFamily.coefficients}
+
+
+@pytest.mark.parametrize("corner", [*product((0, 1), repeat=len(BOX))], ids=lambda corner: "".join(map(str, corner)))
+def test_a_training_that_starts_in_a_corner_of_the_box_stays_finite(corner: tuple[int, ...]):
+    """All six are learned, by steps that reach across the box; at the end the learning rate is a hundred times as high
+    for one step."""
+    start = {name: BOX[name][end] for name, end in zip(BOX, corner, strict=True)}
+    model = Net(torch.float32)
+    betas = start.pop("beta1"), start.pop("beta2")
+    optimizer = MADA(model.parameters(), 1e-2, betas, hyper_lr=10.0, hyper_warmup=0, **start)
+    first = [loss_of(model, step).item() for step in range(5)]
+    for step in range(25):
+        optimizer.param_groups[0]["lr"] = 1.0 if step == 20 else 1e-2
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        optimizer.step()
+        for name, value in optimizer.coefficients().items():
+            assert BOX[name][0] <= value <= BOX[name][1]
+        if step == 19:
+            assert sum(loss_of(model, other).item() for other in range(5)) < sum(first)
+    tensors = [*model.parameters(), *(tensor for state in optimizer.state.values() for tensor in state.values())]
+    assert all(bool(tensor.isfinite().all()) for tensor in tensors)
+    assert optimizer.skipped_hypergradients == 0
+
+
+# Layouts.
+
+REAL = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [*REAL, torch.complex64]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tensor lies in memory: its dimensions in another order, every ``step``-th element from ``offset`` on."""
+
+    order: tuple[int, ...]
+    steps: tuple[int, ...]
+    offset: int
+
+    def place(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """A copy of ``values`` that lies so, and the NaN-filled memory that it is a part of."""
+        sizes = [values.shape[dim] * self.steps[dim] + self.offset for dim in self.order]
+        memory = torch.full(sizes, float("nan"), dtype=values.dtype)
+        view = memory.permute([self.order.index(dim) for dim in range(values.dim())])
+        for dim, (size, step) in enumerate(zip(values.shape, self.steps, strict=True)):
+            view = view[(slice(None),) * dim + (slice(self.offset, self.offset + size * step, step),)]
+        view.copy_(values)
+        return view, memory
+
+
+@st.composite
+def layouts(draw: st.DrawFn, dims: int) -> Layout:
+    order = draw(st.permutations(range(dims)))
+    steps = draw(st.lists(st.integers(1, 3), min_size=dims, max_size=dims))
+    return Layout(tuple(order), tuple(steps), draw(st.integers(0, 2)))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> list[list[tuple[tuple[int, ...], Layout, Layout, bool]]]:
+    """Parameter groups, some of them empty, of (shape, layout, layout of the gradient, whether that is expanded)."""
+    groups = []
+    for _ in range(draw(st.integers(1, 3))):
+        shapes = draw(st.lists(st.lists(st.integers(0, 5), max_size=4).map(tuple), max_size=3))
+        groups.append([(s, draw(layouts(len(s))), draw(layouts(len(s))), draw(st.booleans())) for s in shapes])
+    return groups if any(groups) else [*groups, [((2, 3), Layout((1, 0), (2, 1), 1), Layout((0, 1), (1, 1), 0), True)]]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    row=st.sampled_from(TABLE),
+    groups=cases(),
+    dtype=st.sampled_from(DTYPES),
+    per_group=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_steps_on_odd_layouts_are_steps_on_contiguous_copies(row: Row, groups, dtype, per_group, seed):
+    """And what lies around and between the elements of a parameter is not touched."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.complex64 if dtype.is_complex else None).to(dtype)
+
+    odd, plain, memories = [], [], []
+    for group in groups:
+        values = [random(shape) for shape, *_ in group]
+        placed = [layout.place(value) for value, (_, layout, _, _) in zip(values, group, strict=True)]
+        odd.append([nn.Parameter(view) for view, _ in placed])
+        plain.append([nn.Parameter(value.clone()) for value in values])
+        memories += [(memory, memory.isnan().sum()) for _, memory in placed]
+        assert all(p.data_ptr() == view.data_ptr() for p, (view, _) in zip(odd[-1], placed, strict=True))
+
+    def make(params: list[list[nn.Parameter]]) -> HypergradientOptimizer:
+        settings_of = [{"params": p, "lr": 1e-2 / (i + 1), "weight_decay": 0.1 * i} for i, p in enumerate(params)]
+        return row(settings_of, **({"hyper_warmup": 0, "hyper_per_group": per_group} if row.learns else {}))
+
+    optimizers = make(odd), make(plain)
+    for _ in range(3):
+        for group, ours, theirs in zip(groups, odd, plain, strict=True):
+            for (shape, _, layout, expanded), a, b in zip(group, ours, theirs, strict=True):
+                gradient = random(()).expand(shape) if expanded else random(shape)
+                a.grad = gradient if expanded else layout.place(gradient)[0]
+                b.grad = gradient.clone(memory_format=torch.contiguous_format)
+        for optimizer in optimizers:
+            optimizer.step()
+    # Sums over a tensor depend on the order of its elements; the coefficients with them, and by a rounding the rest.
+    tolerance = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 1e-7}
+    torch.testing.assert_close(
+        [p.detach() for group in odd for p in group], [p.detach() for group in plain for p in group], **tolerance
+    )
+    for index in range(len(groups)):
+        ours, theirs = (optimizer.hypergradients(index) for optimizer in optimizers)
+        assert ours == (theirs and pytest.approx(theirs, rel=1e-4, abs=1e-6))
+    for memory, gaps in memories:
+        assert memory.isnan().sum() == gaps
