@@ -1,0 +1,224 @@
+"""All checks and timings that need a GPU, in one call: ``python benchmarks/gpu_check.py [OUT]``.
+
+Prints, and writes to OUT (default: benchmarks/results/DATE-DEVICE): agreement with the CPU for every named optimizer and
+dtype, steps without a wait for the device, a captured graph, recompilations, `mada bench`, and a short training of
+GPT-2 124M with AdamW and MADA. Nothing is skipped silently: what fails is listed at the end, and is the exit code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import nn
+
+import mada_optim
+from mada_optim import MADA
+from mada_optim.cli import main as mada
+
+SHAPES = [(), (7,), (65, 129), (300, 400), (1 << 20,)]
+EVERYTHING = {"beta3": 0.3, "rho": 0.5, "c": 0.6, "gamma": 0.7, "hyper_warmup": 0}
+STEPS = 8
+
+Optimizer = Callable[..., torch.optim.Optimizer]
+
+
+def optimizers() -> dict[str, Optimizer]:
+    """Every named point, and MADA inside its box."""
+    named = {name: mada_optim.load_optimizer(name) for name in mada_optim.available_optimizers()}
+    return {**named, "mada inside": lambda params, **kwargs: MADA(params, **EVERYTHING, **kwargs)}
+
+
+def train(make: Optimizer, device: str, dtype: torch.dtype, **kwargs: object) -> list[torch.Tensor]:
+    """Parameters after some steps with the same gradients on any device."""
+    generator = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(shape, generator=generator).to(device, dtype)) for shape in SHAPES]
+    optimizer = make(params, lr=1e-3, **kwargs)
+    for _ in range(STEPS):
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=generator).to(device, dtype)
+        optimizer.step()
+    return [param.detach().cpu().double() for param in params]
+
+
+def check_agreement() -> None:
+    """Fused on the GPU, plain on the GPU, and the CPU."""
+    for name, make in optimizers().items():
+        for dtype in (torch.float64, torch.float32, torch.bfloat16):
+            expected = train(make, "cpu", dtype, fused=False)
+            for fused in (None, False):
+                found = train(make, "cuda", dtype, fused=fused)
+                error = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+                allowed = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 4e-2}[dtype]
+                print(f"  {name:<12} {dtype!s:<15} fused={fused!s:<5} largest difference {error:.1e}")
+                # A sign that turns at zero moves an element by twice the learning rate.
+                assert error <= max(allowed, 2.1e-3 if "lion" in name or "mada" in name else 0.0), f"{name} {dtype}"
+
+
+def check_no_waiting() -> None:
+    """torch raises where the host waits for the device."""
+    for name, make in optimizers().items():
+        params = [nn.Parameter(torch.randn(shape, device="cuda")) for shape in SHAPES]
+        optimizer = make(params, lr=1e-3)
+        for step in range(12):
+            for param in params:
+                param.grad = torch.randn_like(param)
+            torch.cuda.set_sync_debug_mode("error" if step >= 6 else "default")
+            try:
+                optimizer.step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        print(f"  {name}: no wait in 6 steps")
+
+
+def check_graph() -> None:
+    """Steps replayed from a graph are those of the program."""
+    for fused in (None, False):
+        results = []
+        for captured in (False, True):
+            torch.manual_seed(0)
+            params = [nn.Parameter(torch.randn(shape, device="cuda")) for shape in SHAPES]
+            for param in params:
+                param.grad = torch.zeros_like(param)
+            optimizer = MADA(params, lr=1e-3, capturable=True, fused=fused, hyper_every=2, **EVERYTHING)
+            graph = torch.cuda.CUDAGraph()
+            torch.manual_seed(1)
+            for step in range(10):
+                for param in params:
+                    param.grad.copy_(torch.randn_like(param))
+                if captured and step == 4:
+                    torch.cuda.synchronize()
+                    # Capturing does not run: the first replay is this step.
+                    with torch.cuda.graph(graph):
+                        optimizer.step()
+                if captured and step >= 4:
+                    graph.replay()
+                else:
+                    optimizer.step()
+            results.append((params, optimizer.coefficients()))
+        for a, b in zip(results[0][0], results[1][0], strict=True):
+            torch.testing.assert_close(a, b)
+        assert results[0][1] == results[1][1], results
+        print(f"  fused={fused}: 6 replayed steps equal 6 steps")
+
+
+def check_recompilations() -> None:
+    """None for other shapes, rates, counts and coefficients."""
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    counts = []
+    for size in (10, 100_000, 1 << 22, 1):
+        params = [nn.Parameter(torch.randn(size, device="cuda")), nn.Parameter(torch.randn(size + 3, device="cuda"))]
+        optimizer = MADA(params, lr=1.0 / size, **EVERYTHING)
+        for _ in range(4):
+            for param in params:
+                param.grad = torch.randn_like(param)
+            optimizer.step()
+        counts.append(counters["stats"]["unique_graphs"])
+    print(f"  graphs after each size: {counts}")
+    assert len(set(counts)) == 1
+
+
+def compare_training(steps: int = 60, tokens: int = 1024, batch: int = 96) -> None:
+    """Whole training steps of GPT-2 124M in bfloat16 autocast, in turn: time, memory, loss."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    makers: dict[str, Optimizer] = {
+        "AdamW, fused": lambda params, **kwargs: torch.optim.AdamW(params, fused=True, **kwargs),
+        "MADA, everything": lambda params, **kwargs: MADA(params, hyper_warmup=10, **kwargs),
+        "MADA, hyper_every=10": lambda params, **kwargs: MADA(params, hyper_warmup=10, hyper_every=10, **kwargs),
+        "MADA, nothing learned": lambda params, **kwargs: MADA(params, hyper_lr=0.0, **kwargs),
+    }
+    generator = torch.Generator().manual_seed(0)
+    # A source with structure to learn: a fixed random map from token to token, followed nine times out of ten.
+    follow = torch.randint(0, 50257, (50257,), generator=generator)
+    times: dict[str, list[float]] = {name: [] for name in makers}
+    for name, make in makers.items():
+        torch.manual_seed(0)
+        with torch.device("cuda"):
+            model = GPT2LMHeadModel(GPT2Config(use_cache=False))
+        optimizer = make(model.parameters(), lr=3e-4)
+        torch.cuda.reset_peak_memory_stats()
+        micro = 16
+        for step in range(steps):
+            x = torch.empty(batch, tokens, dtype=torch.long)
+            x[:, 0] = torch.randint(0, 50257, (batch,), generator=torch.Generator().manual_seed(step))
+            noise = torch.rand(batch, tokens, generator=torch.Generator().manual_seed(step)) < 0.1
+            for i in range(1, tokens):
+                x[:, i] = torch.where(noise[:, i], (x[:, i - 1] * 31 + i) % 50257, follow[x[:, i - 1]])
+            x = x.cuda()
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            optimizer.zero_grad()
+            total = 0.0
+            for part in x.split(micro):
+                with torch.autocast("cuda", torch.bfloat16):
+                    loss = model(input_ids=part, labels=part).loss
+                (loss * (micro / batch)).backward()
+                total += loss.detach() * (micro / batch)
+            optimizer.step()
+            torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - begin)
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        ratio = median(times[name][15:]) / median(times["AdamW, fused"][15:])
+        print(
+            f"  {name:<24} {1e3 * median(times[name][15:]):7.1f} ms  {ratio:.3f} of AdamW's  "
+            f"{batch * tokens} tokens a step  peak {peak:.2f} GiB  loss {float(total):.4f}"
+        )
+        del model, optimizer
+        torch.cuda.empty_cache()
+
+
+class _Tee:
+    def __init__(self, *streams: object) -> None:
+        self.streams = streams
+
+    def write(self, text: str) -> None:
+        for stream in self.streams:
+            stream.write(text)
+
+    def flush(self) -> None:
+        for stream in self.streams:
+            stream.flush()
+
+
+def run(out: Path) -> int:
+    """All of it; the number of checks that failed."""
+    failed = []
+    print(f"{date.today()}, {torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
+    checks: list[Callable[[], object]] = [check_agreement, check_no_waiting, check_graph, check_recompilations]
+    for check in (*checks, compare_training):
+        print(f"\n{check.__doc__.splitlines()[0]}")
+        try:
+            check()
+        except Exception:
+            failed.append(check.__name__)
+            print(traceback.format_exc())
+    print("\nmada bench")
+    if mada(["bench", "--device", "cuda", "--seconds", "3", "--out", str(out / "bench")]):
+        failed.append("bench")
+    print(f"\nFailed: {', '.join(failed) or 'nothing'}")
+    return len(failed)
+
+
+def main() -> int:
+    if not torch.cuda.is_available():
+        print("No GPU here: nothing was checked.")
+        return 2
+    device = torch.cuda.get_device_name().replace(" ", "-")
+    out = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "results" / f"{date.today()}-{device}"
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "output.txt").open("w") as file, contextlib.redirect_stdout(_Tee(sys.stdout, file)):
+        return run(out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
