@@ -115,7 +115,7 @@ def interpolation_bound(
 ) -> Tensor:
     """Theorem 3: the bound for V = (ρ v + (1-ρ) v̄)/(1-β2^t) without momentum; Adam's at ρ = 1, AVGrad's at ρ = 0.
 
-    The smaller of the direct bound (equation 10) and of that by comparison with the critical ρ (equation 13).
+    The smaller of the direct bound (equation 12) and of that by comparison with the critical ρ (equation 13).
 
     Args:
         problem: d, L, R, F(x_1) - F*.
@@ -135,28 +135,40 @@ def interpolation_bound(
     >>> interpolation_bound(problem, rho=rho, beta2=0.9, alpha=1.0, eps=1e-2, steps=10_000)
     tensor([3.3997, 0.6411, 0.7042], dtype=torch.float64)
     """
-    rho = _rho(rho)
-    critical = critical_rho(beta2, steps)
-    setting: dict[str, Any] = {"beta2": beta2, "alpha": alpha, "eps": eps, "steps": steps, "decay": decay}
-    # Where ρ is smaller than the critical value, comparing with ρ itself is the direct bound again.
-    by_comparison = _compared_bound(problem, rho, torch.minimum(rho, critical), **setting)
-    return torch.minimum(_compared_bound(problem, rho, rho, **setting), by_comparison)
+    reference = torch.minimum(_rho(rho), critical_rho(beta2, steps))
+    setting: dict[str, Any] = {"rho": rho, "beta2": beta2, "alpha": alpha, "eps": eps, "steps": steps, "decay": decay}
+    # Below the critical ρ the reference is ρ itself, and the two are the same.
+    return torch.minimum(direct_bound(problem, **setting), _compared_bound(problem, reference=reference, **setting))
+
+
+def direct_bound(
+    problem: Problem, *, rho: Number, beta2: Number, alpha: Number, eps: Number, steps: int, decay: Number = 0.0
+) -> Tensor:
+    """Equation 12 alone, without the comparison that improves it for ρ in between; see :func:`interpolation_bound`.
+
+    >>> problem = Problem(dimension=1, smoothness=1.0, gradient_bound=1.0, gap=1.0)
+    >>> direct_bound(problem, rho=0.01, beta2=0.9, alpha=1.0, eps=1e-2, steps=10_000)
+    tensor(5.4354, dtype=torch.float64)
+    """
+    return _compared_bound(
+        problem, rho=rho, reference=_rho(rho), beta2=beta2, alpha=alpha, eps=eps, steps=steps, decay=decay
+    )
 
 
 def _compared_bound(
     problem: Problem,
-    rho: Tensor,
-    reference: Tensor,
     *,
+    rho: Number,
+    reference: Tensor,
     beta2: Number,
     alpha: Number,
     eps: Number,
     steps: int,
     decay: Number,
 ) -> Tensor:
-    """Equation 13, with r = ``reference`` <= ρ; at r = ρ it is equation 10."""
+    """Equation 13, with r = ``reference`` <= ρ; at r = ρ it is equation 12."""
     bound, smoothness = _tensor(problem.gradient_bound)[..., None], _tensor(problem.smoothness)[..., None]
-    rates = step_sizes(alpha, steps, decay)
+    rho, rates = _rho(rho), step_sizes(alpha, steps, decay)
     weight, reference_weight = newest_weight(rho, beta2, steps), newest_weight(reference, beta2, steps)
     shrink = torch.where(rho == reference, 1.0, (1 - rho) / (1 - reference))[..., None]
     cost = (rates * bound * weight.sqrt() + rates**2 * smoothness / 2) / (shrink * reference_weight)
@@ -175,7 +187,7 @@ def avgrad_bound(
     steps: int,
     decay: Number = 0.0,
 ) -> Tensor:
-    """Theorems 1 (β1 = 0) and 2: the bound for AVGrad, ρ = 0, with momentum (equations 9 and 11).
+    """Theorems 1 (β1 = 0) and 2: the bound for AVGrad, ρ = 0, with momentum (equations 9 and 10).
 
     The optimizer whose bound it is has learning rates (1-β1^t) η_t, which undoes its bias correction of m.
 
@@ -206,7 +218,7 @@ def avgrad_bound(
 
 
 def variation(problem: Problem, *, eps: Number, steps: int, decay: Number = 0.0) -> Tensor:
-    """Υ = ln(R/ε) + (1-q) ln T + 1/2 - q: bound on Σ_t |1 - A_t/A_{t-1}| for AVGrad's effective rates A (equation 12).
+    """Υ = ln(R/ε) + (1-q) ln T + 1/2 - q: bound on Σ_t |1 - A_t/A_{t-1}| for AVGrad's effective rates A (equation 11).
 
     Args:
         problem: only R matters.
