@@ -14,7 +14,7 @@ Number = TypeVar("Number", float, Fraction, Tensor)
 
 
 def mean_factor(beta2: Number, step: int, bias_correction: bool = True) -> Any:
-    """c_t, by which v̄_{t-1} is multiplied in Proposition 1 (equation 5).
+    """φ_t, by which v̄_{t-1} is multiplied in Proposition 1 (equation 5).
 
     ``1`` without bias correction; with it ``1 + t β2^(t-1) (1-β2)/(1-β2^(t-1))``, which falls to 1 as t grows.
 
@@ -40,7 +40,7 @@ def mean_factor(beta2: Number, step: int, bias_correction: bool = True) -> Any:
 def rate_does_not_increase(v: Number, mean: Number, beta2: Number, step: int, bias_correction: bool = True) -> Any:
     """Whether, at a constant learning rate, the effective rate of step t is at most that of step t-1 (equation 5).
 
-    It is exactly where v_t >= c_t v̄_{t-1}.
+    It is exactly where v_t >= φ_t v̄_{t-1}.
 
     Args:
         v: v_t, the second moment after step t.
@@ -57,7 +57,7 @@ def rate_does_not_increase(v: Number, mean: Number, beta2: Number, step: int, bi
 
 
 def gradient_threshold(v: Number, mean: Number, beta2: Number, step: int, bias_correction: bool = True) -> Any:
-    """The smallest g_t² at which the effective rate does not increase in step t: (c_t v̄_{t-1} - β2 v_{t-1})/(1-β2).
+    """The smallest g_t² at which the effective rate does not increase in step t: (φ_t v̄_{t-1} - β2 v_{t-1})/(1-β2).
 
     Equation 6. Negative where the rate does not increase whatever g_t is.
 

@@ -49,7 +49,8 @@ class TailedQuadratic:
     Args:
         problem: the constants, plain numbers.
         eps: ε.
-        spike_probability: p in (0, 1/2].
+        noise_share: S/(R-ε), in [0, 1). Default: 0.5.
+        spike_probability: p in (0, 1/2]. Default: 0.1.
 
     >>> quadratic = TailedQuadratic(Problem(3, 2.0, 1.0, 0.5), eps=1e-2)
     >>> round(quadratic.value(quadratic.start).item(), 12)
@@ -58,12 +59,13 @@ class TailedQuadratic:
 
     problem: Problem
     eps: float
+    noise_share: float = 0.5
     spike_probability: float = 0.1
 
     @property
     def corner(self) -> float:
         """c, where the quadratic becomes linear."""
-        return float((self.problem.gradient_bound - self.eps) / 2 / self.problem.smoothness)
+        return (1 - self.noise_share) * float(self.problem.gradient_bound - self.eps) / float(self.problem.smoothness)
 
     @property
     def start(self) -> Tensor:
@@ -84,9 +86,9 @@ class TailedQuadratic:
 
     def sample(self, seeds: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
         """See :class:`Objective`."""
-        p, size = self.spike_probability, float(self.problem.gradient_bound - self.eps) / 2
+        p, size = self.spike_probability, self.noise_share * float(self.problem.gradient_bound - self.eps)
         draw = torch.rand(seeds, int(self.problem.dimension), dtype=torch.float64, generator=generator)
-        noise = torch.where(draw < p, size, -size * p / (1 - p))
+        noise = size * ((draw < p).double() - p) / (1 - p)
         return lambda x: self.gradient(x) + noise
 
 

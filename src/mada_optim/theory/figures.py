@@ -25,6 +25,9 @@ class Setting:
         beta2, alpha, eps, steps, decay: as in :func:`mada_optim.theory.interpolation_bound`.
         dimension, smoothness, gradient_bound, gap: as in :class:`mada_optim.theory.Problem`.
         seeds: runs on :class:`mada_optim.theory.evidence.TailedQuadratic` for each setting that is measured.
+
+    Raises:
+        ValueError: ``seeds`` is not positive. The other values are checked where they are used.
     """
 
     beta2: float = 0.9
@@ -37,6 +40,10 @@ class Setting:
     gradient_bound: float = 1.0
     gap: float = 1.0
     seeds: int = 4
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be an integer >= 1, got {self.seeds!r}")
 
     @property
     def problem(self) -> Problem:
