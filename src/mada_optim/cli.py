@@ -22,6 +22,7 @@ examples:
   mada train --data FILE --optimizer adamw        another text, another optimizer
   mada train --resume runs/NAME                   go on after an interruption
   mada compare --optimizers adamw,mada --seeds 3  side by side, over a grid of learning rates
+  mada bounds --beta2 0.99 --steps 100000         what theory says of Adam, AVGrad and what lies between
 """
 _TRAIN_EPILOG = """\
 examples:

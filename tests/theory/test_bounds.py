@@ -23,6 +23,58 @@ PROBLEM = Problem(dimension=3, smoothness=2.0, gradient_bound=1.5, gap=0.7)
 SETTING = {"beta2": 0.9, "alpha": 0.2, "eps": 1e-2, "steps": 500}
 
 
+def written_out(rho, r, beta2, alpha, eps, T, q):
+    """Equation 13 for PROBLEM term by term, as it stands in the document; at r = ρ equation 12."""
+    d, L, R, gap = 3, 2.0, 1.5, 0.7
+
+    def u(t):
+        return (1 - beta2**t) / (1 - beta2)
+
+    def w(t, share):
+        return (share + (1 - share) / t) / u(t)
+
+    def cost(t):
+        eta = alpha * T ** (q - 0.5) * t**-q
+        kappa = 1 if r == rho else (1 - rho) / (1 - r)
+        return (eta * R * math.sqrt(w(t, rho)) + eta**2 * L / 2) / (kappa * w(t, r))
+
+    logs = [math.log(1 + (R - eps) ** 2 / eps**2)]
+    for t in range(2, T + 1):
+        ratios = [r * t / (beta2 * (r * t + 1 - r))] + ([t / (t - 1)] if r < 1 else [])
+        logs.append(math.log(u(t) / u(t - 1)) + math.log(max(ratios)))
+    largest = total = 0.0
+    for t in range(T, 0, -1):
+        largest = max(largest, cost(t))
+        total += largest * logs[t - 1]
+    return 2 * R / (alpha * math.sqrt(T)) * (gap + d * total)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.5])
+@pytest.mark.parametrize("rho", [0.0, 5e-4, 2e-3, 0.01, 0.5, 1.0])
+def test_theorem_3_is_what_the_document_says(rho, decay):
+    beta2, alpha, eps, steps = 0.6, 0.2, 1e-2, 2000
+    setting = {"rho": rho, "beta2": beta2, "alpha": alpha, "eps": eps, "steps": steps, "decay": decay}
+    direct = written_out(rho, rho, beta2, alpha, eps, steps, decay)
+    assert direct_bound(PROBLEM, **setting).item() == pytest.approx(direct, rel=1e-12)
+    reference = min(rho, beta2 / (1 - beta2) / (steps - 1))
+    compared = written_out(rho, reference, beta2, alpha, eps, steps, decay) if rho < 1 else math.inf
+    assert (compared < direct) == (rho in (2e-3, 0.01))
+    assert interpolation_bound(PROBLEM, **setting).item() == pytest.approx(min(direct, compared), rel=1e-12)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_theorem_2_is_what_the_document_says(decay):
+    d, L, R, gap = 3, 2.0, 1.5, 0.7
+    beta2, alpha, eps, T = SETTING["beta2"], SETTING["alpha"], SETTING["eps"], SETTING["steps"]
+    N, u = 9.0, (1 - beta2**T) / (1 - beta2)
+    logs = math.log((1 + (R - eps) ** 2 / eps**2) * u * T)
+    noise, curvature = alpha * R * math.sqrt(u), alpha**2 * L * u / 2
+    moved = math.log(R / eps) + (1 - decay) * math.log(T) + 0.5 - decay
+    cost = logs * (noise + (1 + 3 * N) * curvature) + N * moved * (noise + (1 + N) * curvature)
+    bound = avgrad_bound(PROBLEM, beta1=0.9, **SETTING, decay=decay).item()
+    assert bound == pytest.approx(2 * R / (alpha * math.sqrt(T)) * (gap + d * cost), rel=1e-12)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.5])
 @pytest.mark.parametrize("beta2", [0.3, 0.9, 0.999])
 def test_theorem_3_at_rho_0_is_theorem_1(beta2, decay):
