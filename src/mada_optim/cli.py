@@ -1,4 +1,4 @@
-"""The command ``mada``: train, compare, bench, optimizers.
+"""The command ``mada``: train, compare, bench, bounds, optimizers.
 
 torch and the experiments' libraries are imported where they are used, so that ``--help`` does not wait for them.
 """
@@ -22,6 +22,7 @@ examples:
   mada train --data FILE --optimizer adamw        another text, another optimizer
   mada train --resume runs/NAME                   go on after an interruption
   mada compare --optimizers adamw,mada --seeds 3  side by side, over a grid of learning rates
+  mada bounds --beta2 0.99 --steps 100000         what theory says of Adam, AVGrad and what lies between
 """
 _TRAIN_EPILOG = """\
 examples:
@@ -195,6 +196,22 @@ def _optimizers(_: argparse.Namespace) -> int:
     return 0
 
 
+def _bounds(arguments: argparse.Namespace) -> int:
+    from mada_optim.tasks import InputError
+    from mada_optim.theory.figures import Setting, draw_bounds, summarize
+
+    options = {name: value for name, value in vars(arguments).items() if name not in ("run", "command", "out")}
+    out = Path(getattr(arguments, "out", "bounds"))
+    try:
+        setting = Setting(**options)
+        print(summarize(setting))
+        draw_bounds(setting, out)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    print(f"Written: {out.with_suffix('.png')}, {out.with_suffix('.svg')}")
+    return 0
+
+
 def _config(arguments: argparse.Namespace) -> RunConfig:
     """The configuration that the options describe; what was not given keeps the default of the dataclasses."""
     from mada_optim.experiments.config import OptimizerConfig, RunConfig
@@ -260,6 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(command("compare", "train several optimizers on equal terms", _COMPARE_EPILOG, _compare))
     _add_bench(command("bench", "time optimizer steps against torch's fused AdamW", _BENCH_EPILOG, _bench))
     command("optimizers", "list the optimizers", "", _optimizers)
+    _add_bounds(command("bounds", "draw the convergence bound over rho, beside what is measured", "", _bounds))
     return parser
 
 
@@ -331,6 +349,23 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="NAME", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--threads", type=int, metavar="N", default=None, help="of torch (default: torch's choice)")
     parser.add_argument("--out", metavar="DIR", help="(default: runs/TIME-bench)")
+
+
+def _add_bounds(parser: argparse.ArgumentParser) -> None:
+    for name, kind, meaning in (
+        ("beta2", float, "β2 in (0, 1) (default: 0.9)"),
+        ("steps", int, "T (default: 10000)"),
+        ("alpha", float, "α; the last learning rate is α/√T (default: 0.3)"),
+        ("decay", float, "q in [0, 0.5]: learning rates fall as t^-q (default: 0)"),
+        ("eps", float, "ε (default: 0.01)"),
+        ("dimension", int, "d (default: 10)"),
+        ("smoothness", float, "L (default: 1)"),
+        ("gradient-bound", float, "R, gradients being at most R - ε (default: 1)"),
+        ("gap", float, "F(x_1) - F* (default: 1)"),
+        ("seeds", int, "runs for each setting that is measured (default: 4)"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, metavar="X" if kind is float else "N", help=meaning)
+    parser.add_argument("--out", metavar="FILE", help="figure, without suffix (default: bounds)")
 
 
 def _add_data_and_model(parser: argparse.ArgumentParser) -> None:

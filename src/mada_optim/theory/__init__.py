@@ -1,0 +1,36 @@
+"""When AVGrad converges and what interpolation buys: the statements of ``docs/theory.md`` as functions.
+
+:mod:`~mada_optim.theory.conditions` says when the effective learning rate of AVGrad grows,
+:mod:`~mada_optim.theory.bounds` bounds the mean squared gradient norm, :mod:`~mada_optim.theory.evidence` measures it
+on functions whose constants are known. These need torch alone; :mod:`~mada_optim.theory.figures` draws.
+"""
+
+from mada_optim.theory.bounds import (
+    Problem,
+    avgrad_bound,
+    best_rho,
+    critical_rho,
+    direct_bound,
+    interpolation_bound,
+    log_terms,
+    newest_weight,
+    step_sizes,
+    variation,
+)
+from mada_optim.theory.conditions import gradient_threshold, mean_factor, rate_does_not_increase
+
+__all__ = [
+    "Problem",
+    "avgrad_bound",
+    "best_rho",
+    "critical_rho",
+    "direct_bound",
+    "gradient_threshold",
+    "interpolation_bound",
+    "log_terms",
+    "mean_factor",
+    "newest_weight",
+    "rate_does_not_increase",
+    "step_sizes",
+    "variation",
+]
