@@ -1,8 +1,8 @@
 """All checks and timings that need a GPU, in one call: ``python benchmarks/gpu_check.py [OUT]``.
 
-Prints, and writes to OUT (default: benchmarks/results/DATE-DEVICE): agreement with the CPU for every named optimizer and
-dtype, steps without a wait for the device, a captured graph, recompilations, `mada bench`, and a short training of
-GPT-2 124M with AdamW and MADA. Nothing is skipped silently: what fails is listed at the end, and is the exit code.
+Prints, and writes to OUT (default: benchmarks/results/DATE-DEVICE): agreement with the CPU for every named optimizer
+and dtype, steps without a wait for the device, a captured graph, recompilations, `mada bench`, and a short training
+of GPT-2 124M with AdamW and MADA. Nothing is skipped silently: what fails is listed at the end, and is the exit code.
 """
 
 from __future__ import annotations

@@ -277,8 +277,8 @@ def test_low_precision_parameters_are_the_rounded_result_of_float32_arithmetic(r
         with torch.no_grad():
             full.copy_(full.to(dtype))
     assert torch.equal(low.float(), full)
-    # Sums in another order: how many elements a processor reads at once depends on their dtype.
-    assert optimizer.coefficients() == pytest.approx(reference.coefficients(), rel=1e-7)
+    # float32 sums in another order: how many elements a processor reads at once depends on their dtype.
+    assert optimizer.coefficients() == pytest.approx(reference.coefficients(), abs=1e-6)
 
 
 @pytest.mark.parametrize("row", TABLE, ids=IDS)
