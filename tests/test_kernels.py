@@ -518,3 +518,17 @@ def test_no_warning_where_the_kernels_can_be_built():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert native.why_unavailable() is None
+
+
+@pytest.mark.parametrize("row", TABLE, ids=IDS)
+def test_fast_steps_allocate_nothing_of_the_size_of_a_parameter(row: Row):
+    param = nn.Parameter(torch.randn(300, 1000))
+    optimizer = row([param], lr=1e-3)
+    for _ in range(5):
+        param.grad = torch.randn_like(param)
+        optimizer.step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        for _ in range(3):
+            optimizer.step()
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profiled.events())
+    assert 0 < allocated < param.numel() // 10

@@ -9,7 +9,6 @@ pass, then moves the coefficients, then goes on. One extra buffer is all that th
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -114,7 +113,8 @@ def _finish_step(state: dict[str, Any], stepped: bool, keep: bool, learning: boo
     if stepped:
         state["step"] += 1
     if learning:
-        state["pending"].fill_(stepped and keep)
+        if bool(state["pending"]) != (stepped and keep):
+            state["pending"].fill_(stepped and keep)
     else:
         state.pop("pending", None)
         state.pop("pending_grad", None)
@@ -123,26 +123,16 @@ def _finish_step(state: dict[str, Any], stepped: bool, keep: bool, learning: boo
 def _batches(family: Family, group: Group, state: State, pending: bool = False) -> Iterator[tuple[Kernels, Batch]]:
     """The parameters whose step is pending, or those that have a gradient, and who works on them."""
 
-    def key(param: Tensor) -> tuple[Any, ...]:
-        grad = None if param.grad is None else str(param.grad.dtype)
-        count = id(param) if group["capturable"] else float(state[param]["step"])
-        return str(param.device), str(param.dtype), grad or "", count
-
-    params = group["params"]
-    chosen = [
-        param
-        for param in params
-        if state.get(param) and (bool(state[param].get("pending")) if pending else param.grad is not None)
-    ]
-    # Sorting is stable: the order of summation, and so every bit of the result, is the parameters' order.
-    for _, grouped in groupby(sorted(chosen, key=key), key=key):
-        members = list(grouped)
-        step = state[members[0]]["step"]
-        batch = Batch(
-            group,
-            members,
-            [state[param] for param in members],
-            step if group["capturable"] else float(step),
-            next(index for index, param in enumerate(params) if param is members[0]),
-        )
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for index, param in enumerate(group["params"]):
+        own = state.get(param)
+        if own and (bool(own.get("pending")) if pending else param.grad is not None):
+            grad = None if param.grad is None else param.grad.dtype
+            count = param if group["capturable"] else float(own["step"])
+            alike.setdefault((param.device, param.dtype, grad, count), []).append(index)
+    for members in alike.values():
+        params = [group["params"][index] for index in members]
+        states = [state[param] for param in params]
+        step = states[0]["step"] if group["capturable"] else float(states[0]["step"])
+        batch = Batch(group, params, states, step, members[0])
         yield select_kernels(family, group, batch.device), batch

@@ -64,7 +64,7 @@ class Batch:
     @property
     def dtype(self) -> torch.dtype:
         """In which the arithmetic is done."""
-        return torch.promote_types(_real(self.params[0]).dtype, torch.float32)
+        return torch.promote_types(self.params[0].dtype.to_real(), torch.float32)
 
     @cached_property
     def roles(self) -> list[Roles]:
@@ -73,14 +73,15 @@ class Batch:
 
     @staticmethod
     def _roles(param: Tensor, state: Mapping[str, Any]) -> Roles:
-        tensors = {"param": param} | {name: value for name, value in state.items() if name not in SCALAR_STATE}
+        tensors = {"param": param}
         if param.grad is not None:
             tensors["grad"] = param.grad.resolve_conj()
-        return {role: _real(tensor) for role, tensor in tensors.items()}
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        for name, value in state.items():
+            if name not in SCALAR_STATE:
+                tensors[name] = value
+        if param.is_complex():
+            return {role: torch.view_as_real(tensor) for role, tensor in tensors.items()}
+        return tensors
 
 
 class Kernels(ABC):

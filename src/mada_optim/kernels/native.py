@@ -148,24 +148,30 @@ class _Rows:
 
     def __init__(self, batch: Batch) -> None:
         self._kept: list[Tensor] = []
-        table = array("q")
+        self._table = array("q")
         for number, roles in enumerate(batch.roles):
-            param = roles["param"]
-            table.extend((param.numel(), mix(batch.index, number, int(batch.step))))
-            table.extend(0 if roles.get(role) is None else self._address(roles[role], param) for role in _ROLES)
-        self._table = table
-        self.pointer = ctypes.c_void_p(table.buffer_info()[0])
+            self._table.append(roles["param"].numel())
+            self._table.append(mix(batch.index, number, int(batch.step)))
+            for role in _ROLES:
+                tensor = self._gradient(roles) if role == "grad" else roles.get(role)
+                self._table.append(0 if tensor is None else tensor.data_ptr())
+        self.pointer = ctypes.c_void_p(self._table.buffer_info()[0])
         self._count = len(batch.params)
 
     def __len__(self) -> int:
         return self._count
 
-    def _address(self, tensor: Tensor, param: Tensor) -> int:
-        if tensor.stride() != param.stride() and not (tensor.is_contiguous() and param.is_contiguous()):
-            # Only gradients come in a layout of their own.
-            tensor = torch.empty_like(param, dtype=tensor.dtype).copy_(tensor)
-            self._kept.append(tensor)
-        return tensor.data_ptr()
+    def _gradient(self, roles: Roles) -> Tensor | None:
+        """Gradients may come in a layout of their own."""
+        param, grad = roles["param"], roles.get("grad")
+        if (
+            grad is not None
+            and not (grad.is_contiguous() and param.is_contiguous())
+            and grad.stride() != param.stride()
+        ):
+            grad = torch.empty_like(param, dtype=grad.dtype).copy_(grad)
+            self._kept.append(grad)
+        return grad
 
 
 def _is_dense(roles: Roles) -> bool:
