@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def test_bench_writes_what_it_prints(tmp_path, capsys):
     stored = json.loads((out / "results.json").read_text())
     names = [result["name"] for result in stored["results"]]
     assert {"AdamW, fused", "MADA, everything", "Adan (pytorch-optimizer)"} <= set(names)
-    assert stored["machine"]["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert stored["machine"]["versions"]["torch"] == version("torch")
     for result in stored["results"]:
         assert result["low"] <= result["ratio"] <= result["high"]
         assert result["rounds"] >= 5

@@ -5,8 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import tiny_config
+from torch import nn
 
+from mada_optim.experiments import optimizers
 from mada_optim.experiments.compare import Grid, compare, make_report
 from mada_optim.experiments.config import OptimizerConfig
 from mada_optim.experiments.optimizers import parse
@@ -116,3 +119,11 @@ def test_recipe_defaults_are_those_of_each_optimizer(tmp_path: Path) -> None:
 def test_bad_specs(spec: str) -> None:
     with pytest.raises(InputError, match=spec.split(":")[1].partition("=")[0]):
         parse(spec)
+
+
+def test_buffers_in_bfloat16_by_name():
+    config = optimizers.resolve(parse("mada:state_dtype=bfloat16"))
+    assert json.loads(json.dumps(dataclasses.asdict(config)))["options"] == {"state_dtype": "bfloat16"}
+    assert optimizers.build(config, nn.Linear(1, 1)).param_groups[0]["state_dtype"] is torch.bfloat16
+    with pytest.raises(InputError, match="state_dtype must be None, torch.float32 or torch.bfloat16, got 'Frodo'"):
+        optimizers.resolve(parse("mada:state_dtype=Frodo"))

@@ -67,6 +67,8 @@ def build(config: OptimizerConfig, model: nn.Module) -> Optimizer:
     ]
     constructor = _TORCH.get(config.name) or mada_optim.load_optimizer(config.name)
     arguments = {"lr": config.lr, **_TORCH_OPTIONS.get(config.name, {}), **config.options}
+    if "state_dtype" in arguments:
+        arguments["state_dtype"] = getattr(torch, str(arguments["state_dtype"]), arguments["state_dtype"])
     if config.betas is not None:
         arguments["betas"] = config.betas
     try:
@@ -82,11 +84,16 @@ def parse(spec: str) -> OptimizerConfig:
 
     >>> parse("mada:rho=0:beta1=0.8:beta2=0.9")
     OptimizerConfig(name='mada', lr=0.003, betas=(0.8, 0.9), weight_decay=None, options={'rho': 0.0})
+
+    Values are numbers, but for ``state_dtype``, the name of a dtype: ``mada:state_dtype=bfloat16``.
     """
     name, *settings = spec.split(":")
-    options: dict[str, float] = {}
+    options: dict[str, Any] = {}
     for setting in settings:
         option, _, value = setting.partition("=")
+        if option == "state_dtype":
+            options[option] = value
+            continue
         try:
             options[option.replace("-", "_")] = float(value)
         except ValueError:
