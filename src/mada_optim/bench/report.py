@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from mada_optim.bench.measure import Result
 from mada_optim.experiments.figures import PALETTE, save_figure, style
 
 HEADER = ("optimizer", "ratio", "quartiles", "ms", "words", "of copy", "state", "memory")
 COLOURS = {"ours": PALETTE[0], "torch": PALETTE[1], "peer": "#999999"}
+MAKERS = {"ours": "mada-optim", "torch": "torch", "peer": "other packages"}
 
 
 def row(result: Result, described: dict[str, Any], baseline: Result | None) -> tuple[str, ...]:
@@ -71,6 +73,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
             axes.set_yticks(places, [result.name for result in mine])
             axes.invert_yaxis()
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
             axes.set_xlim(0.5, 2.2 * max(result.ratio for result in mine))
             axes.axvline(1.0, color="#444444", linewidth=1)
             axes.grid(axis="y", visible=False)
@@ -80,4 +83,6 @@ def draw(results: Sequence[Result], path: Path) -> None:
                 )
             axes.set_title(f"({letter}) {mine[0].title}")
         panels[-1].set_xlabel("time of a step by that of torch's fused AdamW")
+        handles = [Patch(color=colour, label=MAKERS[kind]) for kind, colour in COLOURS.items()]
+        figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
         save_figure(figure, path)
