@@ -73,7 +73,7 @@ def take_step(family: Family, groups: list[Group], state: State) -> Tensor | Non
     # the device decides whether to use it.
     steps = shared["hyper_steps"] if shared["capturable"] else int(shared["hyper_steps"])
     keep = learning and (shared["capturable"] or rule.due(steps + 1))
-    hypergradient = _settle(family, groups, state, values)
+    hypergradient = _settle(family, groups, state, values, keep)
     if hypergradient is not None:
         _, momentum_buffer, skipped = (shared[key] for key in LEARNED_TENSORS)
         step_sizes, boxes = tuple(shared["hyper_lr"].values()), tuple(shared["bounds"].values())
@@ -89,13 +89,13 @@ def take_step(family: Family, groups: list[Group], state: State) -> Tensor | Non
     return hypergradient
 
 
-def _settle(family: Family, groups: list[Group], state: State, values: Tensor) -> Tensor | None:
+def _settle(family: Family, groups: list[Group], state: State, values: Tensor, keep: bool) -> Tensor | None:
     """h_t over all parameters whose step t is pending and that have a gradient; None where there are none."""
     learned = [name for name, alpha in groups[0]["hyper_lr"].items() if alpha > 0.0]
     total: Tensor | None = None
     for group in groups:
         for kernels, batch in _batches(family, group, state, pending=True):
-            aligned = kernels.settle(batch, values, learned)
+            aligned = kernels.settle(batch, values, learned, keep)
             if aligned is not None:
                 total = (0.0 if total is None else total) - group["previous_lr"] * aligned
     return total
@@ -122,17 +122,19 @@ def _finish_step(state: dict[str, Any], stepped: bool, keep: bool, learning: boo
 
 def _batches(family: Family, group: Group, state: State, pending: bool = False) -> Iterator[tuple[Kernels, Batch]]:
     """The parameters whose step is pending, or those that have a gradient, and who works on them."""
-
     alike: dict[tuple[Any, ...], list[int]] = {}
     for index, param in enumerate(group["params"]):
         own = state.get(param)
-        if own and (bool(own.get("pending")) if pending else param.grad is not None):
+        if not own:
+            continue
+        waits = "pending" in own and bool(own["pending"])
+        if waits if pending else param.grad is not None:
             grad = None if param.grad is None else param.grad.dtype
             count = param if group["capturable"] else float(own["step"])
-            alike.setdefault((param.device, param.dtype, grad, count), []).append(index)
-    for members in alike.values():
+            alike.setdefault((param.device, param.dtype, grad, count, waits), []).append(index)
+    for (*_, waits), members in alike.items():
         params = [group["params"][index] for index in members]
         states = [state[param] for param in params]
         step = states[0]["step"] if group["capturable"] else float(states[0]["step"])
-        batch = Batch(group, params, states, step, members[0])
+        batch = Batch(group, params, states, step, waits, members[0])
         yield select_kernels(family, group, batch.device), batch

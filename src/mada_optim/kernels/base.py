@@ -42,6 +42,7 @@ class Batch:
         params: the parameters.
         states: what is kept for each of them; may be changed.
         step: number t of steps completed: a number, or a 0-dimensional tensor on the device (``capturable``).
+        pending: whether the last of them was pending when this step began.
         index: position of the first parameter in the model, from which the noise of stochastic rounding is drawn.
     """
 
@@ -49,6 +50,7 @@ class Batch:
     params: Sequence[Tensor]
     states: Sequence[dict[str, Any]]
     step: float | Tensor
+    pending: bool
     index: int
 
     @property
@@ -88,13 +90,14 @@ class Kernels(ABC):
     """The two passes of a step over the parameters of a batch. Everything is changed in place."""
 
     @abstractmethod
-    def settle(self, batch: Batch, values: Tensor, learned: Sequence[str]) -> Tensor | None:
+    def settle(self, batch: Batch, values: Tensor, learned: Sequence[str], keep: bool) -> Tensor | None:
         """Complete the pending step t: differentiate it if the next gradient is there, and advance the buffers.
 
         Args:
             batch: parameters whose state holds the buffers before step t, and g_t as ``pending_grad``.
             values: coefficients of step t, shape (K,), float64, on the device of the coefficients.
             learned: names of those to differentiate by.
+            keep: what :meth:`step` will be told, if the parameters have gradients.
 
         Returns:
             ⟨g_{t+1}, ∂Δ_t/∂q⟩ for all K coefficients, 0 where not learned: float64, on the device of ``values``. None

@@ -40,7 +40,7 @@ class CompiledKernels(PlainKernels):
         super().__init__(family)
         self._programs: dict[Any, _Program] = {}
 
-    def settle(self, batch: Batch, values: Tensor, learned: Sequence[str]) -> Tensor | None:
+    def settle(self, batch: Batch, values: Tensor, learned: Sequence[str], keep: bool) -> Tensor | None:  # noqa: ARG002
         """See :meth:`Kernels.settle`."""
         learned = [name for name in learned if batch.has_grad]
         names = self.family.buffers(self._q(batch, values))

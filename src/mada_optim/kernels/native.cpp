@@ -36,7 +36,8 @@ struct Settings {
     double beta1, beta2, beta3, rho, c, gamma;
     double eps, kappa1, kappa2, t, lr, weight_decay;
     int32_t maximize;
-    int32_t keep;                        // mada_step: store the gradient and leave the moments as they are
+    int32_t keep;                        // mada_step: leave the moments as they are; mada_settle: that will be done
+    int32_t stored;                      // mada_step with keep: mada_settle has stored the gradient already
     int32_t threads;
 };
 
@@ -229,7 +230,9 @@ struct Tensors {
     }
 };
 
-// The pending step: its derivatives along the next gradient, then its moments.
+// The pending step: its derivatives along the next gradient, then its moments. A next gradient that will be kept takes
+// the place of the previous one, which has just been read; Python exchanges the two.
+template <bool KEEP>
 void settle(const Coefficients& given, const Settings& settings, const Row& row, int64_t start, int64_t end, double* sums) {
     const Coefficients q = given;
     const Tensors tensors(row);
@@ -237,11 +240,12 @@ void settle(const Coefficients& given, const Settings& settings, const Row& row,
     REAL beta1 = 0, beta2 = 0, beta3 = 0, rho = 0, c = 0, gamma = 0;
     EACH
     for (int64_t i = start; i < end; ++i) {
-        const REAL g = read(tensors.pending[i]);
+        const REAL g = read(tensors.pending[i]), next = orientation * read(tensors.grad[i]);
         const Step x = take(q, tensors.moments(i), g);
-        const Derivatives by = differentiate(q, x, orientation * read(tensors.grad[i]));
+        const Derivatives by = differentiate(q, x, next);
         beta1 += by.beta1, beta2 += by.beta2, beta3 += by.beta3, rho += by.rho, c += by.c, gamma += by.gamma;
         tensors.store(i, x.next);
+        if constexpr (DIFF && KEEP) tensors.store(tensors.previous, PREVIOUS, i, next);
     }
     const REAL all[COEFFICIENTS] = {beta1, beta2, beta3, rho, c, gamma};
     for (int k = 0; k < COEFFICIENTS; ++k) sums[k] += all[k];
@@ -257,7 +261,7 @@ void advance(const Coefficients& given, const Settings&, const Row& row, int64_t
 }
 
 // The step of the parameters.
-template <bool KEEP>
+template <bool KEEP, bool STORED>
 void step(const Coefficients& given, const Settings& settings, const Row& row, int64_t start, int64_t end, double*) {
     const Coefficients q = given;
     const Tensors tensors(row);
@@ -267,12 +271,9 @@ void step(const Coefficients& given, const Settings& settings, const Row& row, i
         const REAL g = orientation * read(tensors.grad[i]);
         const Step x = take(q, tensors.moments(i), g);
         write<STOCHASTIC>(tensors.param[i], read(tensors.param[i]) * decay - lr * x.delta, tensors.seed, i);
-        if constexpr (KEEP) {
-            tensors.store(tensors.pending, PENDING, i, g);
-        } else {
-            tensors.store(i, x.next);
-            if constexpr (DIFF) tensors.store(tensors.previous, PREVIOUS, i, g);
-        }
+        if constexpr (!KEEP) tensors.store(i, x.next);
+        if constexpr (KEEP && !STORED) tensors.store(tensors.pending, PENDING, i, g);
+        if constexpr (!KEEP && DIFF) tensors.store(tensors.previous, PREVIOUS, i, g);
     }
 }
 
@@ -304,7 +305,7 @@ void run(const Settings& settings, const Row* rows, int64_t count, double* sums,
 extern "C" {
 
 void mada_settle(const Settings* settings, const Row* rows, int64_t count, double* sums) {
-    run(*settings, rows, count, sums, settle);
+    run(*settings, rows, count, sums, settings->keep ? settle<true> : settle<false>);
 }
 
 void mada_advance(const Settings* settings, const Row* rows, int64_t count) {
@@ -312,7 +313,8 @@ void mada_advance(const Settings* settings, const Row* rows, int64_t count) {
 }
 
 void mada_step(const Settings* settings, const Row* rows, int64_t count) {
-    run(*settings, rows, count, nullptr, settings->keep ? step<true> : step<false>);
+    const auto keeping = settings->stored ? step<true, true> : step<true, false>;
+    run(*settings, rows, count, nullptr, settings->keep ? keeping : step<false, false>);
 }
 
 }  // extern "C"

@@ -43,7 +43,7 @@ class _Settings(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_double) for name in ("beta1", "beta2", "beta3", "rho", "c", "gamma")),
         *((name, ctypes.c_double) for name in ("eps", "kappa1", "kappa2", "t", "lr", "weight_decay")),
-        *((name, ctypes.c_int32) for name in ("maximize", "keep", "threads")),
+        *((name, ctypes.c_int32) for name in ("maximize", "keep", "stored", "threads")),
     )
 
 
@@ -66,13 +66,13 @@ class Variant:
 class NativeKernels(PlainKernels):
     """MADA's family in closed form. Parameters that are not dense in memory are left to the plain kernels."""
 
-    def settle(self, batch: Batch, values: Tensor, learned: Sequence[str]) -> Tensor | None:
+    def settle(self, batch: Batch, values: Tensor, learned: Sequence[str], keep: bool) -> Tensor | None:
         """See :meth:`Kernels.settle`."""
         native, rest = self._split(batch)
-        total = super().settle(rest, values, learned) if rest else None
+        total = super().settle(rest, values, learned, keep) if rest else None
         if native is None:
             return total
-        settings, variant = self._settings(native, values, float(native.step), keep=False)
+        settings, variant = self._settings(native, values, float(native.step), keep)
         library, rows = load(variant), _Rows(native)
         if not (learned and native.has_grad):
             library.mada_advance(ctypes.byref(settings), rows.pointer, len(rows))
@@ -125,6 +125,8 @@ class NativeKernels(PlainKernels):
             group["weight_decay"],
             group["maximize"],
             keep,
+            # With differences of gradients, settle() stores the gradient where that costs least.
+            batch.pending and "exp_avg_diff" in names,
             torch.get_num_threads(),
         )
         state = next(tensor for role, tensor in roles.items() if role not in ("param", "grad"))

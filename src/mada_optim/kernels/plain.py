@@ -25,7 +25,7 @@ class PlainKernels(Kernels):
     def __init__(self, family: Family) -> None:
         self.family = family
 
-    def settle(self, batch: Batch, values: Tensor, learned: Sequence[str]) -> Tensor | None:
+    def settle(self, batch: Batch, values: Tensor, learned: Sequence[str], keep: bool) -> Tensor | None:  # noqa: ARG002
         """See :meth:`Kernels.settle`."""
         q = self._q(batch, values)
         step = number_tensor(batch, batch.step)
