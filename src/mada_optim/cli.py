@@ -1,19 +1,13 @@
-"""The command ``mada``: train, compare, bench, bounds, optimizers.
-
-torch and the experiments' libraries are imported where they are used, so that ``--help`` does not wait for them.
-"""
+"""The command ``mada``: train, compare, bench, bounds, optimizers. What each does is in ``commands.py``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from mada_optim.experiments.config import RunConfig
+from mada_optim import commands
 
 _DESCRIPTION = "Train with an optimizer that tunes itself, and compare it with others on equal terms."
 _EPILOG = """\
@@ -69,188 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _train(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from mada_optim.experiments.display import Display
-    from mada_optim.experiments.run_folder import RunFolder, read_json
-    from mada_optim.experiments.train import train
-    from mada_optim.tasks import InputError
-
-    resume = arguments.resume is not None
-    if resume:
-        given = [name for name in vars(arguments) if name not in ("run", "command", "resume", "quiet")]
-        if given:
-            raise InputError(f"--resume takes everything from the run's config.json; leave out {_flags(given)}")
-        folder = RunFolder(arguments.resume)
-        config = folder.config()
-    else:
-        config = _config(arguments)
-        default = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.optimizer.name}"
-        folder = RunFolder(getattr(arguments, "out", default))
-    quiet = getattr(arguments, "quiet", False)
-    console = Console(quiet=quiet)
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    if resume and folder.result_file.exists():
-        say(f"{folder.path} is {read_json(folder.result_file)['status']}; nothing to do.")
-        return 0
-    start = 0
-    if resume and (state := folder.load_checkpoint()) is not None:
-        start = int(state["step"])
-        say(f"Going on from step {start}.")
-    with Display(console, config.steps, start, quiet) as display:
-        result = train(config, folder.path, resume=resume, on_step=display)
-    if result.status == "interrupted":
-        say(f"Interrupted after step {result.step}. Go on with: mada train --resume {folder.path}")
-        return 130
-    if result.status == "diverged":
-        print(
-            f"mada: the run diverged: no finite loss or gradient in the last steps up to step {result.step}. "
-            f"Try a lower --lr than {config.optimizer.lr:g}.",
-            file=sys.stderr,
-        )
-        return 1
-    say(
-        f"Validation loss {result.val_loss:.4f} (best {result.best_val_loss:.4f}). Figure: {folder.path / 'figure.png'}"
-    )
-    return 0
-
-
-def _compare(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from mada_optim.experiments.compare import Grid, compare
-
-    console = Console()
-    out = Path(getattr(arguments, "report", None) or getattr(arguments, "out", None) or _new_folder("compare"))
-    if not hasattr(arguments, "report"):
-        grid = Grid(arguments.optimizers, arguments.lrs, arguments.seeds, _config(arguments))
-
-        def on_run(name: str, status: str, done: int, total: int) -> None:
-            console.print(f"{done:>{len(str(total))}}/{total}  {name}  {status}", highlight=False, markup=False)
-
-        if not compare(grid, out, arguments.workers, on_run):
-            console.print(f"Interrupted. The same command with --out {out} goes on.", highlight=False, markup=False)
-            return 130
-    _print_report(console, out)
-    return 0
-
-
-def _print_report(console: Any, out: Path) -> None:
-    from rich.table import Table
-
-    from mada_optim.experiments.compare import make_report
-
-    tables, notes = make_report(out)
-    for header, *rows in tables:
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for index, name in enumerate(header):
-            table.add_column(name, justify="right" if index else "left")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-        console.print()
-    for note in notes:
-        console.print(note, highlight=False, markup=False)
-    console.print(f"Written: {out}/table.md, results.json, curves.png", highlight=False, markup=False, soft_wrap=True)
-
-
-def _bench(arguments: argparse.Namespace) -> int:
-    import torch
-    from rich.console import Console
-
-    from mada_optim.bench import measure, report
-
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    out = Path(getattr(arguments, "out", None) or _new_folder("bench"))
-    out.mkdir(parents=True, exist_ok=True)
-    described = measure.machine(arguments.device)
-    results: list[measure.Result] = []
-    first: measure.Result | None = None
-    for result in measure.run(arguments.workloads, arguments.device, arguments.seconds, arguments.only):
-        if first is None or first.workload != result.workload:
-            first = result
-            console.print(f"\n({result.workload}) {result.title}")
-            console.print("".join(f"{title:<36}" if not i else f"{title:>10}" for i, title in enumerate(report.HEADER)))
-        cells = report.row(result, described, first)
-        console.print("".join(f"{cell:<36}" if not i else f"{cell:>10}" for i, cell in enumerate(cells)))
-        results.append(result)
-        # After each, so that nothing is lost.
-        measure.save(out / "results.json", described, results)
-        (out / "table.md").write_text(report.markdown(described, results), encoding="utf-8")
-    report.draw(results, out / "figure")
-    console.print(f"\nWritten: {out}/results.json, table.md, figure.png")
-    return 0
-
-
-def _optimizers(_: argparse.Namespace) -> int:
-    from mada_optim.experiments.optimizers import available
-
-    for name, description in available().items():
-        print(f"{name:<12}{description}")
-    return 0
-
-
-def _bounds(arguments: argparse.Namespace) -> int:
-    from mada_optim.tasks import InputError
-    from mada_optim.theory.figures import Setting, draw_bounds, summarize
-
-    options = {name: value for name, value in vars(arguments).items() if name not in ("run", "command", "out")}
-    out = Path(getattr(arguments, "out", "bounds"))
-    try:
-        setting = Setting(**options)
-        print(summarize(setting))
-        draw_bounds(setting, out)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    print(f"Written: {out.with_suffix('.png')}, {out.with_suffix('.svg')}")
-    return 0
-
-
-def _config(arguments: argparse.Namespace) -> RunConfig:
-    """The configuration that the options describe; what was not given keeps the default of the dataclasses."""
-    from mada_optim.experiments.config import OptimizerConfig, RunConfig
-    from mada_optim.tasks.language import LanguageConfig
-
-    given = vars(arguments)
-
-    def pick(*names: str) -> dict[str, Any]:
-        return {name: given[name] for name in names if name in given}
-
-    task = LanguageConfig(**pick("data", "layers", "heads", "width", "context", "batch"))
-    options = pick("beta3", "rho", "c", "gamma")
-    if "hyper_lr" in given:
-        options["hyper_lr"] = _hyper_lr(given["hyper_lr"])
-    names = {"name": given["optimizer"]} if "optimizer" in given else {}
-    optimizer = OptimizerConfig(**names, **pick("lr", "betas", "weight_decay"), options=options)
-    run = pick("steps", "warmup", "clip", "seed", "eval_every", "checkpoint_every", "threads", "device", "dtype")
-    return RunConfig(task, optimizer, **run)
-
-
-def _hyper_lr(values: Sequence[str]) -> float | dict[str, float]:
-    from mada_optim.tasks import InputError
-
-    try:
-        if len(values) == 1 and "=" not in values[0]:
-            return float(values[0])
-        return {name: float(value) for name, value in (item.split("=") for item in values)}
-    except ValueError:
-        raise InputError(f"hyper_lr must be a number or name=number pairs, got {' '.join(values)!r}") from None
-
-
-def _flags(names: Sequence[str]) -> str:
-    return ", ".join("--" + name.replace("_", "-") for name in names)
-
-
-def _new_folder(kind: str) -> Path:
-    return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{kind}"
-
-
 # The parser. Options that are not given leave no attribute: the defaults have one home, the dataclasses.
 
 
@@ -259,10 +71,10 @@ def _parser() -> argparse.ArgumentParser:
         "mada", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action=_Version, default=argparse.SUPPRESS, help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, summary: str, epilog: str, run: Any) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
+        sub = choices.add_parser(
             name,
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
@@ -273,11 +85,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    _add_train(command("train", "train a character-level GPT on a text", _TRAIN_EPILOG, _train))
-    _add_compare(command("compare", "train several optimizers on equal terms", _COMPARE_EPILOG, _compare))
-    _add_bench(command("bench", "time optimizer steps against torch's fused AdamW", _BENCH_EPILOG, _bench))
-    command("optimizers", "list the optimizers", "", _optimizers)
-    _add_bounds(command("bounds", "draw the convergence bound over rho, beside what is measured", "", _bounds))
+    _add_train(command("train", "train a character-level GPT on a text", _TRAIN_EPILOG, commands.run_train))
+    _add_compare(command("compare", "train several optimizers on equal terms", _COMPARE_EPILOG, commands.run_compare))
+    _add_bench(command("bench", "time optimizer steps against torch's fused AdamW", _BENCH_EPILOG, commands.run_bench))
+    command("optimizers", "list the optimizers", "", commands.run_optimizers)
+    _add_bounds(
+        command("bounds", "draw the convergence bound over rho, beside what is measured", "", commands.run_bounds)
+    )
     return parser
 
 
