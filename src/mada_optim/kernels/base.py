@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mada_optim.family import Family
 from mada_optim.kernels.blocks import Roles
+from mada_optim.sharding import local
 
 # What a parameter keeps beside tensors of its own shape.
 SCALAR_STATE = ("step", "pending")
@@ -64,23 +65,26 @@ class Batch:
     @property
     def dtype(self) -> torch.dtype:
         """In which the arithmetic is done."""
-        return torch.promote_types(_real(self.params[0]).dtype, torch.float32)
+        return torch.promote_types(self.params[0].dtype.to_real(), torch.float32)
 
     @cached_property
     def roles(self) -> list[Roles]:
-        """For each parameter its tensors by name: "param", "grad" and the buffers. Complex ones as pairs of reals."""
+        """For each parameter its tensors by name: "param", "grad" and the buffers. Complex ones as pairs of reals.
+
+        Of a tensor that is spread over processes it is the part on this one.
+        """
         return [self._roles(*pair) for pair in zip(self.params, self.states, strict=True)]
 
     @staticmethod
     def _roles(param: Tensor, state: Mapping[str, Any]) -> Roles:
         tensors = {"param": param} | {name: value for name, value in state.items() if name not in SCALAR_STATE}
         if param.grad is not None:
-            tensors["grad"] = param.grad.resolve_conj()
-        return {role: _real(tensor) for role, tensor in tensors.items()}
+            tensors["grad"] = param.grad
+        return {role: _real(local(tensor)) for role, tensor in tensors.items()}
 
 
 def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 class Kernels(ABC):
