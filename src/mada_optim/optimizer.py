@@ -327,6 +327,7 @@ class HypergradientOptimizer(Optimizer):
         loaded: dict[str, Any] = {}
 
         def check(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+            saved = {**saved, "param_groups": self._completed(saved["param_groups"])}
             self._check_state_dict(saved)
             loaded.update(saved)
             # torch would cast every buffer to the dtype of its parameter.
@@ -341,6 +342,24 @@ class HypergradientOptimizer(Optimizer):
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _completed(self, groups: list[Group]) -> list[Group]:
+        """Parameter groups of a state_dict, with what torch.distributed.checkpoint loses of them.
+
+        That is everything in a group without parameters (pytorch#143828), and of the others empty dicts, and that tuples
+        are no lists.
+        """
+        if len(groups) != len(self.param_groups):
+            return groups
+        shared = () if self.defaults["hyper_per_group"] else (*SET_SETTINGS, *SET_TENSORS, "special")
+        example: Group = next((group for group in groups if group["params"]), {})
+        common = {key: example[key] for key in shared if key in example}
+        completed = []
+        for own, group in zip(self.param_groups, groups, strict=True):
+            empty = {key: value for key, value in own.items() if isinstance(value, dict) and not value}
+            group = {**empty, **group} if group["params"] else {**own, **common, **group}
+            completed.append({key: _with_tuples(value, own.get(key)) for key, value in group.items()})
+        return completed
 
     def _check_state_dict(self, saved: dict[str, Any]) -> None:
         groups = saved["param_groups"]
@@ -384,6 +403,13 @@ class HypergradientOptimizer(Optimizer):
                     self.state[param] = init_state(self.family, param, group)
                     for name, tensor in self.state[param].items():
                         fill(tensor, buffers[name])
+
+
+def _with_tuples(value: Any, example: Any) -> Any:
+    """``value``, with tuples for lists where ``example`` has tuples."""
+    if isinstance(value, dict) and isinstance(example, dict):
+        return {key: _with_tuples(item, example.get(key)) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) and isinstance(example, tuple) else value
 
 
 def _check_shape(name: str, value: Any, shape: torch.Size, where: str) -> None:

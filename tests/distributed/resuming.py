@@ -1,0 +1,85 @@
+"""Checkpoints of several processes: saved on 2, resumed on 2 others, on 4, and on one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from checks import data_parallel, learned, sharded, train_alone, train_share, whole
+from problems import Net
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+    set_state_dict,
+)
+from worlds import World
+
+from mada_optim import MADA, HypergradientOptimizer
+
+CUT, STEPS = 5, 10
+
+
+def three_groups(model: nn.Module) -> MADA:
+    """Two groups and, between them, an empty one."""
+    params = list(model.parameters())
+    groups = [{"params": params[:3]}, {"params": []}, {"params": params[3:], "lr": 2e-2, "eps": 1e-6}]
+    return MADA(groups, lr=5e-3, rho=0.4, gamma=0.7, hyper_warmup=1, hyper_momentum=0.5)
+
+
+def load(folder: Path, model: nn.Module, optimizer: HypergradientOptimizer) -> None:
+    """With all that torch.distributed.checkpoint does."""
+    states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+    dcp.load(states, checkpoint_id=folder)
+    set_state_dict(model, optimizer, model_state_dict=states["model"], optim_state_dict=states["optimizer"])
+
+
+def result(model: nn.Module, optimizer: HypergradientOptimizer) -> dict[str, torch.Tensor]:
+    return {name: whole(param.detach()) for name, param in model.named_parameters()} | {"learned": learned(optimizer)}
+
+
+def check_save(world: World) -> None:
+    model = sharded(Net())
+    optimizer = three_groups(model)
+    train_share(world, model, optimizer, CUT)
+    states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+    dcp.save(states, checkpoint_id=world.folder / "dcp")
+    train_share(world, model, optimizer, STEPS - CUT, first=CUT)
+    final = result(model, optimizer)
+    if world.rank == 0:
+        torch.save(final, world.folder / "final.pt")
+
+
+def check_resume(world: World) -> None:
+    model = sharded(Net(seed=1))
+    optimizer = three_groups(model)
+    load(world.folder / "dcp", model, optimizer)
+    train_share(world, model, optimizer, STEPS - CUT, first=CUT)
+    assert_result(world.folder, model, optimizer, exact=world.size == 2)
+
+
+def check_full_state(world: World) -> None:
+    """The other way of torch.distributed.checkpoint: whole tensors, on rank 0 alone."""
+    model = sharded(Net())
+    optimizer = three_groups(model)
+    train_share(world, model, optimizer, CUT)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    states = get_state_dict(model, optimizer, options=options)
+    other_model = sharded(Net(seed=1))
+    other = three_groups(other_model)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    # Not set_state_dict: it would leave out the model where its state is empty, on the other ranks.
+    set_model_state_dict(other_model, states[0], options=options)
+    set_optimizer_state_dict(other_model, other, states[1], options=options)
+    for m, o in ((model, optimizer), (other_model, other)):
+        train_share(world, m, o, STEPS - CUT, first=CUT)
+    torch.testing.assert_close(result(other_model, other), result(model, optimizer), rtol=0, atol=0)
+
+
+def assert_result(folder: Path, model: nn.Module, optimizer: HypergradientOptimizer, exact: bool) -> None:
+    expected = torch.load(folder / "final.pt", weights_only=True)
+    torch.testing.assert_close(result(model, optimizer), expected, rtol=0, atol=0 if exact else 1e-12)
