@@ -6,6 +6,7 @@ torch and the experiments' libraries are imported where they are used, so that `
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -28,6 +29,7 @@ examples:
   mada train --lr 1e-2 --steps 600
   mada train --rho 0 --hyper-lr rho=0.1 c=0.1     start at AVGrad, learn only rho and c
   mada train --optimizer hyperadam --betas 0.3 0.6
+  torchrun --nproc-per-node 2 -m mada_optim.cli train    several processes share each batch
 """
 _COMPARE_EPILOG = """\
 examples:
@@ -87,7 +89,8 @@ def _train(arguments: argparse.Namespace) -> int:
         config = _config(arguments)
         default = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.optimizer.name}"
         folder = RunFolder(getattr(arguments, "out", default))
-    quiet = getattr(arguments, "quiet", False)
+    # One of the processes that torchrun started is enough to say it.
+    quiet = getattr(arguments, "quiet", False) or os.environ.get("RANK", "0") != "0"
     console = Console(quiet=quiet)
 
     def say(text: str) -> None:

@@ -346,8 +346,8 @@ class HypergradientOptimizer(Optimizer):
     def _completed(self, groups: list[Group]) -> list[Group]:
         """Parameter groups of a state_dict, with what torch.distributed.checkpoint loses of them.
 
-        That is everything in a group without parameters (pytorch#143828), and of the others empty dicts, and that tuples
-        are no lists.
+        That is everything in a group without parameters (pytorch#143828), and of others empty dicts and
+        the difference between a tuple and a list.
         """
         if len(groups) != len(self.param_groups):
             return groups

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from checks import data_parallel, learned, sharded, train_alone, train_share, whole
+from checks import learned, sharded, train_share, whole
 from problems import Net
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -54,12 +53,20 @@ def check_save(world: World) -> None:
         torch.save(final, world.folder / "final.pt")
 
 
-def check_resume(world: World) -> None:
+def check_resume_on_2(world: World) -> None:
+    resume(world, exact=True)
+
+
+def check_resume_on_4(world: World) -> None:
+    resume(world, exact=False)
+
+
+def resume(world: World, exact: bool) -> None:
     model = sharded(Net(seed=1))
     optimizer = three_groups(model)
     load(world.folder / "dcp", model, optimizer)
     train_share(world, model, optimizer, STEPS - CUT, first=CUT)
-    assert_result(world.folder, model, optimizer, exact=world.size == 2)
+    assert_result(world.folder, model, optimizer, exact)
 
 
 def check_full_state(world: World) -> None:
@@ -78,6 +85,24 @@ def check_full_state(world: World) -> None:
     for m, o in ((model, optimizer), (other_model, other)):
         train_share(world, m, o, STEPS - CUT, first=CUT)
     torch.testing.assert_close(result(other_model, other), result(model, optimizer), rtol=0, atol=0)
+
+
+def check_bfloat16(world: World) -> None:
+    """Buffers keep their float32 through torch.distributed.checkpoint."""
+    models = [sharded(Net(torch.bfloat16, seed=seed)) for seed in (0, 1)]
+    optimizers = [three_groups(model) for model in models]
+    train_share(world, models[0], optimizers[0], CUT)
+    before = [dict(state) for state in optimizers[0].state.values()]
+    states = dict(zip(("model", "optimizer"), get_state_dict(models[0], optimizers[0]), strict=True))
+    dcp.save(states, checkpoint_id=world.folder / "bfloat16")
+    load(world.folder / "bfloat16", models[1], optimizers[1])
+    after = [dict(state) for state in optimizers[1].state.values()]
+    assert len(before) == len(after) == 7
+    for one, other in zip(before, after, strict=True):
+        assert one["exp_avg_sq"].dtype == torch.float32
+        for name, tensor in one.items():
+            assert other[name].dtype == tensor.dtype
+            assert torch.equal(whole(other[name]), whole(tensor)), name
 
 
 def assert_result(folder: Path, model: nn.Module, optimizer: HypergradientOptimizer, exact: bool) -> None:
