@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -110,6 +111,8 @@ def train(
                 f"{folder.path} cannot be written at step {run.step}: {error.strerror or error}; "
                 "when that is mended, resume the run from its last checkpoint"
             ) from error
+        finally:
+            run.release()
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -172,6 +175,12 @@ class _Run:
                     on_step(StepReport(self.step, loss, self.val_loss, line["lr"], coefficients, validated))
             checkpoint()
         return self.processes.from_first(lambda: self._finish(draw))
+
+    def release(self) -> None:
+        """Let go of DDP while the processes are joined: freed later, it may wait for ever, for its own threads."""
+        del self.spread_model
+        if self.processes.size > 1:
+            gc.collect()
 
     def _train_step(self, stop: threading.Event) -> dict[str, Any]:
         config, began = self.config, self._now()
