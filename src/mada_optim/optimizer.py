@@ -373,7 +373,7 @@ class HypergradientOptimizer(Optimizer):
                 )
             missing = [key for key in (*self.defaults, *SET_TENSORS, *_OWN_KEYS) if key not in other]
             if missing:
-                raise ValueError(f"state_dict has no {missing[0]!r} {where}")
+                raise ValueError(f"state_dict has no {missing[0]!r} {where}; was it written by another version?")
             for key in ("special", "hyper_per_group"):
                 if other[key] != own[key]:
                     raise ValueError(f"state_dict has {key}={other[key]!r}, this optimizer {own[key]!r} {where}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from checks import learned, sharded, train_share, whole
+from checks import learned, sharded, train_alone, train_share, whole
 from problems import Net
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -82,6 +84,47 @@ def check_full_state(world: World) -> None:
     # Not set_state_dict: it would leave out the model where its state is empty, on the other ranks.
     set_model_state_dict(other_model, states[0], options=options)
     set_optimizer_state_dict(other_model, other, states[1], options=options)
+    for m, o in ((model, optimizer), (other_model, other)):
+        train_share(world, m, o, STEPS - CUT, first=CUT)
+    torch.testing.assert_close(result(other_model, other), result(model, optimizer), rtol=0, atol=0)
+
+
+def check_state_of_one_process(world: World) -> None:
+    """The usual state_dict, whole on each rank, into shards."""
+    model, spread = Net(), Net(seed=1)
+    optimizer = three_groups(model)
+    train_alone(model, optimizer, CUT)
+    spread.load_state_dict(model.state_dict())
+    other = three_groups(sharded(spread))
+    other.load_state_dict(optimizer.state_dict())
+    train_alone(model, optimizer, STEPS - CUT, first=CUT)
+    train_share(world, spread, other, STEPS - CUT, first=CUT)
+    torch.testing.assert_close(result(spread, other), result(model, optimizer), rtol=0, atol=1e-12)
+
+
+def check_a_state_that_does_not_fit(world: World) -> None:
+    """An error on each rank, and nothing has changed."""
+    model = sharded(Net())
+    optimizer = three_groups(model)
+    train_share(world, model, optimizer, CUT)
+    before = copy.deepcopy(result(model, optimizer))
+    saved = optimizer.state_dict()
+    saved["state"][6]["exp_avg"] = torch.zeros(2, 2)
+    with pytest.raises(ValueError, match="exp_avg of shape"):
+        optimizer.load_state_dict(saved)
+    torch.testing.assert_close(result(model, optimizer), before, rtol=0, atol=0)
+    assert whole(optimizer.state[model.out.bias]["exp_avg"]).shape == (3,)
+
+
+def check_flat(world: World) -> None:
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+    model = sharded(Net())
+    optimizer = three_groups(model)
+    train_share(world, model, optimizer, CUT)
+    states = get_state_dict(model, optimizer, options=options)
+    other_model = sharded(Net(seed=1))
+    other = three_groups(other_model)
+    set_state_dict(other_model, other, model_state_dict=states[0], optim_state_dict=states[1], options=options)
     for m, o in ((model, optimizer), (other_model, other)):
         train_share(world, m, o, STEPS - CUT, first=CUT)
     torch.testing.assert_close(result(other_model, other), result(model, optimizer), rtol=0, atol=0)

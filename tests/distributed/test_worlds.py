@@ -18,8 +18,15 @@ pytestmark = pytest.mark.skipif(
 )
 TOGETHER = [value for name, value in vars(checks).items() if name.startswith("check_")]
 # The worlds, in order: what is saved in the first is resumed in the others.
+SAVING = [
+    resuming.check_save,
+    resuming.check_full_state,
+    resuming.check_bfloat16,
+    resuming.check_state_of_one_process,
+    resuming.check_a_state_that_does_not_fit,
+]
 WORLDS = {
-    "2": (2, [*TOGETHER, resuming.check_save, resuming.check_full_state, resuming.check_bfloat16]),
+    "2": (2, [*TOGETHER, *SAVING]),
     "4": (4, [*TOGETHER, resuming.check_resume_on_4]),
     "2-again": (2, [resuming.check_resume_on_2]),
 }
