@@ -109,25 +109,28 @@ def check_a_state_that_does_not_fit(world: World) -> None:
     train_share(world, model, optimizer, CUT)
     before = copy.deepcopy(result(model, optimizer))
     saved = optimizer.state_dict()
-    saved["state"][6]["exp_avg"] = torch.zeros(2, 2)
+    saved["state"][6] = {**saved["state"][6], "exp_avg": torch.zeros(2, 2)}
     with pytest.raises(ValueError, match="exp_avg of shape"):
         optimizer.load_state_dict(saved)
     torch.testing.assert_close(result(model, optimizer), before, rtol=0, atol=0)
     assert whole(optimizer.state[model.out.bias]["exp_avg"]).shape == (3,)
 
 
-def check_flat(world: World) -> None:
+def check_flat_state(world: World) -> None:
+    """As for pipelines; torch takes no empty group there."""
     options = StateDictOptions(flatten_optimizer_state_dict=True)
-    model = sharded(Net())
-    optimizer = three_groups(model)
-    train_share(world, model, optimizer, CUT)
-    states = get_state_dict(model, optimizer, options=options)
-    other_model = sharded(Net(seed=1))
-    other = three_groups(other_model)
-    set_state_dict(other_model, other, model_state_dict=states[0], optim_state_dict=states[1], options=options)
-    for m, o in ((model, optimizer), (other_model, other)):
-        train_share(world, m, o, STEPS - CUT, first=CUT)
-    torch.testing.assert_close(result(other_model, other), result(model, optimizer), rtol=0, atol=0)
+    models = [sharded(Net(seed=seed)) for seed in (0, 1)]
+    optimizers = []
+    for model in models:
+        params = list(model.parameters())
+        optimizers.append(MADA([{"params": params[:3]}, {"params": params[3:], "lr": 2e-2}], lr=5e-3, hyper_warmup=1))
+    train_share(world, models[0], optimizers[0], CUT)
+    states = get_state_dict(models[0], optimizers[0], options=options)
+    set_state_dict(models[1], optimizers[1], model_state_dict=states[0], optim_state_dict=states[1], options=options)
+    for pair in zip(models, optimizers, strict=True):
+        train_share(world, *pair, STEPS - CUT, first=CUT)
+    found, expected = (result(*pair) for pair in zip(models, optimizers, strict=True))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def check_bfloat16(world: World) -> None:

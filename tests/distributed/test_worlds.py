@@ -21,6 +21,7 @@ TOGETHER = [value for name, value in vars(checks).items() if name.startswith("ch
 SAVING = [
     resuming.check_save,
     resuming.check_full_state,
+    resuming.check_flat_state,
     resuming.check_bfloat16,
     resuming.check_state_of_one_process,
     resuming.check_a_state_that_does_not_fit,
