@@ -160,8 +160,8 @@ class _Run:
 
             if self.step == 0:
                 metrics.write(self._validation())
-            while self.step < config.steps and self.bad_steps < PATIENCE and not stop.is_set():
-                line = self._train_step(stop)
+            while self.step < config.steps and self.bad_steps < PATIENCE and not self._stopped(stop):
+                line = self._train_step()
                 metrics.write(line)
                 validated = self.step % config.eval_every == 0 or self.step == config.steps
                 if validated:
@@ -182,7 +182,12 @@ class _Run:
         if self.processes.size > 1:
             gc.collect()
 
-    def _train_step(self, stop: threading.Event) -> dict[str, Any]:
+    def _stopped(self, stop: threading.Event) -> bool:
+        """All processes stop after the same step, whichever of them was told to."""
+        told = torch.tensor(float(stop.is_set()), device=self.device)
+        return self.processes.mean(told).item() > 0
+
+    def _train_step(self) -> dict[str, Any]:
         config, began = self.config, self._now()
         self.step += 1
         lr = config.learning_rate(self.step)
@@ -192,12 +197,7 @@ class _Run:
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
-        # All processes must stop after the same step, whichever of them was told to.
-        told = torch.tensor(float(stop.is_set())).to(loss)
-        value, stops = self.processes.mean(torch.stack([loss.detach(), told])).tolist()
-        if stops:
-            stop.set()
-        optimizer_seconds = 0.0
+        value, optimizer_seconds = self.processes.mean(loss.detach()).item(), 0.0
         if math.isfinite(value) and math.isfinite(norm.item()):
             self.bad_steps = 0
             before = self._now()
