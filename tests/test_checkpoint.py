@@ -126,6 +126,68 @@ def test_a_state_that_does_not_fit_changes_nothing(make, message):
     assert_unchanged(optimizer, before)
 
 
+def test_a_state_of_another_version_changes_nothing():
+    model = Net()
+    optimizer = MADA(model.parameters(), hyper_warmup=0)
+    train(model, optimizer, 3)
+    before = copy.deepcopy(optimizer.state_dict())
+    for key in ("hyper_steps", "state_dtype", "previous_lr"):
+        older = copy.deepcopy(before)
+        del older["param_groups"][0][key]
+        with pytest.raises(ValueError, match=f"no '{key}' in parameter group 0; was it written by another version"):
+            optimizer.load_state_dict(older)
+        assert_unchanged(optimizer, before)
+
+
+@pytest.mark.parametrize("lost", ["end", "middle"])
+def test_a_corrupted_file_is_not_loaded(lost, tmp_path):
+    model = Net()
+    optimizer = MADA(model.parameters(), hyper_warmup=0)
+    train(model, optimizer, 3)
+    path = tmp_path / "optimizer.pt"
+    torch.save(optimizer.state_dict(), path)
+    content = path.read_bytes()
+    half = len(content) // 2
+    path.write_bytes(content[:half] if lost == "end" else content[: half - 99] + bytes(199) + content[half + 100 :])
+    with pytest.raises((RuntimeError, OSError)):
+        torch.load(path, weights_only=True)
+
+
+def test_parameters_may_have_other_names():
+    """They are told apart by their order."""
+    model, other_model = Net(), Net(seed=1)
+    optimizer = MADA(model.named_parameters(), lr=5e-3, hyper_warmup=0)
+    train(model, optimizer, 5)
+    other = MADA([(f"renamed.{name}", param) for name, param in other_model.named_parameters()], hyper_warmup=0)
+    other_model.load_state_dict(model.state_dict())
+    other.load_state_dict(optimizer.state_dict())
+    for m, o in ((model, optimizer), (other_model, other)):
+        train(m, o, 5, first=5)
+    assert_same(model, other_model)
+    assert_same_state(optimizer, other)
+
+
+def test_what_other_libraries_do_to_a_state_dict():
+    """Tuples become lists, and empty dicts and what groups without parameters hold are lost."""
+    models = [Net(), Net()]
+    optimizers = []
+    for model in models:
+        params = list(model.parameters())
+        optimizers.append(MADA([{"params": []}, {"params": params}, {"params": []}], lr=5e-3, hyper_warmup=0))
+    train(models[0], optimizers[0], 5)
+    models[1].load_state_dict(models[0].state_dict())
+    saved = copy.deepcopy(optimizers[0].state_dict())
+    groups = saved["param_groups"]
+    groups[0], groups[2] = {"params": []}, {"params": []}
+    assert groups[1].pop("special") == {}
+    groups[1]["bounds"] = {name: list(box) for name, box in groups[1]["bounds"].items()}
+    optimizers[1].load_state_dict(saved)
+    for model, optimizer in zip(models, optimizers, strict=True):
+        train(model, optimizer, 5, first=5)
+    assert_same(*models)
+    assert optimizers[0].coefficients() == optimizers[1].coefficients()
+
+
 @pytest.mark.parametrize("damage", ["shape", "missing", "coefficients"])
 def test_a_damaged_state_changes_nothing(damage):
     model = Net()

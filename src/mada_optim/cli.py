@@ -23,6 +23,7 @@ examples:
   mada train --lr 1e-2 --steps 600
   mada train --rho 0 --hyper-lr rho=0.1 c=0.1     start at AVGrad, learn only rho and c
   mada train --optimizer hyperadam --betas 0.3 0.6
+  torchrun --nproc-per-node 2 -m mada_optim.cli train    several processes share each batch
 """
 _COMPARE_EPILOG = """\
 examples:

@@ -6,6 +6,7 @@ torch and the experiments' libraries are imported where they are used, so that `
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -35,7 +36,8 @@ def run_train(arguments: argparse.Namespace) -> int:
         config = _config(arguments)
         default = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.optimizer.name}"
         folder = RunFolder(getattr(arguments, "out", default))
-    quiet = getattr(arguments, "quiet", False)
+    # One of the processes that torchrun started is enough to say it.
+    quiet = getattr(arguments, "quiet", False) or os.environ.get("RANK", "0") != "0"
     console = Console(quiet=quiet)
 
     def say(text: str) -> None:

@@ -4,6 +4,9 @@ The hypergradient h_t needs the buffers before step t, g_t and g_{t+1}; it is kn
 is due at the next step, the buffers are left as they were before step t and g_t is kept (``pending_grad``): the step is
 *pending*. The next step first settles it, which yields the hypergradient and brings the buffers up to date in the same
 pass, then moves the coefficients, then goes on. One extra buffer is all that the hypergradient costs in memory.
+
+Where parameters are spread over processes, each process has a part of the hypergradient's sum. The parts are added up
+when a hypergradient is due, which all processes know alike: also those that have no element, or no gradient, take part.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from mada_optim.coefficients import LearningRule
 from mada_optim.family import Family
 from mada_optim.kernels import Batch, Kernels, select_kernels
 from mada_optim.kernels.base import coefficients_and_constants
+from mada_optim.sharding import Team, find_team, parts
 
 # What learning changes, and all that a set of coefficients keeps, in the parameter groups that share it.
 LEARNED_TENSORS = ("coefficients", "hyper_momentum_buffer", "hyper_skipped")
@@ -73,11 +77,15 @@ def take_step(family: Family, groups: list[Group], state: State) -> Tensor | Non
     # the device decides whether to use it.
     steps = shared["hyper_steps"] if shared["capturable"] else int(shared["hyper_steps"])
     keep = learning and (shared["capturable"] or rule.due(steps + 1))
-    hypergradient = _settle(family, groups, state, values, keep)
+    due: bool | Tensor = rule.due(steps)
+    team = find_team(param for group in groups for param in group["params"]) if learning else None
+    hypergradient = _settle(family, groups, state, values, keep, team)
+    if team is not None:
+        hypergradient, due = _add_up(team, hypergradient, values, due)
     if hypergradient is not None:
         _, momentum_buffer, skipped = (shared[key] for key in LEARNED_TENSORS)
         step_sizes, boxes = tuple(shared["hyper_lr"].values()), tuple(shared["bounds"].values())
-        rule.learn(values, momentum_buffer, skipped, hypergradient, step_sizes, boxes, rule.due(steps))
+        rule.learn(values, momentum_buffer, skipped, hypergradient, step_sizes, boxes, due)
     for group in groups:
         for kernels, batch in _batches(family, group, state):
             kernels.step(batch, values, keep)
@@ -89,16 +97,34 @@ def take_step(family: Family, groups: list[Group], state: State) -> Tensor | Non
     return hypergradient
 
 
-def _settle(family: Family, groups: list[Group], state: State, values: Tensor, keep: bool) -> Tensor | None:
-    """h_t over all parameters whose step t is pending and that have a gradient; None where there are none."""
+def _settle(
+    family: Family, groups: list[Group], state: State, values: Tensor, keep: bool, team: Team | None
+) -> Tensor | None:
+    """h_t over all parameters whose step t is pending and that have a gradient; None where there are none.
+
+    With a team, it is this process's part of the sum.
+    """
     learned = [name for name, alpha in groups[0]["hyper_lr"].items() if alpha > 0.0]
     total: Tensor | None = None
     for group in groups:
         for kernels, batch in _batches(family, group, state, pending=True):
             aligned = kernels.settle(batch, values, learned, keep)
             if aligned is not None:
-                total = (0.0 if total is None else total) - group["previous_lr"] * aligned
+                share = 1.0 if team is None else team.share(batch.params[0])
+                total = (0.0 if total is None else total) - group["previous_lr"] * share * aligned
     return total
+
+
+def _add_up(team: Team, part: Tensor | None, values: Tensor, due: bool | Tensor) -> tuple[Tensor | None, bool | Tensor]:
+    """The hypergradient from the parts of all processes, and whether it may be used: one of them must have had one."""
+    if due is False:
+        return None, due
+    numbers = torch.zeros(len(values) + 1, dtype=values.dtype, device=values.device)
+    if part is not None:
+        numbers[:-1] = part
+        numbers[-1] = 1.0
+    total = team.sum(numbers)
+    return total[:-1], (total[-1] > 0) & due
 
 
 def _remember_lr(group: Group) -> None:
@@ -131,7 +157,7 @@ def _batches(family: Family, group: Group, state: State, pending: bool = False) 
         if waits if pending else param.grad is not None:
             grad = None if param.grad is None else param.grad.dtype
             count = param if group["capturable"] else float(own["step"])
-            alike.setdefault((param.device, param.dtype, grad, count, waits), []).append(index)
+            alike.setdefault((param.device, param.dtype, grad, count, parts(param), waits), []).append(index)
     for (*_, waits), members in alike.items():
         params = [group["params"][index] for index in members]
         states = [state[param] for param in params]

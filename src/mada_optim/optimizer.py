@@ -13,6 +13,7 @@ from mada_optim.coefficients import Bounds, HyperLR, is_number, resolve_settings
 from mada_optim.engine import SET_TENSORS, Group, buffer_names, init_state, learning_rule, take_step
 from mada_optim.family import Family
 from mada_optim.kernels import check_fused
+from mada_optim.sharding import any_process, check_placements, fill, local, place_gradient
 
 # What all parameter groups have in common unless each has coefficients of its own.
 SET_SETTINGS = ("hyper_lr", "bounds", "hyper_momentum", "hyper_clip", "hyper_warmup", "hyper_every")
@@ -233,8 +234,7 @@ class HypergradientOptimizer(Optimizer):
                 raise TypeError(f"params: can only optimize Tensors, got {type(tensor).__name__}")
             if not (tensor.is_floating_point() or tensor.is_complex()):
                 raise TypeError(f"params: can only optimize floating-point or complex tensors, got {tensor.dtype}")
-            if hasattr(tensor, "placements"):
-                raise TypeError("params: DTensor (FSDP2, tensor parallel) parameters are not supported yet")
+            check_placements(tensor, self.family.elementwise)
 
     def _coefficient_sets(self) -> list[list[Group]]:
         """Parameter groups that share one set of coefficients, for each set."""
@@ -263,7 +263,8 @@ class HypergradientOptimizer(Optimizer):
             What the closure returned.
 
         Raises:
-            RuntimeError: a gradient is sparse. Nothing has been changed then.
+            RuntimeError: a gradient is sparse, or not spread over the same processes as its parameter. Nothing has been
+                changed then.
         """
         loss = None
         if closure is not None:
@@ -294,6 +295,7 @@ class HypergradientOptimizer(Optimizer):
                     f"{type(self).__name__} does not support sparse gradients, got layout {param.grad.layout} "
                     f"for a parameter of shape {tuple(param.shape)}"
                 )
+            place_gradient(param)
 
     def _is_phantom_step(self) -> bool:
         """Whether this call only wants the state to be there: torch.distributed.checkpoint's lr = 0, zero gradients.
@@ -302,7 +304,8 @@ class HypergradientOptimizer(Optimizer):
         """
         if self.state or any(float(group["lr"]) != 0.0 for group in self.param_groups):
             return False
-        return not any(bool(param.grad.any()) for param, _ in self._params_with_grad() if param.grad is not None)
+        nonzero = any(bool(local(param.grad).any()) for param, _ in self._params_with_grad() if param.grad is not None)
+        return not any_process((param for group in self.param_groups for param in group["params"]), nonzero)
 
     # Saving and loading.
 
@@ -324,6 +327,7 @@ class HypergradientOptimizer(Optimizer):
         loaded: dict[str, Any] = {}
 
         def check(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+            saved = {**saved, "param_groups": self._completed(saved["param_groups"])}
             self._check_state_dict(saved)
             loaded.update(saved)
             # torch would cast every buffer to the dtype of its parameter.
@@ -339,6 +343,24 @@ class HypergradientOptimizer(Optimizer):
             for hook in hooks:
                 hook.remove()
 
+    def _completed(self, groups: list[Group]) -> list[Group]:
+        """Parameter groups of a state_dict, with what torch.distributed.checkpoint loses of them.
+
+        That is everything in a group without parameters (pytorch#143828), and of others empty dicts and
+        the difference between a tuple and a list.
+        """
+        if len(groups) != len(self.param_groups):
+            return groups
+        shared = () if self.defaults["hyper_per_group"] else (*SET_SETTINGS, *SET_TENSORS, "special")
+        example: Group = next((group for group in groups if group["params"]), {})
+        common = {key: example[key] for key in shared if key in example}
+        completed = []
+        for own, group in zip(self.param_groups, groups, strict=True):
+            empty = {key: value for key, value in own.items() if isinstance(value, dict) and not value}
+            group = {**empty, **group} if group["params"] else {**own, **common, **group}
+            completed.append({key: _with_tuples(value, own.get(key)) for key, value in group.items()})
+        return completed
+
     def _check_state_dict(self, saved: dict[str, Any]) -> None:
         groups = saved["param_groups"]
         if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
@@ -351,7 +373,7 @@ class HypergradientOptimizer(Optimizer):
                 )
             missing = [key for key in (*self.defaults, *SET_TENSORS, *_OWN_KEYS) if key not in other]
             if missing:
-                raise ValueError(f"state_dict has no {missing[0]!r} {where}")
+                raise ValueError(f"state_dict has no {missing[0]!r} {where}; was it written by another version?")
             for key in ("special", "hyper_per_group"):
                 if other[key] != own[key]:
                     raise ValueError(f"state_dict has {key}={other[key]!r}, this optimizer {own[key]!r} {where}")
@@ -380,7 +402,14 @@ class HypergradientOptimizer(Optimizer):
                 if buffers:
                     self.state[param] = init_state(self.family, param, group)
                     for name, tensor in self.state[param].items():
-                        tensor.copy_(buffers[name])
+                        fill(tensor, buffers[name])
+
+
+def _with_tuples(value: Any, example: Any) -> Any:
+    """``value``, with tuples for lists where ``example`` has tuples."""
+    if isinstance(value, dict) and isinstance(example, dict):
+        return {key: _with_tuples(item, example.get(key)) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) and isinstance(example, tuple) else value
 
 
 def _check_shape(name: str, value: Any, shape: torch.Size, where: str) -> None:

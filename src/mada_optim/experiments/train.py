@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from torch.optim import Optimizer
 
 from mada_optim.experiments import optimizers
 from mada_optim.experiments.config import RunConfig, to_dict
+from mada_optim.experiments.processes import Processes, join_processes
 from mada_optim.experiments.run_folder import Metrics, RunFolder, finite, read_json, write_json
 from mada_optim.tasks import InputError, Task
 
@@ -69,10 +71,13 @@ def train(
 ) -> Result:
     """Train, and leave everything that is known about it in ``run_dir``.
 
+    Started by torchrun, the processes share each batch: to rounding, the run is that of one process. The first writes.
+
     Args:
         config: the run; what is None in it is resolved first.
         run_dir: a new or empty folder; with ``resume``, the folder of a run of the same configuration.
-        resume: go on from the checkpoint. The result is bit for bit that of an uninterrupted run.
+        resume: go on from the checkpoint, which every process reads. The result is bit for bit that of an uninterrupted
+            run with as many processes.
         on_step: called after each step.
         draw: make the figure at the end.
 
@@ -86,14 +91,19 @@ def train(
     config = resolve(config)
     task = config.task.build()
     folder = RunFolder(run_dir)
-    if not resume:
-        folder.create(config, task.describe())
-    else:
+    if resume:
         folder.check_same(config, task.describe())
         if folder.result_file.exists():
             return Result(**read_json(folder.result_file))
-    with _torch_threads(config.threads), _stop_signal() as stop:
-        run = _Run(config, task, folder)
+    with (
+        join_processes(config.device or "cpu") as processes,
+        _torch_threads(config.threads),
+        _stop_signal(alone=processes.size == 1) as stop,
+    ):
+        processes.share(task.batch(config.seed, 1))  # raises where that cannot be done
+        if not resume and processes.first:
+            folder.create(config, task.describe())
+        run = _Run(config, task, folder, processes)
         try:
             return run.go(on_step, stop, draw)
         except OSError as error:
@@ -101,6 +111,8 @@ def train(
                 f"{folder.path} cannot be written at step {run.step}: {error.strerror or error}; "
                 "when that is mended, resume the run from its last checkpoint"
             ) from error
+        finally:
+            run.release()
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -125,46 +137,36 @@ def resolve(config: RunConfig) -> RunConfig:
 class _Run:
     """The state of a training between two steps."""
 
-    def __init__(self, config: RunConfig, task: Task, folder: RunFolder) -> None:
-        self.config, self.task, self.folder = config, task, folder
-        self.device = torch.device(config.device or "cpu")
+    def __init__(self, config: RunConfig, task: Task, folder: RunFolder, processes: Processes) -> None:
+        self.config, self.task, self.folder, self.processes = config, task, folder, processes
+        self.device = processes.device(config.device or "cpu")
         self.model = task.model(config.seed).to(self.device, getattr(torch, config.dtype))
         self.optimizer = optimizers.build(config.optimizer, self.model)
         self.step = 0
         self.bad_steps = 0
         self.val_loss: float | None = None
         self._restore()
+        self.spread_model = processes.spread(self.model)
 
     def go(self, on_step: Callable[[StepReport], None] | None, stop: threading.Event, draw: bool) -> Result:
-        # Slow to import, and not needed before something is trained.
-        from torch.utils.tensorboard import SummaryWriter
-
         config = self.config
         self.model.train()
-        with (
-            self.folder.metrics_file.open("a", encoding="utf-8") as file,
-            SummaryWriter(str(self.folder.tensorboard), purge_step=self.step + 1 if self.step else None) as board,
-        ):
-
-            def write(line: dict[str, Any]) -> None:
-                file.write(json.dumps(line, allow_nan=False) + "\n")
-                _log(board, line)
+        with _Metrics(self.folder, self.step, self.processes.first) as metrics:
 
             def checkpoint() -> None:
                 # Metrics first: a checkpoint may not know of steps that metrics.jsonl lacks.
-                file.flush()
-                os.fsync(file.fileno())
+                metrics.flush(to_disk=True)
                 self._save()
 
             if self.step == 0:
-                write(self._validation())
-            while self.step < config.steps and self.bad_steps < PATIENCE and not stop.is_set():
+                metrics.write(self._validation())
+            while self.step < config.steps and self.bad_steps < PATIENCE and not self._stopped(stop):
                 line = self._train_step()
-                write(line)
+                metrics.write(line)
                 validated = self.step % config.eval_every == 0 or self.step == config.steps
                 if validated:
-                    write(self._validation())
-                    file.flush()
+                    metrics.write(self._validation())
+                    metrics.flush()
                 if self.step % config.checkpoint_every == 0:
                     checkpoint()
                 if on_step is not None:
@@ -172,7 +174,18 @@ class _Run:
                     coefficients = line.get("coefficients", {})
                     on_step(StepReport(self.step, loss, self.val_loss, line["lr"], coefficients, validated))
             checkpoint()
-        return self._finish(draw)
+        return self.processes.from_first(lambda: self._finish(draw))
+
+    def release(self) -> None:
+        """Let go of DDP while the processes are joined: freed later, it may wait for ever, for its own threads."""
+        del self.spread_model
+        if self.processes.size > 1:
+            gc.collect()
+
+    def _stopped(self, stop: threading.Event) -> bool:
+        """All processes stop after the same step, whichever of them was told to."""
+        told = torch.tensor(float(stop.is_set()), device=self.device)
+        return self.processes.mean(told).item() > 0
 
     def _train_step(self) -> dict[str, Any]:
         config, began = self.config, self._now()
@@ -180,11 +193,11 @@ class _Run:
         lr = config.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss = self.task.loss(self.model, self.task.batch(config.seed, self.step))
+        loss = self.task.loss(self.spread_model, self.processes.share(self.task.batch(config.seed, self.step)))
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
-        value, optimizer_seconds = loss.item(), 0.0
+        value, optimizer_seconds = self.processes.mean(loss.detach()).item(), 0.0
         if math.isfinite(value) and math.isfinite(norm.item()):
             self.bad_steps = 0
             before = self._now()
@@ -210,6 +223,8 @@ class _Run:
         return time.perf_counter()
 
     def _save(self) -> None:
+        if not self.processes.first:
+            return
         self.folder.save_checkpoint(
             {
                 "config": to_dict(self.config),
@@ -224,7 +239,8 @@ class _Run:
     def _restore(self) -> None:
         state = self.folder.load_checkpoint()
         if state is None:
-            self.folder.metrics_file.unlink(missing_ok=True)
+            if self.processes.first:
+                self.folder.metrics_file.unlink(missing_ok=True)
             return
         try:
             if state["config"] != to_dict(self.config):
@@ -235,7 +251,8 @@ class _Run:
         except (RuntimeError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{self.folder.checkpoint_file} does not fit config.json beside it: {reason}") from error
-        self.folder.truncate_metrics(state["step"])
+        if self.processes.first:
+            self.folder.truncate_metrics(state["step"])
         self.step = state["step"]
 
     def _finish(self, draw: bool) -> Result:
@@ -251,6 +268,38 @@ class _Run:
                 draw_run(self.folder)
             write_json(self.folder.result_file, dataclasses.asdict(result))
         return result
+
+
+class _Metrics:
+    """metrics.jsonl and tensorboard's events, to which lines are added; other processes than the first write none."""
+
+    def __init__(self, folder: RunFolder, step: int, first: bool) -> None:
+        self.folder, self.step, self.first = folder, step, first
+
+    def __enter__(self) -> _Metrics:
+        if self.first:
+            # Slow to import, and not needed before something is trained.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._file = self.folder.metrics_file.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(self.folder.tensorboard), purge_step=self.step + 1 if self.step else None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.first:
+            self._board.close()
+            self._file.close()
+
+    def write(self, line: dict[str, Any]) -> None:
+        if self.first:
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            _log(self._board, line)
+
+    def flush(self, to_disk: bool = False) -> None:
+        if self.first:
+            self._file.flush()
+            if to_disk:
+                os.fsync(self._file.fileno())
 
 
 def summarize(metrics: Metrics, status: str, coefficients: dict[str, float], skipped: int) -> Result:
@@ -298,10 +347,11 @@ def _torch_threads(count: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
+def _stop_signal(alone: bool) -> Iterator[threading.Event]:
     """An event that Ctrl-C sets: an exception in the middle of a step would leave half of it done.
 
-    A second Ctrl-C interrupts at once.
+    A second Ctrl-C interrupts at once. A process that is not alone is stopped by torchrun: with SIGTERM, or with SIGINT
+    beside the one that the terminal sent; torchrun itself ends what does not stop in time.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -310,10 +360,12 @@ def _stop_signal() -> Iterator[threading.Event]:
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         stop.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if alone:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)[: 1 if alone else 2]}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mada_optim.family import Family
 from mada_optim.kernels.blocks import Roles
+from mada_optim.sharding import local
 
 # What a parameter keeps beside tensors of its own shape.
 SCALAR_STATE = ("step", "pending")
@@ -70,20 +71,23 @@ class Batch:
 
     @cached_property
     def roles(self) -> list[Roles]:
-        """For each parameter its tensors by name: "param", "grad" and the buffers. Complex ones as pairs of reals."""
+        """For each parameter its tensors by name: "param", "grad" and the buffers. Complex ones as pairs of reals.
+
+        Of a tensor that is spread over processes it is the part on this one.
+        """
         return [self._roles(*pair) for pair in zip(self.params, self.states, strict=True)]
 
     @staticmethod
     def _roles(param: Tensor, state: Mapping[str, Any]) -> Roles:
         tensors = {"param": param}
         if param.grad is not None:
-            tensors["grad"] = param.grad.resolve_conj()
+            tensors["grad"] = param.grad
         for name, value in state.items():
             if name not in SCALAR_STATE:
                 tensors[name] = value
         if param.is_complex():
-            return {role: torch.view_as_real(tensor) for role, tensor in tensors.items()}
-        return tensors
+            return {role: torch.view_as_real(local(tensor).resolve_conj()) for role, tensor in tensors.items()}
+        return {role: local(tensor) for role, tensor in tensors.items()}
 
 
 class Kernels(ABC):

@@ -1,0 +1,81 @@
+"""The processes that train one model together, as torchrun starts them; one process without it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mada_optim.tasks import Batch, InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among ``size``; ``local_rank`` counts those of one host."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def device(self, name: str) -> torch.device:
+        """Of this process; each has a GPU of its own."""
+        if self.size == 1 or name != "cuda":
+            return torch.device(name)
+        torch.cuda.set_device(self.local_rank)
+        return torch.device(name, self.local_rank)
+
+    def spread(self, model: nn.Module) -> nn.Module:
+        """The model that averages its gradients over the processes."""
+        return model if self.size == 1 else DistributedDataParallel(model)
+
+    def share(self, batch: Batch) -> Batch:
+        """This process's part of a batch. All are of one size, so that the mean of their losses is the batch's loss."""
+        if self.size == 1:
+            return batch
+        if len(batch[0]) % self.size:
+            raise InputError(f"batch must be a multiple of the number of processes, {self.size}, got {len(batch[0])}")
+        return tuple(tensor.chunk(self.size)[self.rank] for tensor in batch)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the processes."""
+        if self.size > 1:
+            values = values / self.size
+            dist.all_reduce(values)
+        return values
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What the first process makes; the others wait for it."""
+        if self.size == 1:
+            return make()
+        made: list[Any] = [make() if self.first else None]
+        dist.broadcast_object_list(made)
+        return cast(T, made[0])
+
+
+@contextmanager
+def join_processes(device: str) -> Iterator[Processes]:
+    """Meet the other processes, if torchrun started any; the variables it sets say who and where they are."""
+    # Schedulers set WORLD_SIZE, too, where nobody else will come.
+    size = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if size == 1:
+        yield Processes()
+        return
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield Processes(dist.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))
+    finally:
+        dist.destroy_process_group()

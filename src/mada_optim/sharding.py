@@ -1,0 +1,173 @@
+"""Parameters that are spread over processes (DTensor: FSDP2, tensor parallelism).
+
+Kernels never see a DTensor: they work on the part of each tensor that is on this process. What depends on all
+elements, the hypergradient, is summed over the processes, in one small all-reduce for all parameters.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeGuard
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+
+
+def is_dtensor(tensor: object) -> TypeGuard[DTensor]:
+    """Whether a tensor is a DTensor. Does not import torch.distributed.tensor: without it, there is none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that is on this process; shares its memory."""
+    if not is_dtensor(tensor):
+        return tensor
+    part = tensor.to_local()
+    # Of a communication that is still under way; kernels that work on its memory would not know.
+    wait = getattr(part, "wait", None)
+    return part if wait is None else wait()
+
+
+def parts(param: Tensor) -> int:
+    """Into how many parts a parameter is cut. There may be several copies of each."""
+    if not is_dtensor(param):
+        return 1
+    mesh = param.device_mesh
+    # Not is_shard(), which does not count the strided shards of two-dimensional meshes.
+    return math.prod(mesh.size(dim) for dim, place in enumerate(param.placements) if not place.is_replicate())
+
+
+def check_placements(param: Tensor, elementwise: bool) -> None:
+    """Raise TypeError where a parameter is spread in a way in which it cannot be updated."""
+    if not is_dtensor(param):
+        return
+    if any(place.is_partial() for place in param.placements):
+        raise TypeError(f"params: a parameter cannot be a partial sum, got a DTensor placed {param.placements}")
+    if not elementwise and parts(param) > 1:
+        raise TypeError(
+            "params: this family is not elementwise and needs whole tensors, "
+            f"got a DTensor that is cut up: {param.placements}"
+        )
+
+
+def place_gradient(param: Tensor) -> None:
+    """Give a DTensor's gradient the placements of its parameter. Tensor parallelism leaves partial sums in some.
+
+    Raises:
+        RuntimeError: the gradient is not on the parameter's mesh.
+    """
+    grad = param.grad
+    if grad is None or not (is_dtensor(param) or is_dtensor(grad)):
+        return
+    if not (is_dtensor(param) and is_dtensor(grad) and grad.device_mesh == param.device_mesh):
+        raise RuntimeError(
+            f"a parameter of shape {tuple(param.shape)} and its gradient are not spread over the same processes: "
+            f"{_describe(param)} and {_describe(grad)}"
+        )
+    if grad.placements != param.placements:
+        param.grad = grad.redistribute(placements=param.placements)
+
+
+def fill(target: Tensor, source: Tensor) -> None:
+    """Copy a tensor of the same shape into ``target``, however each of them is spread."""
+    if is_dtensor(target):
+        from torch.distributed.tensor import distribute_tensor
+
+        mesh, placements = target.device_mesh, target.placements
+        if not is_dtensor(source):
+            # Every process has the whole and takes its part: nothing is sent.
+            source = distribute_tensor(source.to(target.device), mesh, placements, src_data_rank=None)
+        elif source.device_mesh != mesh:
+            source = distribute_tensor(source.full_tensor().to(target.device), mesh, placements, src_data_rank=None)
+        else:
+            source = source.redistribute(placements=placements)
+    elif is_dtensor(source):
+        source = source.full_tensor()
+    local(target).copy_(local(source))
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes over which parameters are spread.
+
+    All of them get the same bits from :meth:`sum`, for it is one reduction over all: had copies of a parameter been
+    left out, each group of shards would add up on its own, and two groups may do so in a different order.
+
+    Args:
+        group: the processes.
+        size: how many they are.
+        device: on which they communicate.
+    """
+
+    group: ProcessGroup
+    size: int
+    device: torch.device
+
+    def share(self, param: Tensor) -> float:
+        """By what to multiply the process's own part of a sum over all elements of ``param``, before :meth:`sum`."""
+        return parts(param) / self.size
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        """Sum over the processes. A NaN or infinity on one of them reaches all."""
+        total = numbers.to(self.device, copy=True)
+        torch.distributed.all_reduce(total, group=self.group)
+        return total.to(numbers.device)
+
+
+def find_team(params: Iterable[Tensor]) -> Team | None:
+    """The processes over which any of the parameters are spread; None where all of them are plain tensors.
+
+    Raises:
+        RuntimeError: parameters are spread over different processes, or not over this one.
+    """
+    meshes = list(dict.fromkeys(param.device_mesh for param in params if is_dtensor(param)))
+    if not meshes:
+        return None
+    largest = max(meshes, key=lambda mesh: mesh.size())
+    ranks = _ranks(largest)
+    if any(not set(_ranks(mesh)) <= set(ranks) for mesh in meshes if mesh is not largest):
+        raise RuntimeError(
+            f"parameters that share a set of coefficients are spread over different processes: {meshes}; "
+            "one of the meshes must have all of them"
+        )
+    if torch.distributed.get_rank() not in ranks:
+        raise RuntimeError(f"this process has no part of parameters that are spread over {largest}")
+    return Team(_group(largest, ranks), len(ranks), torch.device(largest.device_type))
+
+
+def any_process(params: Iterable[Tensor], found: bool) -> bool:
+    """Whether ``found`` is true on any of the processes over which parameters are spread."""
+    team = find_team(params)
+    return found if team is None else bool(team.sum(torch.tensor(float(found))))
+
+
+def _ranks(mesh: DeviceMesh) -> tuple[int, ...]:
+    return tuple(sorted(mesh.mesh.flatten().tolist()))
+
+
+def _group(mesh: DeviceMesh, ranks: tuple[int, ...]) -> ProcessGroup:
+    if mesh.ndim == 1:
+        return mesh.get_group()
+    world = torch.distributed.group.WORLD
+    assert world is not None
+    return world if len(ranks) == torch.distributed.get_world_size() else _new_group(world, ranks)
+
+
+@lru_cache(maxsize=16)
+def _new_group(world: ProcessGroup, ranks: tuple[int, ...]) -> ProcessGroup:  # noqa: ARG001 (a new world, a new group)
+    group: ProcessGroup = torch.distributed.new_group(list(ranks), use_local_synchronization=True)
+    return group
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"a DTensor on {tensor.device_mesh}" if is_dtensor(tensor) else "a plain tensor"
