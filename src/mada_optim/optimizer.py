@@ -7,6 +7,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from mada_optim.coefficients import Bounds, HyperLR, is_number, resolve_settings
@@ -294,7 +295,7 @@ class HypergradientOptimizer(Optimizer):
         self._update()
         return loss
 
-    @torch._disable_dynamo
+    @_disable_dynamo
     def _update(self) -> None:
         with torch.no_grad():
             self._check_gradients()

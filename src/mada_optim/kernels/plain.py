@@ -51,9 +51,9 @@ class PlainKernels(Kernels):
             lr = lr.reshape(())  # a tensor of one element may have any number of dimensions
         for number, block in enumerate(self._blocks(batch)):
             grad = self._grad(batch, block)
-            state = {name: self._read(batch, block, name) for name in self.family.buffers(q)}
+            state = {name: self._before(batch, block, name) for name in self.family.buffers(q)}
             direction, advanced = self.family.update(state, grad, q, step)
-            param = self._read(batch, block, "param") * (1 - lr * weight_decay) - lr * direction
+            param = self._before(batch, block, "param") * (1 - lr * weight_decay) - lr * direction
             kept = {"pending_grad": grad} if keep else advanced
             self._write(batch, block, {"param": param, **kept}, number)
 
@@ -64,7 +64,7 @@ class PlainKernels(Kernels):
         return coefficients_and_constants(self.family, batch.group, values.to(batch.device))
 
     @staticmethod
-    def _read(batch: Batch, block: Block, name: str) -> Tensor:
+    def _before(batch: Batch, block: Block, name: str) -> Tensor:
         tensor = block.read(name, batch.dtype)
         # Autograd may need again what is about to be overwritten.
         return tensor.clone() if batch.group["differentiable"] else tensor
