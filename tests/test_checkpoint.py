@@ -131,7 +131,7 @@ def test_a_state_of_another_version_changes_nothing():
     optimizer = MADA(model.parameters(), hyper_warmup=0)
     train(model, optimizer, 3)
     before = copy.deepcopy(optimizer.state_dict())
-    for key in ("hyper_steps", "state_dtype", "previous_lr"):
+    for key in ("hyper_steps", "bounds", "previous_lr"):
         older = copy.deepcopy(before)
         del older["param_groups"][0][key]
         with pytest.raises(ValueError, match=f"no '{key}' in parameter group 0; was it written by another version"):

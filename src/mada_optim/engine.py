@@ -52,7 +52,9 @@ def init_state(family: Family, param: Tensor, group: Group) -> dict[str, Any]:
     real = group["state_dtype"] or torch.promote_types(param.dtype.to_real(), torch.float32)
     dtype = real.to_complex() if param.is_complex() else real
     device = param.device if group["capturable"] else torch.device("cpu")
-    state: dict[str, Any] = {"step": torch.zeros((), dtype=torch.float32, device=device)}
+    # As torch.optim counts.
+    counted = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+    state: dict[str, Any] = {"step": torch.zeros((), dtype=counted, device=device)}
     if is_learning(group):
         state["pending"] = torch.zeros((), dtype=torch.bool, device="cpu")
     for name in buffer_names(family, group):
@@ -130,17 +132,20 @@ def _add_up(team: Team, part: Tensor | None, values: Tensor, due: bool | Tensor)
 def _remember_lr(group: Group) -> None:
     lr, previous = group["lr"], group["previous_lr"]
     if isinstance(lr, Tensor) and isinstance(previous, Tensor):
-        previous.copy_(lr)  # the same tensor on each replay of a captured graph
+        previous.copy_(lr.detach().reshape(()))  # the same tensor on each replay of a captured graph
     else:
-        group["previous_lr"] = lr.clone() if isinstance(lr, Tensor) else lr
+        group["previous_lr"] = lr.detach().reshape(()).clone() if isinstance(lr, Tensor) else lr
 
 
 def _finish_step(state: dict[str, Any], stepped: bool, keep: bool, learning: bool) -> None:
     if stepped:
         state["step"] += 1
     if learning:
-        if bool(state["pending"]) != (stepped and keep):
-            state["pending"].fill_(stepped and keep)
+        pending = stepped and keep
+        if bool(state["pending"]) != pending:
+            state["pending"].fill_(pending)
+            if not pending:
+                state["pending_grad"].zero_()  # else what is there would depend on the kernels
     else:
         state.pop("pending", None)
         state.pop("pending_grad", None)

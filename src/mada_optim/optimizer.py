@@ -7,6 +7,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from mada_optim.coefficients import Bounds, HyperLR, is_number, resolve_settings
@@ -17,6 +18,17 @@ from mada_optim.sharding import any_process, check_placements, fill, local, plac
 
 # What all parameter groups have in common unless each has coefficients of its own.
 SET_SETTINGS = ("hyper_lr", "bounds", "hyper_momentum", "hyper_clip", "hyper_warmup", "hyper_every")
+# Arguments that came to torch's optimizers after their first release, or are ours alone; what a checkpoint written
+# without them was made with.
+_LATER_ARGUMENTS = {
+    "foreach": None,
+    "maximize": False,
+    "capturable": False,
+    "differentiable": False,
+    "fused": None,
+    "state_dtype": None,
+    "stochastic_rounding": False,
+}
 # What a parameter group holds beside the arguments and SET_TENSORS.
 _OWN_KEYS = ("family", "special", "previous_lr")
 
@@ -47,6 +59,9 @@ class HypergradientOptimizer(Optimizer):
         maximize: maximize the objective.
         capturable: whether the step may be captured in a CUDA graph. Step counts are then kept on the device, and the
             hypergradient is computed at every step, used or not. Take two steps before the capture.
+        differentiable: whether autograd goes through :meth:`step`, to parameters (which may then not be leaves),
+            gradients, and ``lr`` where it is a tensor. Only with coefficients that are not learned (``hyper_lr=0.0``)
+            and without rounding to bfloat16; torch's operators are used.
         fused: None, the default: the fastest implementation that there is for the device. True: compile the family's
             update with torch.compile where nothing faster is built in. False: torch's operators only.
         state_dtype: of the buffers: None, the default, for float32 (float64 for float64 parameters); torch.bfloat16
@@ -88,6 +103,7 @@ class HypergradientOptimizer(Optimizer):
         foreach: bool | None = None,
         maximize: bool = False,
         capturable: bool = False,
+        differentiable: bool = False,
         fused: bool | None = None,
         state_dtype: torch.dtype | None = None,
         stochastic_rounding: bool = False,
@@ -114,6 +130,7 @@ class HypergradientOptimizer(Optimizer):
             "foreach": foreach,
             "maximize": maximize,
             "capturable": capturable,
+            "differentiable": differentiable,
             "fused": fused,
             "state_dtype": state_dtype,
             "stochastic_rounding": stochastic_rounding,
@@ -179,6 +196,8 @@ class HypergradientOptimizer(Optimizer):
         group = {**self.defaults, **group}
         self._check_group(group)
         settings = resolve_settings(self.family, self._start | start, group["hyper_lr"], group["bounds"])
+        if group["differentiable"] and any(settings.hyper_lr.values()):
+            raise ValueError("differentiable=True needs coefficients that are not learned: hyper_lr=0.0")
         group.update(
             family=self.family.name,
             hyper_lr=settings.hyper_lr,
@@ -211,7 +230,7 @@ class HypergradientOptimizer(Optimizer):
                     raise ValueError(f"lr must be a number or a tensor of one element, got shape {tuple(value.shape)}")
             elif not is_number(value) or value < 0.0:
                 raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
-        for name in ("maximize", "hyper_per_group", "capturable", "stochastic_rounding"):
+        for name in ("maximize", "hyper_per_group", "capturable", "differentiable", "stochastic_rounding"):
             if not isinstance(group[name], bool):
                 raise TypeError(f"{name} must be a bool, got {group[name]!r}")
         for name in ("foreach", "fused"):
@@ -219,6 +238,10 @@ class HypergradientOptimizer(Optimizer):
                 raise TypeError(f"{name} must be True, False or None, got {group[name]!r}")
         if group["foreach"] and group["fused"]:
             raise ValueError("foreach and fused cannot both be True")
+        if group["differentiable"] and group["fused"]:
+            raise ValueError("differentiable and fused cannot both be True")
+        if group["differentiable"] and (group["state_dtype"] == torch.bfloat16 or group["stochastic_rounding"]):
+            raise ValueError("differentiable=True excludes rounding to bfloat16, which has no derivative")
         if group["fused"]:
             check_fused(self.family)
         if group["state_dtype"] not in (None, torch.float32, torch.bfloat16):
@@ -250,11 +273,11 @@ class HypergradientOptimizer(Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Perform one step: hypergradient, coefficients, parameters.
 
-        Parameters without a gradient are left alone, their buffers and step counts included.
+        Parameters without a gradient are left alone, their buffers and step counts included. ``torch.compile`` leaves
+        what follows the closure as it is: the kernels are compiled already.
 
         Args:
             closure: reevaluates the model and returns the loss.
@@ -270,17 +293,24 @@ class HypergradientOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_gradients()
-        phantom = self._is_phantom_step()
-        for param, group in self._params_with_grad():
-            if not self.state.get(param):
-                self.state[param] = init_state(self.family, param, group)
-        if not phantom:
+        self._update()
+        return loss
+
+    @_disable_dynamo
+    def _update(self) -> None:
+        with torch.no_grad():
+            self._check_gradients()
+            phantom = self._is_phantom_step()
+            for param, group in self._params_with_grad():
+                if not self.state.get(param):
+                    self.state[param] = init_state(self.family, param, group)
+        if phantom:
+            return
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
             for index, groups in enumerate(self._coefficient_sets()):
                 hypergradient = take_step(self.family, groups, self.state)
                 if hypergradient is not None:
                     self._hypergradients[index] = hypergradient
-        return loss
 
     def _params_with_grad(self) -> Iterator[tuple[Tensor, Group]]:
         for group in self.param_groups:
@@ -302,7 +332,7 @@ class HypergradientOptimizer(Optimizer):
 
         Counting it as a step would change what a resumed run does.
         """
-        if self.state or any(float(group["lr"]) != 0.0 for group in self.param_groups):
+        if self.state or any(group["lr"] != 0.0 for group in self.param_groups):
             return False
         nonzero = any(bool(local(param.grad).any()) for param, _ in self._params_with_grad() if param.grad is not None)
         return not any_process((param for group in self.param_groups for param in group["params"]), nonzero)
@@ -315,8 +345,9 @@ class HypergradientOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # torch adds this to the defaults here. Every state_dict loaded later would be expected to have it.
-        self.defaults.pop("differentiable", None)
+        for options in (self.defaults, *self.param_groups):
+            for name, value in _LATER_ARGUMENTS.items():
+                options.setdefault(name, value)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned; buffers keep their precision, and nothing is aliased.
@@ -331,7 +362,8 @@ class HypergradientOptimizer(Optimizer):
             self._check_state_dict(saved)
             loaded.update(saved)
             # torch would cast every buffer to the dtype of its parameter.
-            return {**saved, "state": {}}
+            ids = {saved_id for group in saved["param_groups"] for saved_id in group["params"]}
+            return {**saved, "state": {key: value for key, value in saved["state"].items() if key not in ids}}
 
         hooks = (
             self.register_load_state_dict_pre_hook(check),
@@ -371,7 +403,8 @@ class HypergradientOptimizer(Optimizer):
                 raise ValueError(
                     f"state_dict is of family {other.get('family')!r}, this optimizer of {own['family']!r} {where}"
                 )
-            missing = [key for key in (*self.defaults, *SET_TENSORS, *_OWN_KEYS) if key not in other]
+            expected = (*self.defaults, *SET_TENSORS, *_OWN_KEYS)
+            missing = [key for key in expected if key not in other and key not in _LATER_ARGUMENTS]
             if missing:
                 raise ValueError(f"state_dict has no {missing[0]!r} {where}; was it written by another version?")
             for key in ("special", "hyper_per_group"):
@@ -384,7 +417,8 @@ class HypergradientOptimizer(Optimizer):
                 if not buffers:
                     continue
                 where_param = f"of parameter {saved_id}"
-                _check_shape("step", buffers.get("step"), torch.Size(), where_param)
+                if not is_number(buffers.get("step")):  # as torch's optimizers kept it once
+                    _check_shape("step", buffers.get("step"), torch.Size(), where_param)
                 for name in buffer_names(self.family, other):
                     _check_shape(name, buffers.get(name), param.shape, where_param)
 
@@ -402,7 +436,7 @@ class HypergradientOptimizer(Optimizer):
                 if buffers:
                     self.state[param] = init_state(self.family, param, group)
                     for name, tensor in self.state[param].items():
-                        fill(tensor, buffers[name])
+                        fill(tensor, torch.as_tensor(buffers[name]))
 
 
 def _with_tuples(value: Any, example: Any) -> Any:

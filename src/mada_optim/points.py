@@ -35,8 +35,8 @@ class MADA(HypergradientOptimizer):
             β2 and 0.1 for the others. A number: one for all. A mapping, ``{"beta1": 5e-4, "rho": 0.1}``: what is not
             named is frozen. 0.0: nothing is learned.
         hyper_momentum, hyper_clip, hyper_warmup, hyper_every, bounds, hyper_per_group, foreach, maximize, capturable,
-            fused, state_dtype, stochastic_rounding: see :class:`HypergradientOptimizer`. Boxes: β1 [0.01, 0.99],
-            β2 [0.5, 0.999], β3 [0, 0.99], others [0, 1].
+            differentiable, fused, state_dtype, stochastic_rounding: see :class:`HypergradientOptimizer`. Boxes:
+            β1 [0.01, 0.99], β2 [0.5, 0.999], β3 [0, 0.99], others [0, 1].
 
     >>> import torch
     >>> model = torch.nn.Linear(4, 1)
@@ -68,6 +68,7 @@ class MADA(HypergradientOptimizer):
         foreach: bool | None = None,
         maximize: bool = False,
         capturable: bool = False,
+        differentiable: bool = False,
         fused: bool | None = None,
         state_dtype: torch.dtype | None = None,
         stochastic_rounding: bool = False,
@@ -88,6 +89,7 @@ class MADA(HypergradientOptimizer):
             foreach=foreach,
             maximize=maximize,
             capturable=capturable,
+            differentiable=differentiable,
             fused=fused,
             state_dtype=state_dtype,
             stochastic_rounding=stochastic_rounding,
@@ -123,8 +125,8 @@ class AVGrad(MADA):
     The direction is m̂_t / (√(v̄_t / (1-β2^t)) + ε) with v̄_t the mean of v_1, ..., v_t: MADA at ρ = 0, nothing learned.
 
     Args:
-        params, lr, betas, eps, weight_decay, foreach, maximize, capturable, fused, state_dtype, stochastic_rounding: as
-            in :class:`MADA`.
+        params, lr, betas, eps, weight_decay, foreach, maximize, capturable, differentiable, fused, state_dtype,
+            stochastic_rounding: as in :class:`MADA`.
     """
 
     def __init__(
@@ -138,6 +140,7 @@ class AVGrad(MADA):
         foreach: bool | None = None,
         maximize: bool = False,
         capturable: bool = False,
+        differentiable: bool = False,
         fused: bool | None = None,
         state_dtype: torch.dtype | None = None,
         stochastic_rounding: bool = False,
@@ -153,6 +156,7 @@ class AVGrad(MADA):
             foreach=foreach,
             maximize=maximize,
             capturable=capturable,
+            differentiable=differentiable,
             fused=fused,
             state_dtype=state_dtype,
             stochastic_rounding=stochastic_rounding,

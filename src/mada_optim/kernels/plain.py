@@ -47,11 +47,13 @@ class PlainKernels(Kernels):
         q = self._q(batch, values)
         step = number_tensor(batch, batch.step + 1)
         lr, weight_decay = batch.group["lr"], batch.group["weight_decay"]
+        if isinstance(lr, Tensor):
+            lr = lr.reshape(())  # a tensor of one element may have any number of dimensions
         for number, block in enumerate(self._blocks(batch)):
             grad = self._grad(batch, block)
-            state = {name: block.read(name, batch.dtype) for name in self.family.buffers(q)}
+            state = {name: self._before(batch, block, name) for name in self.family.buffers(q)}
             direction, advanced = self.family.update(state, grad, q, step)
-            param = block.read("param", batch.dtype) * (1 - lr * weight_decay) - lr * direction
+            param = self._before(batch, block, "param") * (1 - lr * weight_decay) - lr * direction
             kept = {"pending_grad": grad} if keep else advanced
             self._write(batch, block, {"param": param, **kept}, number)
 
@@ -60,6 +62,12 @@ class PlainKernels(Kernels):
 
     def _q(self, batch: Batch, values: Tensor) -> dict[str, Any]:
         return coefficients_and_constants(self.family, batch.group, values.to(batch.device))
+
+    @staticmethod
+    def _before(batch: Batch, block: Block, name: str) -> Tensor:
+        tensor = block.read(name, batch.dtype)
+        # Autograd may need again what is about to be overwritten.
+        return tensor.clone() if batch.group["differentiable"] else tensor
 
     @staticmethod
     def _grad(batch: Batch, block: Block) -> Tensor:

@@ -18,11 +18,12 @@ from mada_optim.kernels.plain import PlainKernels
 def select_kernels(family: Family, group: Mapping[str, Any], device: torch.device) -> Kernels:
     """The kernels for parameters of a group on a device.
 
-    ``fused=False``, or a choice of ``foreach``: plain. Otherwise native for MADA's own family on the CPU, and compiled
-    for elementwise families on CUDA or, since compiling takes a while, where ``fused=True`` asks for it.
+    ``fused=False``, ``differentiable``, or a choice of ``foreach``: plain. Otherwise native for MADA's own family on
+    the CPU, and compiled for elementwise families on CUDA or, since compiling takes a while, where ``fused=True`` asks
+    for it.
     """
     wanted = group["fused"]
-    if wanted is False or (wanted is None and group["foreach"] is not None):
+    if wanted is False or group["differentiable"] or (wanted is None and group["foreach"] is not None):
         return _make(PlainKernels, family)
     native = type(family) is MADAFamily and device.type == "cpu" and not group["capturable"]
     compiled = family.elementwise and (bool(wanted) or device.type == "cuda")
