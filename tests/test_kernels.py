@@ -532,3 +532,29 @@ def test_fast_steps_allocate_nothing_of_the_size_of_a_parameter(row: Row):
             optimizer.step()
     allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profiled.events())
     assert 0 < allocated < param.numel() // 10
+
+
+def test_a_parameter_that_changed_its_shape_is_refused():
+    """Its buffers are too short; a kernel that goes by the parameter's size would read and write beyond them."""
+    param = nn.Parameter(torch.ones(4))
+    optimizer = MADA([param], hyper_warmup=0)
+    param.grad = torch.ones(4)
+    optimizer.step()
+    param.data, param.grad = torch.ones(4000), None
+    param.grad = torch.ones(4000)
+    with pytest.raises(RuntimeError, match=r"exp_avg has shape \(4,\), its parameter \(4000,\)"):
+        optimizer.step()
+    assert torch.equal(param, torch.ones(4000))
+
+
+def test_buffers_of_mixed_dtypes_are_left_to_the_plain_kernels():
+    results = []
+    for fused in (None, False):
+        param = nn.Parameter(torch.linspace(-1, 1, 50))
+        optimizer = MADA([param], lr=1e-2, hyper_warmup=0, fused=fused)
+        for _ in range(4):
+            param.grad = param.detach().clone()
+            optimizer.step()
+            optimizer.state[param]["exp_avg"] = optimizer.state[param]["exp_avg"].double()
+        results.append(param.detach())
+    torch.testing.assert_close(*results, rtol=0, atol=1e-6)

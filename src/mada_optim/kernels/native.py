@@ -177,11 +177,21 @@ class _Rows:
 
 
 def _is_dense(roles: Roles) -> bool:
-    """Whether parameter and buffers are the same elements in the same order in memory, without gaps."""
+    """Whether parameter and buffers are the same elements in the same order in memory, without gaps.
+
+    Raises:
+        RuntimeError: one of them has another shape than the parameter, whose memory must not be touched then.
+    """
     param = roles["param"]
+    for role, tensor in roles.items():
+        if tensor.shape != param.shape:
+            raise RuntimeError(f"{role} has shape {tuple(tensor.shape)}, its parameter {tuple(param.shape)}")
+    buffers = [tensor for role, tensor in roles.items() if role not in ("param", "grad")]
+    if any(tensor.dtype != buffers[0].dtype or tensor.device != param.device for tensor in buffers):
+        return False
     if param.is_contiguous():
-        return all(tensor.is_contiguous() for role, tensor in roles.items() if role != "grad")
-    if any(tensor.stride() != param.stride() for role, tensor in roles.items() if role != "grad"):
+        return all(tensor.is_contiguous() for tensor in buffers)
+    if any(tensor.stride() != param.stride() for tensor in buffers):
         return False
     expected = 1
     for stride, size in sorted(zip(param.stride(), param.shape, strict=True)):
