@@ -558,3 +558,14 @@ def test_buffers_of_mixed_dtypes_are_left_to_the_plain_kernels():
             optimizer.state[param]["exp_avg"] = optimizer.state[param]["exp_avg"].double()
         results.append(param.detach())
     torch.testing.assert_close(*results, rtol=0, atol=1e-6)
+
+
+def test_the_compiler_may_be_more_than_one_word(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", f"env LANG=C {native._compiler()[0]}")
+    monkeypatch.setenv("MADA_CACHE_DIR", str(tmp_path / "a folder"))
+    native.load.cache_clear()
+    try:
+        native.load(native.Variant(True, False, False, False, False, "float", "float", "float", "float", False))
+    finally:
+        native.load.cache_clear()
+    assert len(list((tmp_path / "a folder").iterdir())) == 1

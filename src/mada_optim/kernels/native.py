@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -228,7 +229,7 @@ def load(variant: Variant) -> ctypes.CDLL:
         OSError: the library cannot be loaded.
     """
     source = files("mada_optim.kernels").joinpath("native.cpp").read_text(encoding="utf-8")
-    command = [_compiler(), *_flags(), *(f"-D{name}={_text(value)}" for name, value in asdict(variant).items())]
+    command = [*_compiler(), *_flags(), *(f"-D{name}={_text(value)}" for name, value in asdict(variant).items())]
     digest = hashlib.sha256("\0".join([source, *command, _machine(), torch.__version__]).encode()).hexdigest()[:20]
     path = cache_dir() / f"native-{digest}.so"
     if not path.exists():
@@ -259,9 +260,10 @@ def _build(command: list[str], source: str, folder: Path) -> Path:
     problem = ""
     for openmp in (["-fopenmp"], []):
         # Linked without it: the threads are those of the OpenMP library that torch has loaded.
-        steps = ([*command, *openmp, "-c", "native.cpp", "-o", "native.o"], [command[0], "-shared", "native.o"])
+        compiling = [*command, *openmp, "-c", "native.cpp", "-o", "native.o"]
+        linking = [*command, "-shared", "native.o", "-o", built.name]
         try:
-            for step in (steps[0], [*steps[1], "-o", built.name]):
+            for step in (compiling, linking):
                 subprocess.run(step, cwd=folder, check=True, capture_output=True, text=True)
             ctypes.CDLL(str(built))
         except subprocess.CalledProcessError as error:
@@ -273,12 +275,14 @@ def _build(command: list[str], source: str, folder: Path) -> Path:
     raise RuntimeError(problem)
 
 
-def _compiler() -> str:
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    found = next((path for path in map(shutil.which, names) if path), None)
-    if found is None:
-        raise RuntimeError(f"no C++ compiler found (looked for {', '.join(names)})")
-    return found
+def _compiler() -> list[str]:
+    """The command that compiles C++; CXX may hold more than one word, as in "ccache g++"."""
+    given = shlex.split(os.environ.get("CXX", ""))
+    for words in [given] if given else [["c++"], ["g++"], ["clang++"]]:
+        path = shutil.which(words[0])
+        if path is not None:
+            return [path, *words[1:]]
+    raise RuntimeError(f"no C++ compiler found (looked for {' '.join(given) or 'c++, g++, clang++'})")
 
 
 def _flags() -> list[str]:
