@@ -1,14 +1,21 @@
+import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS), str(TESTS.parent / "examples")]
 
 # The tensors of most tests are tiny: waking other threads would cost more than the work.
 torch.set_num_threads(1)
+
+# The same examples every time, so that a failure points at the change; the other profile looks for new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("search", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 @pytest.fixture(autouse=True)
