@@ -163,15 +163,14 @@ def run_bounds(arguments: argparse.Namespace) -> int:
 
 def _config(arguments: argparse.Namespace) -> RunConfig:
     """The configuration that the options describe; what was not given keeps the default of the dataclasses."""
-    from mada_optim.experiments.config import OptimizerConfig, RunConfig
-    from mada_optim.tasks.language import LanguageConfig
+    from mada_optim.experiments.config import OptimizerConfig, RunConfig, make_task
 
     given = vars(arguments)
 
     def pick(*names: str) -> dict[str, Any]:
         return {name: given[name] for name in names if name in given}
 
-    task = LanguageConfig(**pick("data", "layers", "heads", "width", "context", "batch"))
+    task = make_task(pick("data", "layers", "heads", "width", "context", "batch"))
     options = pick("beta3", "rho", "c", "gamma")
     if "hyper_lr" in given:
         options["hyper_lr"] = _hyper_lr(given["hyper_lr"])

@@ -186,11 +186,11 @@ def _caption(source: str, grid: Grid) -> str:
 
 
 def _notes(grid: Grid, source: str, over: int) -> list[str]:
-    task = grid.base.task
+    task = {name: value for name, value in dataclasses.asdict(grid.base.task).items() if name != "data"}
     total = len(grid.optimizers) * len(grid.lrs) * len(grid.seeds)
     notes = [
-        f"{source}; layers {task.layers}, width {task.width}, context {task.context}, batch {task.batch}, "
-        f"{grid.base.steps} steps, {len(grid.seeds)} seeds; nats per character. ±: half width of the 95 % t interval "
+        f"{source}; {', '.join(f'{name} {value}' for name, value in task.items())}; "
+        f"{grid.base.steps} steps, {len(grid.seeds)} seeds; losses in nats. ±: half width of the 95 % t interval "
         "over seeds; differences are paired by seed. Best lr: the lowest mean final validation loss. Last table: mean "
         "final validation loss."
     ]

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mada_optim.tasks import InputError, require
+from mada_optim.tasks import InputError, TaskConfig, require
 from mada_optim.tasks.language import LanguageConfig
 
+TASKS: dict[str, type[TaskConfig]] = {task.kind: task for task in (LanguageConfig,)}
 DTYPES = ("float32", "bfloat16", "float64")
 
 
@@ -56,7 +57,7 @@ class RunConfig:
         dtype: of the parameters.
     """
 
-    task: LanguageConfig = field(default_factory=LanguageConfig)
+    task: TaskConfig = field(default_factory=LanguageConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     steps: int = 1000
     warmup: float = 0.05
@@ -103,6 +104,7 @@ class RunConfig:
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """As JSON values; :func:`from_dict` is the inverse."""
     values = dataclasses.asdict(config)
+    values["task"] = {"kind": config.task.kind, **values["task"]}
     betas = config.optimizer.betas
     values["optimizer"]["betas"] = None if betas is None else list(betas)
     return values
@@ -118,10 +120,25 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
         optimizer = dict(values["optimizer"])
         if optimizer["betas"] is not None:
             optimizer["betas"] = tuple(optimizer["betas"])
-        parts = {"task": LanguageConfig(**values["task"]), "optimizer": OptimizerConfig(**optimizer)}
+        parts = {"task": make_task(values["task"]), "optimizer": OptimizerConfig(**optimizer)}
         return RunConfig(**{**values, **parts})
     except (KeyError, TypeError) as error:
         raise InputError(f"not the configuration of a run: {error}") from None
+
+
+def make_task(values: Mapping[str, Any]) -> TaskConfig:
+    """The task of kind ``values["kind"]`` (default: language) with the other values as its arguments.
+
+    >>> make_task({"kind": "language", "width": 64}).kind
+    'language'
+    """
+    kind = values.get("kind", LanguageConfig.kind)
+    require(kind in TASKS, "task", kind, f"one of {', '.join(TASKS)}")
+    known = [item.name for item in dataclasses.fields(TASKS[kind])]
+    given = {name: value for name, value in values.items() if name != "kind"}
+    for name in given:
+        require(name in known, f"argument of task {kind}", name, f"one of {', '.join(known)}")
+    return TASKS[kind](**given)
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -48,6 +48,7 @@ class Result:
     """How a run ended: ``status`` is "finished", "diverged" or "interrupted". Losses of a diverged run are None.
 
     ``train_loss`` is the mean over the last twentieth of the steps; times are medians over all steps, in seconds.
+    ``val`` holds what else the task measures in its last validation, by name.
     """
 
     status: str
@@ -59,6 +60,7 @@ class Result:
     optimizer_seconds: float | None
     coefficients: dict[str, float]
     skipped_hypergradients: int
+    val: dict[str, float] = field(default_factory=dict)
 
 
 def train(
@@ -123,11 +125,9 @@ def resolve(config: RunConfig) -> RunConfig:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device must be one that torch can use here, got {name!r}: {reason}") from None
-    data = config.task.data
     return dataclasses.replace(
         config,
-        # A run must be resumable from any folder.
-        task=config.task if data is None else dataclasses.replace(config.task, data=str(Path(data).resolve())),
+        task=config.task.resolved(),
         optimizer=optimizers.resolve(config.optimizer),
         threads=config.threads or torch.get_num_threads(),
         device=name,
@@ -213,9 +213,10 @@ class _Run:
 
     def _validation(self) -> dict[str, Any]:
         self.model.eval()
-        self.val_loss = self.task.validate(self.model)
+        values = self.task.validate(self.model)
         self.model.train()
-        return {"step": self.step, "val_loss": finite(self.val_loss)}
+        self.val_loss = values["loss"]
+        return {"step": self.step, **{f"val_{name}": finite(value) for name, value in values.items()}}
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -306,7 +307,8 @@ def summarize(metrics: Metrics, status: str, coefficients: dict[str, float], ski
     """The result of a run from its metrics."""
     steps = [line for line in metrics if "loss" in line]
     losses = [line["loss"] for line in steps if line["loss"] is not None]
-    validation = [line["val_loss"] for line in metrics if line.get("val_loss") is not None]
+    validations = [line for line in metrics if line.get("val_loss") is not None]
+    validation = [line["val_loss"] for line in validations]
     usable = status != "diverged"
     tail = losses[-max(1, len(losses) // 20) :]
     return Result(
@@ -319,6 +321,11 @@ def summarize(metrics: Metrics, status: str, coefficients: dict[str, float], ski
         optimizer_seconds=statistics.median(line["optimizer_seconds"] for line in steps) if steps else None,
         coefficients=coefficients,
         skipped_hypergradients=skipped,
+        val={
+            name.removeprefix("val_"): value
+            for name, value in (validations[-1] if usable and validations else {}).items()
+            if name.startswith("val_") and name != "val_loss" and value is not None
+        },
     )
 
 

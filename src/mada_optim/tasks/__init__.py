@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
 Batch = tuple[Tensor, ...]
 
@@ -40,8 +45,28 @@ class Task(Protocol):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Scalar training loss of a batch, on the model's device."""
 
-    def validate(self, model: nn.Module) -> float:
-        """Mean loss over validation data that is the same at every call."""
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Means over validation data that is the same at every call: ``"loss"``, and what else the task measures."""
 
     def describe(self) -> dict[str, Any]:
         """What identifies the data, as JSON values; a run is resumed only where this is the same."""
+
+
+@dataclass(frozen=True)
+class TaskConfig(ABC):
+    """The choices that make a task. Subclasses are frozen dataclasses that go to JSON and back.
+
+    Args:
+        data: path of the data; None: data that is always there, without a file and a network.
+    """
+
+    kind: ClassVar[str]
+    data: str | None = None
+
+    @abstractmethod
+    def build(self) -> Task:
+        """The task, its data loaded. Raises :class:`InputError` where that cannot be used."""
+
+    def resolved(self) -> Self:
+        """The same, from whatever folder it is built: a run must be resumable from any."""
+        return self if self.data is None else dataclasses.replace(self, data=str(Path(self.data).resolve()))

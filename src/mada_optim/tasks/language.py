@@ -11,21 +11,21 @@ import hashlib
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mada_optim.tasks import Batch, InputError, require
+from mada_optim.tasks import Batch, InputError, TaskConfig, require
 
 TRAIN_SHARE = 0.9
 VALIDATION_BATCH = 64
 
 
 @dataclass(frozen=True)
-class LanguageConfig:
+class LanguageConfig(TaskConfig):
     """Text, model size and batch. The defaults are nanoGPT's recipe for the CPU: 0.8 million parameters.
 
     Args:
@@ -36,7 +36,7 @@ class LanguageConfig:
         val_windows: windows of ``context`` characters, evenly spread over the validation text, to validate on.
     """
 
-    data: str | None = None
+    kind: ClassVar[str] = "language"
     layers: int = 4
     heads: int = 4
     width: int = 128
@@ -112,11 +112,11 @@ class LanguageTask:
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     @torch.no_grad()
-    def validate(self, model: nn.Module) -> float:
+    def validate(self, model: nn.Module) -> dict[str, float]:
         total = 0.0
         for starts in torch.split(self._val_starts, VALIDATION_BATCH):
             total += self.loss(model, self._windows(self.validation, starts)).item() * len(starts)
-        return total / len(self._val_starts)
+        return {"loss": total / len(self._val_starts)}
 
     def describe(self) -> dict[str, Any]:
         data = self.config.data
