@@ -205,10 +205,13 @@ class MADAFamily(Family):
             target = c * square + (1 - c) * yogi
         v = new["exp_avg_sq"] = beta2 * v + (1 - beta2) * target
         if "mean_exp_avg_sq" in state:
-            mean = state["mean_exp_avg_sq"]
-            mean = new["mean_exp_avg_sq"] = mean + (v - mean) / t
+            mean = new["mean_exp_avg_sq"] = self._long_term(state["mean_exp_avg_sq"], v, t)
             v = rho * v + (1 - rho) * mean
         return numerator / (root(v / (1 - beta2**t)) + q["eps"]), new
+
+    def _long_term(self, mean: Tensor, v: Tensor, t: Tensor) -> Tensor:
+        """v̄_t: AVGrad's average over all second moments so far."""
+        return mean + (v - mean) / t
 
     def _sign(self, state: Buffers, g: Tensor, q: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """sign(u_t): Lion."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class MADA(HypergradientOptimizer):
     {'beta1': 0.9, 'beta2': 0.95, 'beta3': 0.0, 'rho': 1.0, 'c': 1.0, 'gamma': 1.0}
     """
 
+    family_type: ClassVar[type[MADAFamily]] = MADAFamily
+
     def __init__(
         self,
         params: ParamsT,
@@ -75,7 +77,7 @@ class MADA(HypergradientOptimizer):
     ) -> None:
         super().__init__(
             params,
-            MADAFamily(),
+            self.family_type(),
             lr,
             weight_decay,
             start={**_split_betas(betas), "beta3": beta3, "rho": rho, "c": c, "gamma": gamma},

@@ -48,7 +48,7 @@ class RunConfig:
         optimizer: name and arguments.
         steps: number of steps.
         warmup: share of the steps in which the learning rate rises linearly; it then follows a cosine.
-        final_lr: learning rate at the end, as a share of the peak.
+        final_lr: learning rate at the end, as a share of the peak. None: 0.1 (schedulefree: 1).
         clip: maximal norm of the gradient; 0: not clipped.
         seed: of the initial weights and of the data order.
         eval_every, checkpoint_every: number of steps between two validations, two checkpoints.
@@ -61,7 +61,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     steps: int = 1000
     warmup: float = 0.05
-    final_lr: float = 0.1
+    final_lr: float | None = None
     clip: float = 1.0
     seed: int = 0
     eval_every: int = 100
@@ -76,7 +76,7 @@ class RunConfig:
             require(isinstance(value, int) and value >= 1, name, value, "a positive integer")
         for name in ("warmup", "final_lr"):
             value = getattr(self, name)
-            require(_is_number(value) and 0 <= value <= 1, name, value, "a number from 0 to 1")
+            require(value is None or (_is_number(value) and 0 <= value <= 1), name, value, "a number from 0 to 1")
         require(_is_number(self.clip) and self.clip >= 0, "clip", self.clip, "a number >= 0 (0: no clipping)")
         require(
             isinstance(self.seed, int) and 0 <= self.seed < 2**32, "seed", self.seed, "an integer from 0 to 2**32-1"
@@ -88,12 +88,13 @@ class RunConfig:
         require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of step number ``step`` = 1, ..., ``steps``.
+        """Learning rate of step number ``step`` = 1, ..., ``steps`` of a resolved configuration.
 
-        >>> config = RunConfig(steps=100, warmup=0.1, optimizer=OptimizerConfig(lr=1.0))
+        >>> config = RunConfig(steps=100, warmup=0.1, final_lr=0.1, optimizer=OptimizerConfig(lr=1.0))
         >>> [round(config.learning_rate(step), 3) for step in (1, 10, 55, 100)]
         [0.1, 1.0, 0.55, 0.1]
         """
+        assert self.final_lr is not None
         peak, warmup = self.optimizer.lr, round(self.warmup * self.steps)
         if step <= warmup:
             return peak * step / warmup

@@ -129,6 +129,7 @@ def resolve(config: RunConfig) -> RunConfig:
         config,
         task=config.task.resolved(),
         optimizer=optimizers.resolve(config.optimizer),
+        final_lr=optimizers.find(config.optimizer.name).final_lr if config.final_lr is None else config.final_lr,
         threads=config.threads or torch.get_num_threads(),
         device=name,
     )
@@ -150,7 +151,7 @@ class _Run:
 
     def go(self, on_step: Callable[[StepReport], None] | None, stop: threading.Event, draw: bool) -> Result:
         config = self.config
-        self.model.train()
+        self._set_mode(training=True)
         with _Metrics(self.folder, self.step, self.processes.first) as metrics:
 
             def checkpoint() -> None:
@@ -212,11 +213,18 @@ class _Run:
         return {**line, "step_seconds": self._now() - began, "optimizer_seconds": optimizer_seconds}
 
     def _validation(self) -> dict[str, Any]:
-        self.model.eval()
+        self._set_mode(training=False)
         values = self.task.validate(self.model)
-        self.model.train()
+        self._set_mode(training=True)
         self.val_loss = values["loss"]
         return {"step": self.step, **{f"val_{name}": finite(value) for name, value in values.items()}}
+
+    def _set_mode(self, training: bool) -> None:
+        """Of the model, and of optimizers whose weights in training are not those that count (schedule-free)."""
+        for part in (self.model, self.optimizer):
+            switch = getattr(part, "train" if training else "eval", None)
+            if switch is not None:
+                switch()
 
     def _now(self) -> float:
         if self.device.type == "cuda":

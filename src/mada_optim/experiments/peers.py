@@ -1,0 +1,86 @@
+"""Optimizers of other people that take more than a constructor to stand in a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.optimizer import Optimizer
+
+Group = dict[str, Any]
+
+
+class MuonWithAdamW(Optimizer):
+    """torch.optim.Muon for the groups marked ``matrix``, torch's fused AdamW for the others, at the same learning rate.
+
+    Muon's step is scaled to the size of AdamW's (``match_rms_adamw``), which is what makes one learning rate serve
+    both. Convolution kernels are handed to it as matrices of (output channels, everything else).
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        momentum: float = 0.95,
+        **options: Any,
+    ) -> None:
+        self._matrices: list[tuple[Tensor, Tensor]] = []
+        for_muon, for_adamw = [], []
+        for group in groups:
+            if not group.get("matrix"):
+                for_adamw.append({key: value for key, value in group.items() if key != "matrix"})
+                continue
+            flat = [nn.Parameter(param.detach().flatten(1)) for param in group["params"]]
+            for param, matrix in zip(group["params"], flat, strict=True):
+                if matrix.data_ptr() != param.data_ptr():
+                    raise ValueError(f"a kernel of shape {tuple(param.shape)} is not contiguous: Muon needs a matrix")
+                self._matrices.append((param, matrix))
+            for_muon.append({**{key: value for key, value in group.items() if key != "matrix"}, "params": flat})
+        self._parts: list[Optimizer] = []
+        if for_muon:
+            self._parts.append(torch.optim.Muon(for_muon, lr, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
+        if for_adamw:
+            self._parts.append(AdamW(for_adamw, lr, betas, fused=True, **options))
+
+    @property
+    def param_groups(self) -> list[Group]:  # type: ignore[override]
+        return [group for part in self._parts for group in part.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self._parts:
+            part.zero_grad(set_to_none)
+        for param, _ in self._matrices:
+            param.grad = None
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        for param, matrix in self._matrices:
+            matrix.grad = None if param.grad is None else param.grad.flatten(1)
+        for part in self._parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self._parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self._parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+
+
+def schedule_free_adamw(groups: Sequence[Group], **arguments: Any) -> Optimizer:
+    """The package ``schedulefree`` (Defazio et al., "The Road Less Scheduled", 2024)."""
+    from schedulefree import AdamWScheduleFree
+
+    optimizer: Optimizer = AdamWScheduleFree(groups, **arguments)
+    return optimizer
+
+
+def prodigy(groups: Sequence[Group], **arguments: Any) -> Optimizer:
+    """The package ``prodigyopt`` (Mishchenko and Defazio, 2023), as its authors advise: ``lr`` multiplies its own."""
+    from prodigyopt import Prodigy
+
+    optimizer: Optimizer = Prodigy(groups, **{"use_bias_correction": True, "safeguard_warmup": True, **arguments})
+    return optimizer
