@@ -2,6 +2,8 @@
 
 from mada_optim.coefficients import CoefficientSettings, LearningRule
 from mada_optim.family import Coefficient, Family, MADAFamily, is_special, root
+from mada_optim.matrices import matrix_parameters, orthogonalize
+from mada_optim.omada import OMADA, OMADAFamily, matrix_groups
 from mada_optim.optimizer import HypergradientOptimizer
 from mada_optim.points import MADA, AVGrad, available_optimizers, load_optimizer
 
@@ -9,6 +11,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MADA",
+    "OMADA",
     "AVGrad",
     "Coefficient",
     "CoefficientSettings",
@@ -16,8 +19,12 @@ __all__ = [
     "HypergradientOptimizer",
     "LearningRule",
     "MADAFamily",
+    "OMADAFamily",
     "available_optimizers",
     "is_special",
     "load_optimizer",
+    "matrix_groups",
+    "matrix_parameters",
+    "orthogonalize",
     "root",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, overload
 
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from mada_optim.family import Coefficient, Family
+
+# Of the running means by which normalized hypergradients are divided, as Adam's defaults but for a shorter memory.
+_MEAN_DECAY, _SQUARE_DECAY = 0.9, 0.99
 
 HyperLR = float | Mapping[str, float] | None
 Bounds = Mapping[str, tuple[float, float]]
@@ -115,6 +118,22 @@ def _box(coefficient: Coefficient, bounds: Any) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
+class LearnedTensors:
+    """What learning changes.
+
+    Args:
+        values: coefficients, shape (K,), float64.
+        momentum: b, or the running mean of h; ``square``: the running mean of h²; both of the same shape and dtype.
+        taken: how many hypergradients were used, 0-dimensional int64 tensor.
+    """
+
+    values: Tensor
+    momentum: Tensor
+    square: Tensor
+    taken: Tensor
+
+
+@dataclass(frozen=True)
 class LearningRule:
     """Projected gradient descent with momentum and clipping: q ← Π(q - α b), b ← μ b + clip(h).
 
@@ -156,34 +175,57 @@ class LearningRule:
 
     def learn(
         self,
-        values: Tensor,
-        momentum_buffer: Tensor,
+        learned: LearnedTensors,
         skipped: Tensor,
         hypergradient: Tensor,
+        coefficients: Sequence[Coefficient],
         step_sizes: Sequence[float],
         boxes: Sequence[tuple[float, float]],
         due: bool | Tensor = True,
     ) -> None:
-        """Move ``values`` in place, without waiting for the device.
+        """Move the coefficients in place, without waiting for the device.
 
-        A hypergradient with a NaN or an infinity changes nothing but ``skipped``, which counts it.
+        A hypergradient with a NaN or an infinity changes nothing but ``skipped``, which counts it. Coefficients that
+        are ``normalized`` are not clipped: they move by α times the running mean of h over its root mean square.
 
         Args:
-            values: coefficients, shape (K,), float64; ``momentum_buffer`` and ``hypergradient`` likewise.
+            learned: changed in place.
             skipped: 0-dimensional int64 tensor.
+            hypergradient: shape (K,), float64.
+            coefficients: what is known of each.
             step_sizes: α for each coefficient, 0 where it is frozen.
             boxes: (low, high) for each coefficient.
             due: False: nothing changes.
         """
-        finite = torch.isfinite(hypergradient).all()
+        h = hypergradient
+        finite = torch.isfinite(h).all()
         usable = finite & due
-        momentum = self.momentum * momentum_buffer + hypergradient.clamp(-self.clip, self.clip)
-        alpha, low, high = _on_device(tuple(step_sizes), tuple(boxes), values.device)
-        moved = torch.minimum(torch.maximum(values - alpha * momentum, low), high)
-        moved = torch.where(alpha > 0, moved, values)
-        values.copy_(torch.where(usable, moved, values))
-        momentum_buffer.copy_(torch.where(usable, momentum, momentum_buffer))
+        alpha, low, high = _on_device(tuple(step_sizes), tuple(boxes), h.device)
+        momentum = self.momentum * learned.momentum + h.clamp(-self.clip, self.clip)
+        new = LearnedTensors(learned.values - alpha * momentum, momentum, learned.square, learned.taken + 1)
+        if any(coefficient.normalized or coefficient.logarithmic for coefficient in coefficients):
+            new = _normalize(learned, new, h, alpha, tuple(coefficients))
+        moved = torch.minimum(torch.maximum(new.values, low), high)
+        new = replace(new, values=torch.where(alpha > 0, moved, learned.values))
+        for item in fields(LearnedTensors):
+            tensor = getattr(learned, item.name)
+            tensor.copy_(torch.where(usable, getattr(new, item.name), tensor))
         skipped.add_(~finite & due)
+
+
+def _normalize(
+    before: LearnedTensors, plain: LearnedTensors, h: Tensor, alpha: Tensor, coefficients: tuple[Coefficient, ...]
+) -> LearnedTensors:
+    """What ``plain`` gradient descent makes of ``before``, but for coefficients that are learned in another way."""
+    normalized, logarithmic = _kinds(coefficients, h.device)
+    taken = plain.taken.to(h.dtype)
+    mean = _MEAN_DECAY * before.momentum + (1 - _MEAN_DECAY) * h
+    square = _SQUARE_DECAY * before.square + (1 - _SQUARE_DECAY) * h * h
+    size = (square / (1 - _SQUARE_DECAY**taken)).sqrt()
+    ratio = torch.where(size > 0, mean / (1 - _MEAN_DECAY**taken) / size, 0.0)
+    change = alpha * torch.where(normalized, ratio, plain.momentum)
+    values = torch.where(logarithmic, before.values * torch.exp(-change), before.values - change)
+    return LearnedTensors(values, torch.where(normalized, mean, plain.momentum), square, plain.taken)
 
 
 @lru_cache(maxsize=64)
@@ -193,3 +235,11 @@ def _on_device(
     """Step sizes, lower and upper bounds, copied to the device once: each copy waits for it."""
     low, high = torch.tensor(boxes, dtype=torch.float64).unbind(dim=1)
     return torch.tensor(step_sizes, dtype=torch.float64).to(device), low.to(device), high.to(device)
+
+
+@lru_cache(maxsize=64)
+def _kinds(coefficients: tuple[Coefficient, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which of them are normalized, which logarithmic."""
+    kinds = ([getattr(one, kind) for one in coefficients] for kind in ("normalized", "logarithmic"))
+    normalized, logarithmic = (torch.tensor(kind).to(device) for kind in kinds)
+    return normalized, logarithmic

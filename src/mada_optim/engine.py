@@ -17,15 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mada_optim.coefficients import LearningRule
+from mada_optim.coefficients import LearnedTensors, LearningRule
 from mada_optim.family import Family
 from mada_optim.kernels import Batch, Kernels, select_kernels
 from mada_optim.kernels.base import coefficients_and_constants
-from mada_optim.sharding import Team, find_team, parts
+from mada_optim.sharding import Team, find_team, local, parts
 
 # What learning changes, and all that a set of coefficients keeps, in the parameter groups that share it.
-LEARNED_TENSORS = ("coefficients", "hyper_momentum_buffer", "hyper_skipped")
-SET_TENSORS = (*LEARNED_TENSORS, "hyper_steps")
+LEARNED_TENSORS = ("coefficients", "hyper_momentum_buffer", "hyper_square_buffer", "hyper_taken")
+SET_TENSORS = (*LEARNED_TENSORS, "hyper_skipped", "hyper_steps")
+# The parameter before its first step, kept where a cumulative coefficient is learned.
+INITIAL = "initial_param"
 
 Group = dict[str, Any]
 State = MutableMapping[Tensor, dict[str, Any]]
@@ -44,7 +46,9 @@ def is_learning(group: Group) -> bool:
 def buffer_names(family: Family, group: Group) -> tuple[str, ...]:
     """Names of the tensors of its own shape that each parameter of the group keeps."""
     names = family.buffers(coefficients_and_constants(family, group, group["coefficients"]))
-    return (*names, "pending_grad") if is_learning(group) else names
+    if is_learning(group):
+        names = (*names, "pending_grad")
+    return (*names, INITIAL) if _learned(family, group, cumulative=True) else names
 
 
 def init_state(family: Family, param: Tensor, group: Group) -> dict[str, Any]:
@@ -59,6 +63,8 @@ def init_state(family: Family, param: Tensor, group: Group) -> dict[str, Any]:
         state["pending"] = torch.zeros((), dtype=torch.bool, device="cpu")
     for name in buffer_names(family, group):
         state[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+    if INITIAL in state:
+        state[INITIAL] = param.detach().clone(memory_format=torch.preserve_format)
     return state
 
 
@@ -85,10 +91,12 @@ def take_step(family: Family, groups: list[Group], state: State) -> Tensor | Non
     if team is not None:
         hypergradient, due = _add_up(team, hypergradient, values, due)
     if hypergradient is not None:
-        _, momentum_buffer, skipped = (shared[key] for key in LEARNED_TENSORS)
+        learned = LearnedTensors(*(shared[key] for key in LEARNED_TENSORS))
         step_sizes, boxes = tuple(shared["hyper_lr"].values()), tuple(shared["bounds"].values())
-        rule.learn(values, momentum_buffer, skipped, hypergradient, step_sizes, boxes, due)
+        rule.learn(learned, shared["hyper_skipped"], hypergradient, family.coefficients, step_sizes, boxes, due)
     for group in groups:
+        if family.prepares:
+            _prepare(family, group, state)
         for kernels, batch in _batches(family, group, state):
             kernels.step(batch, values, keep)
         for param in group["params"]:
@@ -106,7 +114,7 @@ def _settle(
 
     With a team, it is this process's part of the sum.
     """
-    learned = [name for name, alpha in groups[0]["hyper_lr"].items() if alpha > 0.0]
+    learned = _learned(family, groups[0], cumulative=False)
     total: Tensor | None = None
     for group in groups:
         for kernels, batch in _batches(family, group, state, pending=True):
@@ -114,7 +122,42 @@ def _settle(
             if aligned is not None:
                 share = 1.0 if team is None else team.share(batch.params[0])
                 total = (0.0 if total is None else total) - group["previous_lr"] * share * aligned
+    scales = [coefficient.name in _learned(family, groups[0], cumulative=True) for coefficient in family.coefficients]
+    if any(scales) and (total is not None or not learned):
+        by_scale = _since_start(groups, state, team).to(values.device) * torch.tensor(scales, device=values.device)
+        total = by_scale if total is None else total + by_scale
     return total
+
+
+def _learned(family: Family, group: Group, cumulative: bool) -> list[str]:
+    return [c.name for c in family.coefficients if group["hyper_lr"][c.name] > 0.0 and c.cumulative == cumulative]
+
+
+def _since_start(groups: list[Group], state: State, team: Team | None) -> Tensor:
+    """⟨g_{t+1}, x_{t+1} - x_1⟩ over all parameters: the derivative of the loss by a factor of all steps so far."""
+    total: Tensor | float = 0.0
+    for group in groups:
+        for param in group["params"]:
+            if param.grad is not None and INITIAL in state.get(param, ()):
+                grad, now, first = (local(tensor).flatten() for tensor in (param.grad, param, state[param][INITIAL]))
+                grad = grad.to(torch.promote_types(param.dtype, torch.float32))
+                share = (1.0 if team is None else team.share(param)) * (-1.0 if group["maximize"] else 1.0)
+                # Products in place of a difference: nothing of the parameter's size is allocated.
+                along = torch.vdot(grad, now.to(grad.dtype)) - torch.vdot(grad, first.to(grad.dtype))
+                total = total + share * along.real.double()
+    return torch.as_tensor(total)
+
+
+def _prepare(family: Family, group: Group, state: State) -> None:
+    """What the family computes of whole tensors before a step."""
+    params = [param for param in group["params"] if param.grad is not None and state.get(param)]
+    q = coefficients_and_constants(family, group, group["coefficients"])
+    grads = [param.grad.to(torch.promote_types(param.dtype, torch.float32)) for param in params]
+    if group["maximize"]:
+        grads = [-grad for grad in grads]
+    for param, prepared in zip(params, family.prepare([state[param] for param in params], grads, q), strict=True):
+        for name, value in prepared.items():
+            state[param][name].copy_(value)
 
 
 def _add_up(team: Team, part: Tensor | None, values: Tensor, due: bool | Tensor) -> tuple[Tensor | None, bool | Tensor]:
@@ -149,6 +192,7 @@ def _finish_step(state: dict[str, Any], stepped: bool, keep: bool, learning: boo
     else:
         state.pop("pending", None)
         state.pop("pending_grad", None)
+        state.pop(INITIAL, None)
 
 
 def _batches(family: Family, group: Group, state: State, pending: bool = False) -> Iterator[tuple[Kernels, Batch]]:

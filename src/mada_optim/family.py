@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -36,6 +36,11 @@ class Coefficient:
         hyper_lr: default step size α of its gradient descent.
         domain: closed interval outside which the update makes no sense, learned or not.
         special: values at which, when frozen, it is handed to the update as a plain float.
+        normalized: its hypergradient is divided by the root of its own running mean square, so that ``hyper_lr`` means
+            the same however loss, parameters and learning rate are scaled.
+        logarithmic: its logarithm is what is learned: a step multiplies it.
+        cumulative: it scales all steps alike, and its hypergradient is that of all steps since the first,
+            ⟨g_{t+1}, x_{t+1} - x_1⟩, instead of the last one alone.
     """
 
     name: str
@@ -44,6 +49,9 @@ class Coefficient:
     hyper_lr: float
     domain: tuple[float, float] = (-math.inf, math.inf)
     special: tuple[float, ...] = ()
+    normalized: bool = False
+    logarithmic: bool = False
+    cumulative: bool = False
 
 
 def is_special(coefficient: Scalar, value: float) -> bool:
@@ -73,11 +81,13 @@ class Family(ABC):
         constants: numbers of the update that are not learned, with their defaults; parameter groups may override them.
         elementwise: whether every element of the direction depends on the same element of the inputs alone. The
             optimizer may then cut tensors into pieces or put several end to end. False: whole tensors are handed over.
+        prepares: whether :meth:`prepare` is to be called.
     """
 
     coefficients: ClassVar[tuple[Coefficient, ...]]
     constants: ClassVar[Mapping[str, Any]] = {}
     elementwise: ClassVar[bool] = True
+    prepares: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -107,6 +117,24 @@ class Family(ABC):
         Returns:
             The direction Δ_t, by which x_{t+1} = (1 - ηλ) x_t - η Δ_t, and the new buffers.
         """
+
+    def prepare(
+        self, states: Sequence[Buffers], grads: Sequence[Tensor], q: Mapping[str, Any]
+    ) -> Sequence[Mapping[str, Tensor]]:
+        """Compute, before a step, what it needs to know of whole tensors: buffers that :meth:`update` only reads.
+
+        Called once a step for the parameters of a group, where :attr:`prepares` says so, also by families that are
+        elementwise otherwise. It may depend on constants, not on coefficients: it is not differentiated.
+
+        Args:
+            states: the buffers of each parameter. As everything here, DTensors where the parameters are.
+            grads: gradients g_t, in the dtype of the arithmetic.
+            q: as in :meth:`update`.
+
+        Returns:
+            For each parameter, buffers with their new values.
+        """
+        raise NotImplementedError
 
     def validate_constants(self, constants: Mapping[str, Any]) -> None:  # noqa: B027 (checks are optional)
         """Raise ValueError, naming constant and value, where a constant makes no sense."""

@@ -213,6 +213,8 @@ class HypergradientOptimizer(Optimizer):
             group.update(
                 coefficients=values,
                 hyper_momentum_buffer=torch.zeros_like(values),
+                hyper_square_buffer=torch.zeros_like(values),
+                hyper_taken=torch.zeros((), dtype=torch.int64, device=device),
                 hyper_skipped=torch.zeros((), dtype=torch.int64, device=device),
                 hyper_steps=torch.zeros((), dtype=torch.int64, device=device if group["capturable"] else "cpu"),
             )

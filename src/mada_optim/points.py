@@ -16,7 +16,33 @@ from mada_optim.family import MADAFamily
 from mada_optim.optimizer import HypergradientOptimizer
 
 
-class MADA(HypergradientOptimizer):
+class WithBetas(HypergradientOptimizer):
+    """Optimizers of families with beta1 and beta2, which users give as ``betas``."""
+
+    def frozen_config(self, group: int = 0) -> dict[str, Any]:
+        """See :meth:`HypergradientOptimizer.frozen_config`.
+
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> MADA([weight], lr=1e-3, **MADA([weight], rho=0.5).frozen_config()).coefficients()["rho"]
+        0.5
+        """
+        found = self.coefficients(group)
+        return {"betas": (found.pop("beta1"), found.pop("beta2")), **found, "hyper_lr": 0.0}
+
+    def _pop_start(self, group: Group) -> dict[str, float]:
+        betas = split_betas(group.pop("betas")) if "betas" in group else {}
+        return {**betas, **super()._pop_start(group)}
+
+
+def split_betas(betas: Any) -> dict[str, float]:
+    """Betas by name. Raises ValueError where they are not two."""
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"betas must be two numbers (beta1, beta2), got {betas!r}")
+    return {"beta1": betas[0], "beta2": betas[1]}
+
+
+class MADA(WithBetas):
     """Adam, AVGrad, Yogi, Adan and Lion in one update, whose coefficients are learned while the model trains.
 
     Source: Ozkara et al., "MADA: Meta-Adaptive Optimizers through hyper-gradient Descent", ICML 2024. The update is
@@ -80,7 +106,7 @@ class MADA(HypergradientOptimizer):
             self.family_type(),
             lr,
             weight_decay,
-            start={**_split_betas(betas), "beta3": beta3, "rho": rho, "c": c, "gamma": gamma},
+            start={**split_betas(betas), "beta3": beta3, "rho": rho, "c": c, "gamma": gamma},
             hyper_lr=hyper_lr,
             hyper_momentum=hyper_momentum,
             hyper_clip=hyper_clip,
@@ -98,27 +124,6 @@ class MADA(HypergradientOptimizer):
             eps=eps,
             lion_betas=lion_betas,
         )
-
-    def frozen_config(self, group: int = 0) -> dict[str, Any]:
-        """See :meth:`HypergradientOptimizer.frozen_config`.
-
-        >>> import torch
-        >>> weight = torch.nn.Parameter(torch.zeros(2))
-        >>> MADA([weight], lr=1e-3, **MADA([weight], rho=0.5).frozen_config()).coefficients()["rho"]
-        0.5
-        """
-        found = self.coefficients(group)
-        return {"betas": (found.pop("beta1"), found.pop("beta2")), **found, "hyper_lr": 0.0}
-
-    def _pop_start(self, group: Group) -> dict[str, float]:
-        betas = _split_betas(group.pop("betas")) if "betas" in group else {}
-        return {**betas, **super()._pop_start(group)}
-
-
-def _split_betas(betas: Any) -> dict[str, float]:
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise ValueError(f"betas must be two numbers (beta1, beta2), got {betas!r}")
-    return {"beta1": betas[0], "beta2": betas[1]}
 
 
 class AVGrad(MADA):

@@ -38,6 +38,20 @@ def local(tensor: Tensor) -> Tensor:
     return part if wait is None else wait()
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, gathered from the processes over which it is spread."""
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
+
+
+def scatter_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor that every process has all of, spread as ``like`` is: each keeps its part, and nothing is sent."""
+    if not is_dtensor(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
 def parts(param: Tensor) -> int:
     """Into how many parts a parameter is cut. There may be several copies of each."""
     if not is_dtensor(param):
@@ -81,18 +95,12 @@ def place_gradient(param: Tensor) -> None:
 def fill(target: Tensor, source: Tensor) -> None:
     """Copy a tensor of the same shape into ``target``, however each of them is spread."""
     if is_dtensor(target):
-        from torch.distributed.tensor import distribute_tensor
-
-        mesh, placements = target.device_mesh, target.placements
-        if not is_dtensor(source):
-            # Every process has the whole and takes its part: nothing is sent.
-            source = distribute_tensor(source.to(target.device), mesh, placements, src_data_rank=None)
-        elif source.device_mesh != mesh:
-            source = distribute_tensor(source.full_tensor().to(target.device), mesh, placements, src_data_rank=None)
+        if is_dtensor(source) and source.device_mesh == target.device_mesh:
+            source = source.redistribute(placements=target.placements)
         else:
-            source = source.redistribute(placements=placements)
-    elif is_dtensor(source):
-        source = source.full_tensor()
+            source = scatter_like(whole(source).to(target.device), target)
+    else:
+        source = whole(source)
     local(target).copy_(local(source))
 
 

@@ -134,7 +134,9 @@ def test_corrupt_checkpoint(tmp_path: Path) -> None:
     config = _interrupted(tmp_path / "run")
     path = tmp_path / "run" / "checkpoint.pt"
     content = path.read_bytes()
-    for broken in (content[: len(content) // 2], b"", b"not a checkpoint"):
+    weights = content.index(b"/data/0") + 4096  # among numbers, which torch.load would take as they are
+    flipped = content[:weights] + bytes(255 - byte for byte in content[weights : weights + 8]) + content[weights + 8 :]
+    for broken in (content[: len(content) // 2], b"", b"not a checkpoint", flipped):
         path.write_bytes(broken)
         with pytest.raises(InputError, match=r"checkpoint.pt cannot be read .* delete it to start this run again"):
             train(config, tmp_path / "run", resume=True)

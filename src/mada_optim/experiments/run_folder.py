@@ -15,6 +15,7 @@ import math
 import os
 import pickle
 import platform
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,8 @@ from mada_optim.tasks import InputError
 Metrics = list[dict[str, Any]]
 
 _TEMPORARY = ".tmp"
+# What reading a damaged checkpoint may raise.
+_UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 class RunFolder:
@@ -109,10 +112,22 @@ class RunFolder:
         if not self.checkpoint_file.exists():
             return None
         try:
+            # torch.load does not look at the checksums that it writes.
+            with zipfile.ZipFile(self.checkpoint_file) as archive:
+                if (damaged := archive.testzip()) is not None:
+                    raise ValueError(f"{damaged} in it is damaged")
             state = torch.load(self.checkpoint_file, map_location="cpu", weights_only=True)
             if not isinstance(state, dict) or not {"step", "model", "optimizer"} <= state.keys():
                 raise ValueError("it does not hold a step, a model and an optimizer")
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        except (
+            OSError,
+            RuntimeError,
+            EOFError,
+            ValueError,
+            KeyError,
+            pickle.UnpicklingError,
+            zipfile.BadZipFile,
+        ) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(
                 f"{self.checkpoint_file} cannot be read ({reason}); delete it to start this run again from step 0"
