@@ -10,8 +10,9 @@ from typing import Any
 
 from mada_optim.tasks import InputError, TaskConfig, require
 from mada_optim.tasks.language import LanguageConfig
+from mada_optim.tasks.tokens import TokensConfig
 
-TASKS: dict[str, type[TaskConfig]] = {task.kind: task for task in (LanguageConfig,)}
+TASKS: dict[str, type[TaskConfig]] = {task.kind: task for task in (LanguageConfig, TokensConfig)}
 DTYPES = ("float32", "bfloat16", "float64")
 
 

@@ -55,7 +55,7 @@ class Processes:
         return list(zip(*(tensor.chunk(parts)[mine] for tensor in batch), strict=True))
 
     def averaging(self, model: nn.Module, now: bool) -> AbstractContextManager[None]:
-        """Around a backward pass of the spread model: average gradients ``now``, or add them up until a later one does."""
+        """Around a backward pass of the spread model: average its gradients ``now``, or in a later one."""
         if now or not isinstance(model, DistributedDataParallel):
             return nullcontext()
         return cast("AbstractContextManager[None]", model.no_sync())

@@ -76,7 +76,7 @@ class Corpus:
         return []
 
     def loader(self) -> str:
-        """"text"; the name of a loader of the library ``datasets``; or "", where the data are on the hub."""
+        """ "text"; the name of a loader of the library ``datasets``; or "", where the data are on the hub."""
         files = self.files()
         known = {next((name for end, name in _LOADERS.items() if path.name.endswith(end)), None) for path in files}
         same = len(known) == (1 if files else 0) and None not in known
@@ -140,7 +140,7 @@ def pieces(parts: Iterable[str], validation: bool = False, size: int = PIECE) ->
 def open_text(path: Path) -> TextIO:
     """A UTF-8 text file, also compressed by gzip, its line ends as they are."""
     if path.name.endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8", newline="")  # type: ignore[return-value]
+        return gzip.open(path, "rt", encoding="utf-8", newline="")
     return path.open(encoding="utf-8", newline="")
 
 

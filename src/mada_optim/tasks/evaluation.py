@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +26,7 @@ def perplexity(task: WindowsTask, model: nn.Module, tokens: Tokens) -> float:
     The first token has nothing before it and is not counted, nor are those after the last whole window.
     """
     starts = torch.arange(0, len(tokens) - task.size.context, task.size.context)
-    return math.exp(task.mean_loss(model, tokens, starts))
+    return _exp(task.mean_loss(model, tokens, starts))
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,9 @@ class Lambada:
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"lambada must be a file with passages of several words, got {path!r}: {error}") from None
         require(bool(texts), "lambada", path, "a file with at least one passage")
-        starts = tokenizer.encode_batch_fast([text[:cut] for text, cut in zip(texts, cuts, strict=True)])
-        ends = tokenizer.encode_batch_fast([text[cut:].rstrip() for text, cut in zip(texts, cuts, strict=True)])
+        both = list(zip(texts, cuts, strict=True))
+        starts = tokenizer.encode_batch_fast([text[:cut] for text, cut in both], add_special_tokens=False)
+        ends = tokenizer.encode_batch_fast([text[cut:].rstrip() for text, cut in both], add_special_tokens=False)
         passages = []
         for start, end in zip(starts, ends, strict=True):
             # One more than the model sees: nothing comes after the last token.
@@ -70,7 +70,7 @@ class Lambada:
             total += losses.sum().item()
             right += int(said.sum().item())
         count = len(self.passages)
-        return {"lambada_perplexity": math.exp(min(total / count, 700.0)), "lambada_accuracy": right / count}
+        return {"lambada_perplexity": _exp(total / count), "lambada_accuracy": right / count}
 
 
 def _last_words(model: nn.Module, passages: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
@@ -86,7 +86,7 @@ def _last_words(model: nn.Module, passages: list[tuple[list[int], int]]) -> tupl
     ]
     rows, columns = torch.tensor(places, device=device).T
     # Logits only where they are needed: over all places they are the largest tensor by far.
-    hidden = model.transformer(input_ids=padded[:, :-1]).last_hidden_state  # type: ignore[operator, union-attr]
+    hidden = model.transformer(input_ids=padded[:, :-1]).last_hidden_state  # type: ignore[operator]
     logits = model.lm_head(hidden[rows, columns])  # type: ignore[operator]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     targets = padded[rows, columns + 1]
@@ -94,3 +94,8 @@ def _last_words(model: nn.Module, passages: list[tuple[list[int], int]]) -> tupl
     wrong = (logits.argmax(-1) != targets).to(losses.dtype)
     zeros = losses.new_zeros(len(passages))
     return zeros.index_add(0, rows, losses), zeros.index_add(0, rows, wrong) == 0
+
+
+def _exp(value: float) -> float:
+    """exp that overflows to infinity, as after a run that diverged."""
+    return torch.tensor(value, dtype=torch.float64).exp().item()

@@ -53,7 +53,7 @@ class Packed:
 
 
 def read(folder: str, argument: str = "data") -> Packed:
-    """What :func:`pack` wrote. Raises :class:`InputError`, naming ``argument``, where that is not there or not whole."""
+    """What :func:`pack` wrote. Raises :class:`InputError`, naming ``argument``, where it is not there or not whole."""
     path = Path(folder)
     try:
         meta = json.loads((path / "meta.json").read_text("utf-8"))
@@ -94,7 +94,7 @@ def load_tokenizer(source: str) -> Tokenizer:
         ) from error
     size = tokenizer.get_vocab_size()
     require(size <= 2**16, "tokenizer", source, f"one of at most 65,536 tokens (it has {size})")
-    require(tokenizer.token_to_id(END) is not None, "tokenizer", source, f"one with a token {END}")
+    require(_end(tokenizer) >= 0, "tokenizer", source, f"one with a token {END}")
     # A document that spells the end of a document does not end there.
     tokenizer.encode_special_tokens = True
     return tokenizer
@@ -158,6 +158,7 @@ def pack(
     require(whole, "val_share", val_share, "0 or 1 where rows are joined to one text")
     require(not out.exists() or (out.is_dir() and not any(out.iterdir())), "out", str(out), "a new or empty folder")
     encoder = load_tokenizer(tokenizer)
+    end = _end(encoder)
     if val is None:
         stream: Iterable[Piece] = split(corpus, val_share)
     else:
@@ -169,7 +170,7 @@ def pack(
                 for batch in _batches(stream):
                     encoded = encoder.encode_batch_fast([piece.text for piece in batch], add_special_tokens=False)
                     for piece, codes in zip(batch, encoded, strict=True):
-                        parts[piece.validation].add(piece, codes.ids, encoder.token_to_id(END))
+                        parts[piece.validation].add(piece, codes.ids, end)
                     if on_batch is not None:
                         on_batch(*parts)
             encoder.save(str(folder / "tokenizer.json"))
@@ -191,6 +192,12 @@ def pack(
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{corpus} cannot be packed into {out}: {reason}") from error
     return meta
+
+
+def _end(tokenizer: Tokenizer) -> int:
+    """The number of the token that separates documents; -1 where there is none."""
+    found = tokenizer.token_to_id(END)
+    return -1 if found is None else found
 
 
 def _batches(stream: Iterable[Piece]) -> Iterator[list[Piece]]:

@@ -65,7 +65,9 @@ class TokensConfig(WindowsConfig):
     def resolved(self) -> Self:
         paths = {name: getattr(self, name) for name in ("data", "pretrained", "wikitext", "lambada")}
         # What is not there may be a name on the hub; if not, building the task will say so.
-        there = {name: str(Path(path).resolve()) for name, path in paths.items() if path and Path(path).exists()}
+        there: dict[str, Any] = {
+            name: str(Path(path).resolve()) for name, path in paths.items() if path and Path(path).exists()
+        }
         return dataclasses.replace(self, **there)
 
 
@@ -132,11 +134,11 @@ class TokensTask(WindowsTask):
 
 def _published(name: str, vocabulary: int, context: int) -> Any:
     """The configuration of published weights, without dropout, if they fit the data."""
-    from transformers import GPT2Config
+    from transformers import AutoConfig
 
     none = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     try:
-        config = GPT2Config.from_pretrained(name, use_cache=False, **none)
+        config = AutoConfig.from_pretrained(name, use_cache=False, **none)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"pretrained must be weights of GPT-2, a folder or a name on the hub: {reason}") from error
