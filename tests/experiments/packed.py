@@ -34,6 +34,6 @@ def make_packed(folder: Path) -> Path:
     return folder / "packed"
 
 
-def tiny_tokens(data: Path, **changes: Any) -> TokensConfig:
+def tiny_tokens(folder: Path, **changes: Any) -> TokensConfig:
     sizes = {"layers": 1, "heads": 2, "width": 16, "context": 16, "batch": 8, "val_windows": 8}
-    return TokensConfig(data=str(data), **{**sizes, **changes})
+    return TokensConfig(**{"data": str(folder), **sizes, **changes})
