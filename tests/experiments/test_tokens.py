@@ -1,4 +1,4 @@
-"""The task "tokens": its measures against plain ones, its sizes against published ones, its steps on several processes."""
+"""The task "tokens": measures against plain ones, sizes against published ones, steps on several processes."""
 
 from __future__ import annotations
 
@@ -212,7 +212,8 @@ def test_the_smoke_run_of_a_gpu_runs_here(
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    sizes = "--layers 1 --heads 2 --width 16 --context 16 --batch 8 --accumulate 2 --val-windows 8 --steps 4".split()
+    numbers = {"layers": 1, "heads": 2, "width": 16, "context": 16, "batch": 8, "accumulate": 2, "val-windows": 8}
+    sizes = [word for name, value in {**numbers, "steps": 4}.items() for word in (f"--{name}", str(value))]
     options = ["--device", "cpu", "--lambada", str(lambada), "--out", str(tmp_path / "out")]
     assert module.main([str(packed), *sizes, *options]) == 0
     rows = capsys.readouterr().out.splitlines()[-2:]
