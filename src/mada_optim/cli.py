@@ -1,4 +1,4 @@
-"""The command ``mada``: train, compare, bench, bounds, optimizers. What each does is in ``commands.py``."""
+"""The command ``mada``: train, compare, tokens, bench, bounds, optimizers. What each does is in ``commands.py``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ examples:
   mada train --data FILE --optimizer adamw        another text, another optimizer
   mada train --resume runs/NAME                   go on after an interruption
   mada compare --optimizers adamw,mada --seeds 3  side by side, over a grid of learning rates
+  mada tokens --data FILE --out FOLDER            a text in GPT-2's tokens, for mada train --task tokens
   mada bounds --beta2 0.99 --steps 100000         what theory says of Adam, AVGrad and what lies between
 """
 _TRAIN_EPILOG = """\
@@ -34,8 +35,14 @@ examples:
 A comparison that was interrupted goes on with the same command. More optimizers, learning rates and seeds may be
 added to the same folder; finished runs are kept.
 """
+_TOKENS_EPILOG = """\
+examples:
+  mada tokens --data novels.txt.gz --val-data held_out.txt.gz --tokenizer gpt2 --out data/novels
+  mada tokens --data Skylion007/openwebtext --val-share 0.0005 --out data/openwebtext
+  mada tokens --data Salesforce/wikitext:wikitext-103-raw-v1:test --join --val-share 1 --out data/wikitext
 
-
+The folder appears when it is whole. After an interruption, begin again with the same command.
+"""
 _BENCH_EPILOG = """\
 workloads:
   a  one tensor of 20 M        b  the 148 tensors of GPT-2 124M        c  training steps of a GPT of 10.7 M
@@ -86,8 +93,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    _add_train(command("train", "train a character-level GPT on a text", _TRAIN_EPILOG, commands.run_train))
+    _add_train(command("train", "train a GPT on a text", _TRAIN_EPILOG, commands.run_train))
     _add_compare(command("compare", "train several optimizers on equal terms", _COMPARE_EPILOG, commands.run_compare))
+    _add_tokens(command("tokens", "pack texts as GPT-2's tokens", _TOKENS_EPILOG, commands.run_tokens))
     _add_bench(command("bench", "time optimizer steps against torch's fused AdamW", _BENCH_EPILOG, commands.run_bench))
     command("optimizers", "list the optimizers", "", commands.run_optimizers)
     _add_bounds(
@@ -155,6 +163,24 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--report", metavar="DIR", help="train nothing; tables and figure from what is stored in DIR")
 
 
+def _add_tokens(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        metavar="SOURCE",
+        required=True,
+        help="text files (.txt, .txt.gz), files with a column text (.parquet, .arrow, .jsonl, .json), a folder of "
+        "either, or NAME[:CONFIG[:SPLIT]] on the hub",
+    )
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="a new folder")
+    parser.add_argument("--tokenizer", metavar="NAME", help="on the hub, or a folder with its files (default: gpt2)")
+    parser.add_argument(
+        "--val-share", type=float, metavar="X", help="the end of a text, or rows at random (default: 0.1)"
+    )
+    parser.add_argument("--val-data", nargs="+", metavar="SOURCE", help="validation data of their own")
+    parser.add_argument("--join", action="store_true", help="rows are lines of one text")
+
+
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workloads", metavar="ABC", default="abc", help="which of a, b, c (default: abc)")
     parser.add_argument("--only", metavar="NAME", default=None, help="contenders with this in their name")
@@ -185,15 +211,32 @@ def _add_bounds(parser: argparse.ArgumentParser) -> None:
 
 def _add_data_and_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data and model")
-    group.add_argument("--data", metavar="FILE", help="any UTF-8 text (default: Python's language reference)")
+    group.add_argument(
+        "--task", dest="kind", metavar="KIND", help="language (characters) or tokens (default: language)"
+    )
+    group.add_argument(
+        "--data",
+        metavar="FILE",
+        help="any UTF-8 text (default: Python's language reference); tokens: a folder that 'mada tokens' made",
+    )
     for name, meaning, default in (
-        ("layers", "layers", 4),
-        ("heads", "attention heads", 4),
-        ("width", "width, a multiple of heads", 128),
-        ("context", "characters that the model sees", 64),
-        ("batch", "windows in a batch", 12),
+        ("layers", "layers", "4; tokens: 12"),
+        ("heads", "attention heads", "4; tokens: 12"),
+        ("width", "width, a multiple of heads", "128; tokens: 768"),
+        ("context", "characters or tokens that the model sees", "64; tokens: 1024"),
+        ("batch", "windows in a batch", "12; tokens: 480"),
+        ("val-windows", "windows to validate on", "256"),
     ):
         group.add_argument(f"--{name}", type=int, metavar="N", help=f"{meaning} (default: {default})")
+    group.add_argument("--size", metavar="NAME", help="tokens: gpt2, gpt2-medium, ..., for layers, heads and width")
+    group.add_argument("--pretrained", metavar="NAME", help="tokens: begin with weights on the hub or in a folder")
+    group.add_argument("--wikitext", metavar="FOLDER", help="tokens: measure the perplexity on its val.bin, too")
+    group.add_argument("--lambada", metavar="FILE", help="tokens: measure last words, too; text or JSON lines")
+    group.add_argument(
+        "--autocast",
+        action=argparse.BooleanOptionalAction,
+        help="tokens: products in bfloat16 (default: where there is a GPU)",
+    )
 
 
 def _add_common_optimizer(group: argparse._ArgumentGroup) -> None:
@@ -212,6 +255,7 @@ def _add_training(parser: argparse.ArgumentParser, steps: int, eval_every: str) 
         "--warmup", type=float, metavar="X", help="share of the steps in which lr rises; cosine follows (default: 0.05)"
     )
     group.add_argument("--clip", type=float, metavar="X", help="maximal gradient norm, 0: none (default: 1)")
+    group.add_argument("--accumulate", type=int, metavar="N", help="micro-batches of each process (default: 1)")
     group.add_argument("--eval-every", type=int, metavar="N", help=f"steps between validations (default: {eval_every})")
     group.add_argument("--checkpoint-every", type=int, metavar="N", help="steps between checkpoints (default: 200)")
     group.add_argument("--device", metavar="NAME", help="(default: cuda where there is one, else cpu)")

@@ -107,6 +107,33 @@ def _print_report(console: Any, out: Path) -> None:
     console.print(f"Written: {out}/table.md, results.json, curves.png", highlight=False, markup=False, soft_wrap=True)
 
 
+def run_tokens(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from mada_optim.tasks.corpus import Corpus
+    from mada_optim.tasks.packing import Part, pack
+
+    given = vars(arguments)
+    join = given.get("join", False)
+    val = Corpus(tuple(given["val_data"]), join) if "val_data" in given else None
+    options = {name: given[name] for name in ("tokenizer", "val_share") if name in given}
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        shown = progress.add_task("")
+
+        def on_batch(*parts: Part) -> None:
+            tokens, seconds = sum(part.tokens for part in parts), progress.tasks[0].elapsed
+            speed = tokens / seconds if seconds else 0.0
+            progress.update(shown, description=f"{tokens:,} tokens, {speed:,.0f} a second")
+
+        meta = pack(Corpus(tuple(given["data"]), join), given["out"], val=val, on_batch=on_batch, **options)
+    train, validation = (meta[part]["tokens"] for part in ("train", "val"))
+    console.print(f"Written: {given['out']}, {train:,} tokens to train on, {validation:,} to validate on.")
+    return 0
+
+
 def run_bench(arguments: argparse.Namespace) -> int:
     import torch
     from rich.console import Console
@@ -170,13 +197,16 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
     def pick(*names: str) -> dict[str, Any]:
         return {name: given[name] for name in names if name in given}
 
-    task = make_task(pick("data", "layers", "heads", "width", "context", "batch"))
+    model = pick("layers", "heads", "width", "size", "pretrained", "autocast")
+    task = make_task(pick("kind", "data", "context", "batch", "val_windows", "wikitext", "lambada") | model)
     options = pick("beta3", "rho", "c", "gamma")
     if "hyper_lr" in given:
         options["hyper_lr"] = _hyper_lr(given["hyper_lr"])
     names = {"name": given["optimizer"]} if "optimizer" in given else {}
     optimizer = OptimizerConfig(**names, **pick("lr", "betas", "weight_decay"), options=options)
-    run = pick("steps", "warmup", "clip", "seed", "eval_every", "checkpoint_every", "threads", "device", "dtype")
+    run = pick(
+        "steps", "warmup", "clip", "accumulate", "seed", "eval_every", "checkpoint_every", "threads", "device", "dtype"
+    )
     return RunConfig(task, optimizer, **run)
 
 

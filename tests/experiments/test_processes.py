@@ -115,9 +115,12 @@ def test_a_batch_that_cannot_be_shared_is_refused_before_anything_is_written(tmp
     from mada_optim.tasks import InputError
 
     batch = (torch.arange(6), torch.arange(6))
-    assert [part.tolist() for part in Processes(1, 3).share(batch)] == [[2, 3], [2, 3]]
+    one, other = Processes(1, 3).share(batch, accumulate=2)
+    assert [part.tolist() for part in (*one, *other)] == [[2], [2], [3], [3]]
     with pytest.raises(InputError, match="batch must be a multiple of the number of processes, 4, got 6"):
         Processes(0, 4).share(batch)
+    with pytest.raises(InputError, match="multiple of the number of processes times accumulate, 12, got 6"):
+        Processes(0, 3).share(batch, accumulate=4)
 
 
 # Two hosts: network namespaces, joined by a cable of their own.

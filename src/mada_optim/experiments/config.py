@@ -10,8 +10,9 @@ from typing import Any
 
 from mada_optim.tasks import InputError, TaskConfig, require
 from mada_optim.tasks.language import LanguageConfig
+from mada_optim.tasks.tokens import TokensConfig
 
-TASKS: dict[str, type[TaskConfig]] = {task.kind: task for task in (LanguageConfig,)}
+TASKS: dict[str, type[TaskConfig]] = {task.kind: task for task in (LanguageConfig, TokensConfig)}
 DTYPES = ("float32", "bfloat16", "float64")
 
 
@@ -50,6 +51,8 @@ class RunConfig:
         warmup: share of the steps in which the learning rate rises linearly; it then follows a cosine.
         final_lr: learning rate at the end, as a share of the peak. None: 0.1 (schedulefree: 1).
         clip: maximal norm of the gradient; 0: not clipped.
+        accumulate: micro-batches into which each process cuts its part of a batch; their gradients are added up, so
+            that the step is that of the whole batch, in the memory of a part.
         seed: of the initial weights and of the data order.
         eval_every, checkpoint_every: number of steps between two validations, two checkpoints.
         threads: of torch on the CPU; None: torch's choice. A resumed run keeps the number.
@@ -63,6 +66,7 @@ class RunConfig:
     warmup: float = 0.05
     final_lr: float | None = None
     clip: float = 1.0
+    accumulate: int = 1
     seed: int = 0
     eval_every: int = 100
     checkpoint_every: int = 200
@@ -71,7 +75,7 @@ class RunConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "eval_every", "checkpoint_every"):
+        for name in ("steps", "accumulate", "eval_every", "checkpoint_every"):
             value = getattr(self, name)
             require(isinstance(value, int) and value >= 1, name, value, "a positive integer")
         for name in ("warmup", "final_lr"):

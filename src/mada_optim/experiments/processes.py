@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -42,13 +42,23 @@ class Processes:
         """The model that averages its gradients over the processes."""
         return model if self.size == 1 else DistributedDataParallel(model)
 
-    def share(self, batch: Batch) -> Batch:
-        """This process's part of a batch. All are of one size, so that the mean of their losses is the batch's loss."""
-        if self.size == 1:
-            return batch
-        if len(batch[0]) % self.size:
-            raise InputError(f"batch must be a multiple of the number of processes, {self.size}, got {len(batch[0])}")
-        return tuple(tensor.chunk(self.size)[self.rank] for tensor in batch)
+    def share(self, batch: Batch, accumulate: int = 1) -> list[Batch]:
+        """This process's part of a batch, in ``accumulate`` micro-batches.
+
+        All are of one size, so that the mean of their losses over the processes is the batch's loss.
+        """
+        parts = self.size * accumulate
+        if len(batch[0]) % parts:
+            what = "the number of processes" if accumulate == 1 else "the number of processes times accumulate"
+            raise InputError(f"batch must be a multiple of {what}, {parts}, got {len(batch[0])}")
+        mine = slice(self.rank * accumulate, (self.rank + 1) * accumulate)
+        return list(zip(*(tensor.chunk(parts)[mine] for tensor in batch), strict=True))
+
+    def averaging(self, model: nn.Module, now: bool) -> AbstractContextManager[None]:
+        """Around a backward pass of the spread model: average its gradients ``now``, or in a later one."""
+        if now or not isinstance(model, DistributedDataParallel):
+            return nullcontext()
+        return cast("AbstractContextManager[None]", model.no_sync())
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the processes."""

@@ -19,14 +19,14 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mada_optim.experiments import optimizers
-from mada_optim.experiments.config import RunConfig, to_dict
+from mada_optim.experiments.config import RunConfig, from_dict, to_dict
 from mada_optim.experiments.processes import Processes, join_processes
 from mada_optim.experiments.run_folder import Metrics, RunFolder, finite, read_json, write_json
-from mada_optim.tasks import InputError, Task
+from mada_optim.tasks import Batch, InputError, Task
 
 PATIENCE = 10  # steps without a finite loss in a row, after which a run has diverged
 
@@ -102,7 +102,7 @@ def train(
         _torch_threads(config.threads),
         _stop_signal(alone=processes.size == 1) as stop,
     ):
-        processes.share(task.batch(config.seed, 1))  # raises where that cannot be done
+        processes.share(task.batch(config.seed, 1), config.accumulate)  # raises where that cannot be done
         if not resume and processes.first:
             folder.create(config, task.describe())
         run = _Run(config, task, folder, processes)
@@ -194,11 +194,10 @@ class _Run:
         lr = config.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss = self.task.loss(self.spread_model, self.processes.share(self.task.batch(config.seed, self.step)))
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self._backward(self.processes.share(self.task.batch(config.seed, self.step), config.accumulate))
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
-        value, optimizer_seconds = self.processes.mean(loss.detach()).item(), 0.0
+        value, optimizer_seconds = self.processes.mean(loss).item(), 0.0
         if math.isfinite(value) and math.isfinite(norm.item()):
             self.bad_steps = 0
             before = self._now()
@@ -211,6 +210,16 @@ class _Run:
         if coefficients := _coefficients(self.optimizer):
             line["coefficients"] = coefficients
         return {**line, "step_seconds": self._now() - began, "optimizer_seconds": optimizer_seconds}
+
+    def _backward(self, parts: list[Batch]) -> Tensor:
+        """Add up the gradients of micro-batches; their mean loss. The processes exchange them once, with the last."""
+        total = torch.zeros((), device=self.device)
+        for number, part in enumerate(parts, start=1):
+            with self.processes.averaging(self.spread_model, now=number == len(parts)):
+                loss = self.task.loss(self.spread_model, part) / len(parts)
+                loss.backward()  # type: ignore[no-untyped-call]
+            total = total + loss.detach()
+        return total
 
     def _validation(self) -> dict[str, Any]:
         self._set_mode(training=False)
@@ -252,7 +261,7 @@ class _Run:
                 self.folder.metrics_file.unlink(missing_ok=True)
             return
         try:
-            if state["config"] != to_dict(self.config):
+            if from_dict(state["config"]) != self.config:
                 raise ValueError("it is of another configuration")
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])

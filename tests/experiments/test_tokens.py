@@ -1,0 +1,223 @@
+"""The task "tokens": measures against plain ones, sizes against published ones, steps on several processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from packed import make_packed, tiny_tokens
+from test_processes import assert_close_run, torchrun
+from tiny import assert_same
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from mada_optim.experiments.config import OptimizerConfig, RunConfig, from_dict, to_dict
+from mada_optim.experiments.run_folder import RunFolder
+from mada_optim.experiments.train import train
+from mada_optim.tasks import InputError
+from mada_optim.tasks.evaluation import Lambada, perplexity
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_packed(tmp_path_factory.mktemp("packed"))
+
+
+@pytest.fixture(scope="module")
+def lambada(packed: Path) -> Path:
+    path = packed.parent / "lambada.jsonl"
+    texts = ["if a then b else something", "yes, no", "x " * 40 + "yield", "the statement ends here"]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def test_batches_are_functions_of_seed_and_step(packed: Path) -> None:
+    one, other = tiny_tokens(packed).build(), tiny_tokens(packed).build()
+    other.batch(0, 8)
+    assert_same(one.batch(0, 3), other.batch(0, 3))
+    assert not torch.equal(one.batch(0, 3)[0], one.batch(0, 4)[0])
+    inputs, targets = one.batch(1, 3)
+    assert inputs.shape == (8, 16)
+    text, tokenizer = (packed.parent / "text.txt").read_text(), one.packed.tokenizer()
+    for row, last in zip(inputs.tolist(), targets[:, -1].tolist(), strict=True):
+        assert tokenizer.decode([*row[1:-1], row[-1], last])[1:-1] in text
+
+
+@pytest.mark.parametrize(("size", "parameters"), [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168)])
+def test_sizes_are_those_of_the_published_models(packed: Path, size: str, parameters: int) -> None:
+    config = tiny_tokens(packed, layers=12, heads=12, width=768, context=1024, size=size)
+    from mada_optim.tasks.packing import read
+    from mada_optim.tasks.windows import WindowsTask
+
+    data = read(str(packed))
+    with torch.device("meta"):
+        model = WindowsTask(config, 50_257, data.train, data.train).model(0)
+    assert sum(param.numel() for param in model.parameters()) == parameters
+
+
+def test_perplexity_is_that_of_all_windows(packed: Path) -> None:
+    task = tiny_tokens(packed, wikitext=str(packed)).build()
+    model = task.model(0).double().eval()
+    tokens = torch.from_numpy(task.packed.validation.astype("int64"))
+    losses = []
+    for begin in range(0, len(tokens) - 16, 16):
+        logits = model(input_ids=tokens[None, begin : begin + 16]).logits[0]
+        losses += F.cross_entropy(logits, tokens[begin + 1 : begin + 17], reduction="none").tolist()
+    expected = torch.tensor(losses).double().mean().exp().item()
+    assert perplexity(task, model, task.packed.validation) == pytest.approx(expected, rel=1e-6)
+    assert task.validate(model)["wikitext_perplexity"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_lambada_is_that_of_one_passage_after_the_other(packed: Path, lambada: Path) -> None:
+    task = tiny_tokens(packed, lambada=str(lambada)).build()
+    model = task.model(0).double().eval()
+    tokenizer, total = task.packed.tokenizer(), 0.0
+    for line in lambada.read_text().splitlines():
+        text = json.loads(line)["text"]
+        codes = tokenizer.encode(text).ids
+        last = len(codes) - len(tokenizer.encode(text[: text.rindex(" ")]).ids)
+        seen = torch.tensor([codes[-17:]])
+        logs = model(input_ids=seen[:, :-1]).logits[0].log_softmax(-1)
+        total += sum(logs[-i, seen[0, -i]].item() for i in range(1, last + 1))
+    values = task.validate(model)
+    assert values["lambada_perplexity"] == pytest.approx(torch.tensor(-total / 4).double().exp().item(), rel=1e-5)
+    assert values["lambada_accuracy"] == 0.0
+    plain = lambada.with_name("plain.txt")
+    plain.write_text("\n".join(json.loads(line)["text"] for line in lambada.read_text().splitlines()))
+    assert Lambada.read(str(plain), tokenizer, 16).passages == task.lambada.passages
+
+
+def test_lambada_counts_a_word_if_all_of_it_is_said(packed: Path) -> None:
+    model = tiny_tokens(packed).build().model(0).eval()
+    passages = []
+    for start, spoil in ((5, None), (6, -1), (7, -2), (8, None), (9, None)):
+        tokens = [start, start + 1, start + 2]
+        for _ in range(2):
+            tokens.append(int(model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
+        if spoil is not None:
+            tokens[spoil] = (tokens[spoil] + 1) % 300
+        passages.append((tokens, 2))
+    assert Lambada(passages, "").evaluate(model)["lambada_accuracy"] == pytest.approx(3 / 5)
+
+
+def test_autocast(packed: Path) -> None:
+    tasks = {wanted: tiny_tokens(packed, autocast=wanted).build() for wanted in (None, False, True)}
+    model = tasks[None].model(0)
+    loss = {wanted: task.loss(model, task.batch(0, 1)).item() for wanted, task in tasks.items()}
+    assert loss[None] == loss[False] != loss[True]
+    assert loss[True] == pytest.approx(loss[False], abs=0.02)
+
+
+def test_pretrained_weights(packed: Path, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    published = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_positions=32, n_embd=16, n_layer=2, n_head=2))
+    published.save_pretrained(tmp_path / "weights")
+    task = tiny_tokens(packed, pretrained=str(tmp_path / "weights")).build()
+    model = task.model(0)
+    assert_same(dict(model.state_dict()), dict(published.state_dict()))
+    assert all(module.p == 0.0 for module in model.modules() if isinstance(module, torch.nn.Dropout))
+    assert task.validate(model)["loss"] == pytest.approx(task.validate(published.eval())["loss"])
+    with pytest.raises(InputError, match="context must be at most 32"):
+        tiny_tokens(packed, pretrained=str(tmp_path / "weights"), context=64).build()
+    GPT2Config(vocab_size=20).save_pretrained(tmp_path / "small")
+    with pytest.raises(InputError, match="pretrained must be weights for 300 tokens or more"):
+        tiny_tokens(packed, pretrained=str(tmp_path / "small")).build()
+    with pytest.raises(InputError, match="pretrained must be weights of GPT-2, a folder or a name on the hub"):
+        tiny_tokens(packed, pretrained=str(tmp_path)).build()
+
+
+def run(packed: Path, lambada: Path, **changes: Any) -> RunConfig:
+    values = {"steps": 10, "eval_every": 5, "checkpoint_every": 5, "threads": 1, "device": "cpu", "dtype": "float64"}
+    task = tiny_tokens(packed, lambada=str(lambada), wikitext=str(packed))
+    optimizer = OptimizerConfig("mada", lr=1e-2, options={"hyper_warmup": 2})
+    return RunConfig(task, optimizer, **{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def alone(packed: Path, lambada: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    result = train(run(packed, lambada), folder, draw=False)
+    assert result.val.keys() == {"wikitext_perplexity", "lambada_perplexity", "lambada_accuracy"}
+    return folder
+
+
+def test_accumulated_steps_are_those_of_whole_batches(packed: Path, lambada: Path, alone: Path, tmp_path: Path) -> None:
+    train(run(packed, lambada, accumulate=4), tmp_path / "run", draw=False)
+    assert_close_run(tmp_path / "run", alone)
+
+
+PROGRAM = """
+import sys
+from mada_optim.experiments.config import from_dict
+from mada_optim.experiments.run_folder import read_json
+from mada_optim.experiments.train import train
+from pathlib import Path
+train(from_dict(read_json(Path(sys.argv[1]))), sys.argv[2], draw=False)
+"""
+
+
+def test_two_processes_with_micro_batches_train_as_one(
+    packed: Path, lambada: Path, alone: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(run(packed, lambada, accumulate=2))))
+    (tmp_path / "program.py").write_text(PROGRAM)
+    torchrun(str(tmp_path / "program.py"), str(tmp_path / "config.json"), str(tmp_path / "run"))
+    assert RunFolder(tmp_path / "run").config().accumulate == 2
+    assert_close_run(tmp_path / "run", alone)
+
+
+def test_a_batch_that_cannot_be_cut(packed: Path, lambada: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match="batch must be a multiple of the number of processes times accumulate, 3, got 8"
+    ):
+        train(run(packed, lambada, accumulate=3), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_config_survives_json(packed: Path, lambada: Path) -> None:
+    config = run(packed, lambada)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    named = tiny_tokens(packed, layers=12, heads=12, width=768, size="gpt2-medium")
+    assert (named.layers, named.heads, named.width) == (24, 16, 1024)
+    assert from_dict(json.loads(json.dumps(to_dict(RunConfig(named))))) == RunConfig(named)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": "gpt3"}, "size must be one of gpt2, .* got 'gpt3'"),
+        ({"size": "gpt2"}, "size must be left out where layers, heads or width are given"),
+        ({"data": "nowhere"}, "data must be a folder that 'mada tokens' made, got 'nowhere'"),
+        ({"data": None}, "data must be a folder that 'mada tokens' made, got None"),
+        ({"wikitext": "nowhere"}, "wikitext must be a folder"),
+        ({"lambada": "nowhere"}, "lambada must be a file with passages of several words, got 'nowhere'"),
+        ({"context": 5000}, "data, val.bin, must be over 5000 tokens"),
+    ],
+)
+def test_bad_input(packed: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        tiny_tokens(packed, **changes).build()
+
+
+def test_the_smoke_run_of_a_gpu_runs_here(
+    packed: Path, lambada: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(__file__).parents[2] / "benchmarks" / "gpu_train.py"
+    spec = importlib.util.spec_from_file_location("gpu_train", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    numbers = {"layers": 1, "heads": 2, "width": 16, "context": 16, "batch": 8, "accumulate": 2, "val-windows": 8}
+    sizes = [word for name, value in {**numbers, "steps": 4}.items() for word in (f"--{name}", str(value))]
+    options = ["--device", "cpu", "--lambada", str(lambada), "--out", str(tmp_path / "out")]
+    assert module.main([str(packed), *sizes, *options]) == 0
+    rows = capsys.readouterr().out.splitlines()[-2:]
+    for row, name in zip(rows, ("adamw", "mada"), strict=True):
+        assert row.startswith(name)
+        for what in ("tokens/s", "in the optimizer", "peak ", "days", "val ", "lambada_perplexity"):
+            assert what in row
