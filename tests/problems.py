@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mada_optim import MADA, AVGrad, HypergradientOptimizer, load_optimizer
+from mada_optim import MADA, OMADA, AVGrad, HypergradientOptimizer, load_optimizer
 
 # Every coefficient inside its box, none neutral.
 INTERIOR = {"beta1": 0.8, "beta2": 0.9, "beta3": 0.3, "rho": 0.4, "c": 0.6, "gamma": 0.7}
@@ -59,6 +59,14 @@ TABLE = [
             "hyper_warmup": 0,
             "hyper_momentum": 0.5,
         },
+    ),
+    Row(
+        "omada",
+        OMADA,
+        ADAM | {"ortho": 0.0, "scale": 1.0},
+        8,
+        learns=True,
+        kwargs={"hyper_warmup": 3, "betas": (0.9, 0.999)},
     ),
     Row("mada-every-3", MADA, ADAM, 7, learns=True, kwargs={"hyper_warmup": 2, "hyper_every": 3}),
 ]

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mada_optim import MADA, Coefficient, Family, HypergradientOptimizer
+from mada_optim.engine import INITIAL
 from mada_optim.kernels import native, select
 from mada_optim.kernels.rounding import round_stochastically
 
@@ -112,7 +113,7 @@ def test_native_agrees_with_plain_in_half_precision(row: Row, dtype):
     for state, other_state in zip(one[1].state.values(), other[1].state.values(), strict=True):
         for key, value in state.items():
             if key not in ("step", "pending"):
-                assert value.dtype == torch.float32
+                assert value.dtype == (dtype if key == INITIAL else torch.float32)
                 torch.testing.assert_close(value, other_state[key], rtol=FLOAT32, atol=1e-7)
 
 
@@ -253,9 +254,10 @@ def test_bfloat16_state_halves_it_and_trains_alike(row: Row, fused):
         train(model, optimizer, 12)
         bits = 16 if state_dtype else 32
         for param in model.parameters():
-            kept = [v for v in optimizer.state[param].values() if v.shape == param.shape and v.dim()]
+            kept = {name: v for name, v in optimizer.state[param].items() if v.shape == param.shape and v.dim()}
             assert len(kept) == row.buffers
-            assert all(torch.finfo(v.dtype).bits == bits for v in kept)
+            assert kept.pop(INITIAL, param).dtype == torch.float32
+            assert all(torch.finfo(v.dtype).bits == bits for v in kept.values())
         losses.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=0.05)
 
@@ -565,7 +567,9 @@ def test_the_compiler_may_be_more_than_one_word(tmp_path, monkeypatch):
     monkeypatch.setenv("MADA_CACHE_DIR", str(tmp_path / "a folder"))
     native.load.cache_clear()
     try:
-        native.load(native.Variant(True, False, False, False, False, "float", "float", "float", "float", False))
+        native.load(
+            native.Variant(True, False, False, False, False, False, False, "float", "float", "float", "float", False)
+        )
     finally:
         native.load.cache_clear()
     assert len(list((tmp_path / "a folder").iterdir())) == 1

@@ -51,7 +51,7 @@ class Twin:
             a = (m / (1 - b1**t) + b3 * nhat) / (V.sqrt() + self.eps)
             u = self.kappa[0] * s["l"] + (1 - self.kappa[0]) * g
             l = self.kappa[1] * s["l"] + (1 - self.kappa[1]) * g  # noqa: E741
-            delta = gamma * a + (1 - gamma) * torch.sign(u)
+            delta = q.get("scale", 1.0) * (gamma * a + (1 - gamma) * torch.sign(u))
             out.append((delta, {"m": m, "v": v, "vbar": vbar, "n": n, "l": l, "g": g.clone()}))
         return out
 

@@ -1,9 +1,9 @@
 """mada-optim: the optimizer that tunes itself while the model trains."""
 
 from mada_optim.coefficients import CoefficientSettings, LearningRule
-from mada_optim.family import Coefficient, Family, MADAFamily, is_special, root
+from mada_optim.family import Coefficient, Family, MADAFamily, OMADAFamily, is_special, root
 from mada_optim.matrices import matrix_parameters, orthogonalize
-from mada_optim.omada import OMADA, OMADAFamily, matrix_groups
+from mada_optim.omada import OMADA, matrix_groups
 from mada_optim.optimizer import HypergradientOptimizer
 from mada_optim.points import MADA, AVGrad, available_optimizers, load_optimizer
 

@@ -5,107 +5,16 @@ The name is Greek for a team.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from mada_optim.coefficients import Bounds, HyperLR
 from mada_optim.engine import Group
-from mada_optim.family import Buffers, Coefficient, MADAFamily, is_special
-from mada_optim.matrices import matrix_parameters, orthogonalize
+from mada_optim.family import OMADAFamily
+from mada_optim.matrices import matrix_parameters
 from mada_optim.optimizer import HypergradientOptimizer
 from mada_optim.points import WithBetas, split_betas
-from mada_optim.sharding import scatter_like, whole
-
-
-@dataclass(frozen=True)
-class OMADAFamily(MADAFamily):
-    """MADA's direction D_t and the orthogonalized momentum O_t, mixed by a weight ω and times a factor κ.
-
-    With μ = ``ortho_momentum``, for the parameters of groups with ``matrices=True``::
-
-        M_t = μ M_{t-1} + (1-μ) g_t                                 ortho_exp_avg
-        O_t = 0.2 √max(rows, columns) orthogonal(μ M_t + (1-μ) g_t)  ortho (Nesterov; see orthogonalize)
-        Δ_t = κ ((1-ω) D_t + ω O_t)
-
-    and for all others Δ_t = κ D_t. At ω = κ = 1 matrices are optimized as by torch.optim.Muon, at ω = 0, κ = 1 this is
-    MADA. ∂Δ/∂ω = κ (O_t - D_t): nothing is differentiated through the orthogonalization. κ scales all steps alike, and
-    is learned from all of them: its hypergradient is ⟨g_{t+1}, x_{t+1} - x_1⟩.
-    """
-
-    coefficients: ClassVar[tuple[Coefficient, ...]] = (
-        *MADAFamily.coefficients,
-        Coefficient("ortho", 0.0, (0.0, 1.0), 0.1, domain=(0.0, 1.0), special=(0.0, 1.0), normalized=True),
-        Coefficient(
-            "scale",
-            1.0,
-            (0.01, 100.0),
-            0.03,
-            domain=(0.0, math.inf),
-            special=(1.0,),
-            normalized=True,
-            logarithmic=True,
-            cumulative=True,
-        ),
-    )
-    constants: ClassVar[Mapping[str, Any]] = {**MADAFamily.constants, "matrices": False, "ortho_momentum": 0.95}
-    prepares: ClassVar[bool] = True
-    name: str = field(default="OMADA", init=False)
-
-    def buffers(self, q: Mapping[str, Any]) -> tuple[str, ...]:
-        """See :meth:`Family.buffers`.
-
-        >>> adam = {"beta3": 0.0, "rho": 1.0, "gamma": 1.0}
-        >>> OMADAFamily().buffers({**adam, "matrices": True, "ortho": 1.0})
-        ('ortho_exp_avg', 'ortho')
-        """
-        if not q["matrices"] or is_special(q["ortho"], 0.0):
-            return super().buffers(q)
-        ours = ("ortho_exp_avg", "ortho")
-        return ours if is_special(q["ortho"], 1.0) else (*super().buffers(q), *ours)
-
-    def prepare(
-        self, states: Sequence[Buffers], grads: Sequence[Tensor], q: Mapping[str, Any]
-    ) -> Sequence[Mapping[str, Tensor]]:
-        """See :meth:`Family.prepare`. Matrices that are spread over processes are gathered; each process does all."""
-        if not q["matrices"] or is_special(q["ortho"], 0.0):
-            return [{} for _ in states]
-        mu = q["ortho_momentum"]
-        averages = [state["ortho_exp_avg"].to(g.dtype).lerp(g, 1 - mu) for state, g in zip(states, grads, strict=True)]
-        ahead = [g.lerp(average, mu) for g, average in zip(grads, averages, strict=True)]
-        found = orthogonalize([whole(tensor) for tensor in ahead])
-        return [
-            {"ortho_exp_avg": average, "ortho": scatter_like(o, average)}
-            for average, o in zip(averages, found, strict=True)
-        ]
-
-    def update(
-        self, state: Buffers, grad: Tensor, q: Mapping[str, Any], step: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See :meth:`Family.update`."""
-        weight, scale = q["ortho"], q["scale"]
-        if "ortho" not in state:
-            direction, new = super().update(state, grad, q, step)
-        elif is_special(weight, 1.0):
-            direction, new = state["ortho"], {}
-        else:
-            direction, new = super().update(state, grad, q, step)
-            direction = (1 - weight) * direction + weight * state["ortho"]
-        return direction if is_special(scale, 1.0) else scale * direction, new
-
-    def validate_constants(self, constants: Mapping[str, Any]) -> None:
-        """See :meth:`Family.validate_constants`."""
-        super().validate_constants(constants)
-        momentum, matrices = constants["ortho_momentum"], constants["matrices"]
-        if not (isinstance(momentum, (int, float)) and 0.0 <= momentum < 1.0):
-            raise ValueError(f"ortho_momentum must be a number in [0, 1), got {momentum!r}")
-        if not isinstance(matrices, bool):
-            raise ValueError(f"matrices must be a bool, got {matrices!r}")
 
 
 class OMADA(WithBetas, HypergradientOptimizer):

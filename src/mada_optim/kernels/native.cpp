@@ -1,10 +1,11 @@
 // MADA's update and its hypergradient for a list of tensors, each in one pass over memory.
 //
-// The update is defined in family.py (MADAFamily) and differentiated in hypergradient.py; this file repeats both in
-// closed form, for speed alone, and the tests hold it against them. It is compiled for one combination of these:
+// The update is defined in family.py (MADAFamily) and omada.py, and differentiated in hypergradient.py; this file repeats
+// both in closed form, for speed alone, and the tests hold it against them. It is compiled for one combination of these:
 //
 //   ADAPTIVE, SIGN   whether γ lets Adam's part and Lion's part of the direction in
 //   MEAN, DIFF, YOGI whether ρ, β3, c may differ from where they change nothing
+//   ORTHO, SCALED    whether ω lets the orthogonalized momentum in, and whether κ may differ from 1 (OMADA)
 //   PARAM, GRAD, STATE   C++ types of parameters, gradients and buffers;  REAL: of the arithmetic
 //   STOCHASTIC       whether bfloat16 parameters are rounded stochastically, as buffers always are
 
@@ -23,7 +24,7 @@
 struct bfloat16 { uint16_t bits; };
 
 // What Python hands over (native.py mirrors it): one row for each parameter, null where there is no such tensor, ...
-enum Role { PARAMETER, GRADIENT, PENDING, EXP_AVG, EXP_AVG_SQ, MEAN_EXP_AVG_SQ, EXP_AVG_DIFF, PREVIOUS, LION, ROLES };
+enum Role { PARAMETER, GRADIENT, PENDING, EXP_AVG, EXP_AVG_SQ, MEAN_EXP_AVG_SQ, EXP_AVG_DIFF, PREVIOUS, LION, ORTHOGONAL, ROLES };
 
 struct Row {
     int64_t numel;
@@ -33,7 +34,7 @@ struct Row {
 
 // ... and the numbers of the step t that is computed.
 struct Settings {
-    double beta1, beta2, beta3, rho, c, gamma;
+    double beta1, beta2, beta3, rho, c, gamma, ortho, scale;
     double eps, kappa1, kappa2, t, lr, weight_decay;
     int32_t maximize;
     int32_t keep;                        // mada_step: leave the moments as they are; mada_settle: that will be done
@@ -43,7 +44,7 @@ struct Settings {
 
 namespace {
 
-constexpr int COEFFICIENTS = 6;          // β1, β2, β3, ρ, c, γ
+constexpr int COEFFICIENTS = 7;          // β1, β2, β3, ρ, c, γ, ω
 constexpr int64_t TASK = 1 << 16;        // elements that a thread takes at a time
 constexpr int64_t SUMMED = 1 << 12;      // elements that are summed in REAL before the sum goes on in double
 
@@ -88,8 +89,8 @@ inline REAL sign(REAL x) { return REAL(x > 0) - REAL(x < 0); }
 
 // Coefficients in the precision of the arithmetic, and what the bias corrections make of them.
 struct Coefficients {
-    REAL beta1, beta2, beta3, rho, c, gamma, eps, kappa1, kappa2;
-    REAL not_beta1, not_beta2, not_beta3, not_rho, not_c, not_gamma, not_kappa1, not_kappa2;  // 1 - ...
+    REAL beta1, beta2, beta3, rho, c, gamma, ortho, factor, eps, kappa1, kappa2;
+    REAL not_beta1, not_beta2, not_beta3, not_rho, not_c, not_gamma, not_ortho, not_kappa1, not_kappa2;  // 1 - ...
     REAL share;                          // 1/t
     REAL later;                          // 1 after the first step: d_1 = 0
     REAL unbias1, unbias2;               // 1/(1-β1^t), 1/(1-β2^t)
@@ -97,9 +98,9 @@ struct Coefficients {
     REAL V_by_v, V_by_target;            // ∂V/∂v, (1-β2) ∂V/∂v
 
     explicit Coefficients(const Settings& q)
-        : beta1(q.beta1), beta2(q.beta2), beta3(q.beta3), rho(q.rho), c(q.c), gamma(q.gamma), eps(q.eps),
+        : beta1(q.beta1), beta2(q.beta2), beta3(q.beta3), rho(q.rho), c(q.c), gamma(q.gamma), ortho(q.ortho), factor(q.scale), eps(q.eps),
           kappa1(q.kappa1), kappa2(q.kappa2), not_beta1(1 - q.beta1), not_beta2(1 - q.beta2), not_beta3(1 - q.beta3),
-          not_rho(1 - q.rho), not_c(1 - q.c), not_gamma(1 - q.gamma), not_kappa1(1 - q.kappa1),
+          not_rho(1 - q.rho), not_c(1 - q.c), not_gamma(1 - q.gamma), not_ortho(1 - q.ortho), not_kappa1(1 - q.kappa1),
           not_kappa2(1 - q.kappa2), share(1 / q.t), later(q.t > 1) {
         const double bias1 = 1 - std::pow(q.beta1, q.t), bias2 = 1 - std::pow(q.beta2, q.t);
         unbias1 = 1 / bias1, unbias2 = 1 / bias2;
@@ -110,19 +111,19 @@ struct Coefficients {
 
     // What the sums of Derivatives must be multiplied by.
     void scale(double* sums) const {
-        const double outer = SIGN ? gamma : 1;
+        const double inner = double(SCALED ? factor : 1) * (ORTHO ? not_ortho : 1), outer = inner * (SIGN ? gamma : 1);
         sums[0] *= outer, sums[1] *= -outer / 2, sums[2] *= outer, sums[3] *= -outer / 2 * unbias2;
-        sums[4] *= -outer / 2 * V_by_target;
+        sums[4] *= -outer / 2 * V_by_target, sums[5] *= inner, sums[6] *= SCALED ? factor : 1;
     }
 };
 
-// m, v, v̄, n, g of the last step, l.
-struct Moments { REAL m, v, mean, n, previous, lion; };
+// m, v, v̄, n, g of the last step, l; O of this one.
+struct Moments { REAL m, v, mean, n, previous, lion, ortho; };
 
 // One step, with everything that its derivatives need. (What they do not need, the compiler leaves out.)
 struct Step {
     REAL m_change, n_change, v_change, d, lookahead, square, square_sign, yogi_change, mean_change;
-    REAL V, root, inverse, a, u, delta;
+    REAL V, root, inverse, a, u, inner, delta;
     Moments next;
 };
 
@@ -166,14 +167,17 @@ inline Step take(const Coefficients& q, const Moments& s, REAL g) {
         x.next.lion = q.kappa2 * s.lion + q.not_kappa2 * g;
     }
     if constexpr (ADAPTIVE && SIGN) x.delta = q.gamma * x.a + q.not_gamma * x.u;
+    x.inner = x.delta;
+    if constexpr (ORTHO) x.delta = q.not_ortho * x.inner + q.ortho * s.ortho;
+    if constexpr (SCALED) x.delta *= q.factor;
     x.next.previous = g;
     return x;
 }
 
 // w ∂Δ_t/∂q for w the next gradient, but for factors that are the same for all elements: see scale().
-struct Derivatives { REAL beta1, beta2, beta3, rho, c, gamma; };
+struct Derivatives { REAL beta1, beta2, beta3, rho, c, gamma, ortho; };
 
-inline Derivatives differentiate(const Coefficients& q, const Step& x, REAL w) {
+inline Derivatives differentiate(const Coefficients& q, const Moments& s, const Step& x, REAL w) {
     Derivatives by{};
     if constexpr (ADAPTIVE) {
         const REAL by_numerator = w * x.inverse;
@@ -189,6 +193,7 @@ inline Derivatives differentiate(const Coefficients& q, const Step& x, REAL w) {
         if constexpr (YOGI) by.c = by_V * x.yogi_change;
     }
     if constexpr (ADAPTIVE && SIGN) by.gamma = w * (x.a - x.u);
+    if constexpr (ORTHO) by.ortho = w * (s.ortho - x.inner);
     return by;
 }
 
@@ -198,14 +203,14 @@ inline Derivatives differentiate(const Coefficients& q, const Step& x, REAL w) {
 struct Tensors {
     PARAM* param;
     GRAD* grad;
-    STATE *pending, *m, *v, *mean, *n, *previous, *lion;
+    STATE *pending, *m, *v, *mean, *n, *previous, *lion, *ortho;
     uint32_t seed;
 
     explicit Tensors(const Row& row)
         : param(static_cast<PARAM*>(row.data[PARAMETER])), grad(static_cast<GRAD*>(row.data[GRADIENT])),
           pending(state(row, PENDING)), m(state(row, EXP_AVG)), v(state(row, EXP_AVG_SQ)),
           mean(state(row, MEAN_EXP_AVG_SQ)), n(state(row, EXP_AVG_DIFF)), previous(state(row, PREVIOUS)),
-          lion(state(row, LION)), seed(uint32_t(row.seed)) {}
+          lion(state(row, LION)), ortho(state(row, ORTHOGONAL)), seed(uint32_t(row.seed)) {}
 
     static STATE* state(const Row& row, Role role) { return static_cast<STATE*>(row.data[role]); }
 
@@ -215,6 +220,7 @@ struct Tensors {
         if constexpr (MEAN) s.mean = read(mean[i]);
         if constexpr (DIFF) s.n = read(n[i]), s.previous = read(previous[i]);
         if constexpr (SIGN) s.lion = read(lion[i]);
+        if constexpr (ORTHO) s.ortho = read(ortho[i]);
         return s;
     }
 
@@ -237,17 +243,19 @@ void settle(const Coefficients& given, const Settings& settings, const Row& row,
     const Coefficients q = given;
     const Tensors tensors(row);
     const REAL orientation = settings.maximize ? -1 : 1;
-    REAL beta1 = 0, beta2 = 0, beta3 = 0, rho = 0, c = 0, gamma = 0;
+    REAL beta1 = 0, beta2 = 0, beta3 = 0, rho = 0, c = 0, gamma = 0, ortho = 0;
     EACH
     for (int64_t i = start; i < end; ++i) {
         const REAL g = read(tensors.pending[i]), next = orientation * read(tensors.grad[i]);
-        const Step x = take(q, tensors.moments(i), g);
-        const Derivatives by = differentiate(q, x, next);
+        const Moments before = tensors.moments(i);
+        const Step x = take(q, before, g);
+        const Derivatives by = differentiate(q, before, x, next);
         beta1 += by.beta1, beta2 += by.beta2, beta3 += by.beta3, rho += by.rho, c += by.c, gamma += by.gamma;
+        ortho += by.ortho;
         tensors.store(i, x.next);
         if constexpr (DIFF && KEEP) tensors.store(tensors.previous, PREVIOUS, i, next);
     }
-    const REAL all[COEFFICIENTS] = {beta1, beta2, beta3, rho, c, gamma};
+    const REAL all[COEFFICIENTS] = {beta1, beta2, beta3, rho, c, gamma, ortho};
     for (int k = 0; k < COEFFICIENTS; ++k) sums[k] += all[k];
 }
 

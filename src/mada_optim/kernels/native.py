@@ -1,4 +1,4 @@
-"""MADA's own family on the CPU: builds, loads and calls ``native.cpp``.
+"""The families of MADA and OMADA on the CPU: builds, loads and calls ``native.cpp``.
 
 The source is compiled once for each combination of learned coefficients and dtypes, in about a second, with the C++
 compiler of the machine (``CXX``, or c++, g++, clang++), and kept in ``MADA_CACHE_DIR`` (default:
@@ -33,16 +33,19 @@ from mada_optim.kernels.plain import PlainKernels
 from mada_optim.kernels.rounding import mix
 
 _TYPES = {torch.float64: "double", torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "_Float16"}
-_STATE_ROLES = ("exp_avg", "exp_avg_sq", "mean_exp_avg_sq", "exp_avg_diff", "previous_grad", "lion_exp_avg")
-# In the order of native.cpp's Role.
-_ROLES = ("param", "grad", "pending_grad", *_STATE_ROLES)
+_STATE_ROLES = ("exp_avg", "exp_avg_sq", "mean_exp_avg_sq", "exp_avg_diff", "previous_grad", "lion_exp_avg", "ortho")
+# In the order of native.cpp's Role; of what else a state holds it knows nothing.
+_BUFFERS = ("pending_grad", *_STATE_ROLES)
+_ROLES = ("param", "grad", *_BUFFERS)
+# By which native.cpp differentiates, in its order.
+_DIFFERENTIATED = ("beta1", "beta2", "beta3", "rho", "c", "gamma", "ortho")
 
 
 class _Settings(ctypes.Structure):
     """native.cpp's Settings."""
 
     _fields_ = (
-        *((name, ctypes.c_double) for name in ("beta1", "beta2", "beta3", "rho", "c", "gamma")),
+        *((name, ctypes.c_double) for name in (*_DIFFERENTIATED, "scale")),
         *((name, ctypes.c_double) for name in ("eps", "kappa1", "kappa2", "t", "lr", "weight_decay")),
         *((name, ctypes.c_int32) for name in ("maximize", "keep", "stored", "threads")),
     )
@@ -57,6 +60,8 @@ class Variant:
     MEAN: bool
     DIFF: bool
     YOGI: bool
+    ORTHO: bool
+    SCALED: bool
     PARAM: str
     GRAD: str
     STATE: str
@@ -78,12 +83,10 @@ class NativeKernels(PlainKernels):
         if not (learned and native.has_grad):
             library.mada_advance(ctypes.byref(settings), rows.pointer, len(rows))
         else:
-            sums = (ctypes.c_double * len(values))()
+            sums = (ctypes.c_double * len(_DIFFERENTIATED))()
             library.mada_settle(ctypes.byref(settings), rows.pointer, len(rows), sums)
-            used = [
-                s if coefficient.name in learned else 0.0
-                for s, coefficient in zip(sums, self.family.coefficients, strict=True)
-            ]
+            by_name = dict(zip(_DIFFERENTIATED, sums, strict=True))
+            used = [by_name[c.name] if c.name in learned else 0.0 for c in self.family.coefficients]
             aligned = torch.tensor(used, dtype=torch.float64, device=values.device)
             total = aligned if total is None else total + aligned
         if variant.DIFF:
@@ -117,8 +120,10 @@ class NativeKernels(PlainKernels):
         group, roles = batch.group, batch.roles[0]
         q: dict[str, Any] = coefficients_and_constants(self.family, group, values)
         names = self.family.buffers(q)
+        numbers = dict(zip((c.name for c in self.family.coefficients), values.tolist(), strict=True))
         settings = _Settings(
-            *values.tolist(),
+            *(numbers.get(name, 0.0) for name in _DIFFERENTIATED),
+            numbers.get("scale", 1.0),
             q["eps"],
             *q["lion_betas"],
             t,
@@ -130,13 +135,15 @@ class NativeKernels(PlainKernels):
             batch.pending and "exp_avg_diff" in names,
             torch.get_num_threads(),
         )
-        state = next(tensor for role, tensor in roles.items() if role not in ("param", "grad"))
+        state = next(tensor for role, tensor in roles.items() if role in _BUFFERS)
         variant = Variant(
             ADAPTIVE="exp_avg" in names,
             SIGN="lion_exp_avg" in names,
             MEAN="mean_exp_avg_sq" in names,
             DIFF="exp_avg_diff" in names,
             YOGI="exp_avg" in names and "c" not in group["special"],
+            ORTHO="ortho" in names,
+            SCALED="scale" in numbers and "scale" not in group["special"],
             PARAM=_TYPES[roles["param"].dtype],
             GRAD=_TYPES[roles["grad"].dtype if "grad" in roles else roles["param"].dtype],
             STATE=_TYPES[state.dtype],
@@ -187,7 +194,7 @@ def _is_dense(roles: Roles) -> bool:
     for role, tensor in roles.items():
         if tensor.shape != param.shape:
             raise RuntimeError(f"{role} has shape {tuple(tensor.shape)}, its parameter {tuple(param.shape)}")
-    buffers = [tensor for role, tensor in roles.items() if role not in ("param", "grad")]
+    buffers = [tensor for role, tensor in roles.items() if role in _BUFFERS]
     if any(tensor.dtype != buffers[0].dtype or tensor.device != param.device for tensor in buffers):
         return False
     if param.is_contiguous():
@@ -209,7 +216,7 @@ def _is_dense(roles: Roles) -> bool:
 def why_unavailable() -> str | None:
     """Why nothing can be compiled on this machine, or None if it can. Says so by a warning, once."""
     try:
-        load(Variant(True, False, False, False, False, "float", "float", "float", "float", False))
+        load(Variant(True, False, False, False, False, False, False, "float", "float", "float", "float", False))
     except (OSError, RuntimeError) as error:
         warnings.warn(
             f"MADA's fused kernels cannot be built, the plain ones will be used, which are slower: {error}. "

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mada_optim.family import Family, MADAFamily
+from mada_optim.family import Family, MADAFamily, OMADAFamily
 from mada_optim.kernels.base import Kernels
 from mada_optim.kernels.compiled import CompiledKernels
 from mada_optim.kernels.native import NativeKernels, why_unavailable
@@ -18,14 +18,14 @@ from mada_optim.kernels.plain import PlainKernels
 def select_kernels(family: Family, group: Mapping[str, Any], device: torch.device) -> Kernels:
     """The kernels for parameters of a group on a device.
 
-    ``fused=False``, ``differentiable``, or a choice of ``foreach``: plain. Otherwise native for MADA's own family on
-    the CPU, and compiled for elementwise families on CUDA or, since compiling takes a while, where ``fused=True`` asks
-    for it.
+    ``fused=False``, ``differentiable``, or a choice of ``foreach``: plain. Otherwise native for the families of MADA
+    and OMADA on the CPU, and compiled for elementwise families on CUDA or, since compiling takes a while, where
+    ``fused=True`` asks for it.
     """
     wanted = group["fused"]
     if wanted is False or group["differentiable"] or (wanted is None and group["foreach"] is not None):
         return _make(PlainKernels, family)
-    native = type(family) is MADAFamily and device.type == "cpu" and not group["capturable"]
+    native = type(family) in (MADAFamily, OMADAFamily) and device.type == "cpu" and not group["capturable"]
     compiled = family.elementwise and (bool(wanted) or device.type == "cuda")
     if (native or compiled) and why_unavailable() is None:
         return _make(NativeKernels if native else CompiledKernels, family)
