@@ -100,6 +100,30 @@ def test_grad_scaler(row: Row, clip: bool):
     assert_same(everything(optimizer), everything(plain))
 
 
+@EVERY_ROW
+@pytest.mark.parametrize("scale", [None, 8.0])
+def test_found_inf_and_grad_scale_are_obeyed(row: Row, scale: float | None):
+    """What torch.amp.GradScaler sets for optimizers that unscale and skip by themselves."""
+    (model, optimizer), (plain_model, plain) = pair(row)
+    for step in range(8):
+        for m, o, factor in ((model, optimizer, scale or 1.0), (plain_model, plain, 1.0)):
+            o.zero_grad()
+            (factor * loss_of(m, step)).backward()
+        optimizer.grad_scale = None if scale is None else torch.tensor([scale])
+        if step in (0, 3, 7):
+            before, weights = everything(optimizer), copy.deepcopy(model.state_dict())
+            optimizer.found_inf = torch.tensor([1.0])
+            optimizer.step()
+            if step:
+                assert_same(everything(optimizer), before)
+            assert_same(model.state_dict(), weights)
+        optimizer.found_inf = torch.zeros(1)
+        optimizer.step()
+        plain.step()
+    assert_same(everything(optimizer), everything(plain))
+    assert_same(model.state_dict(), plain_model.state_dict())
+
+
 # Gradients.
 
 
@@ -119,6 +143,30 @@ def test_accumulated_gradients_are_the_gradient_of_the_whole_batch(row: Row):
         assert found == (expected and pytest.approx(expected, rel=1e-9, abs=1e-16))
     assert (found is not None) == row.learns
     torch.testing.assert_close(everything(optimizer), everything(whole), rtol=1e-10, atol=1e-13)
+
+
+@EVERY_LEARNING_ROW
+def test_hyper_grad_scale_undoes_clipping_for_the_hypergradient_alone(row: Row):
+    """One step that is clipped to a tenth: its hypergradient is that of the whole gradient, its update is not."""
+    found = []
+    for clip, told in ((False, False), (True, True), (True, False)):
+        model = Net()
+        optimizer = row(model.parameters(), lr=1e-2, hyper_clip=float("inf"))
+        last = 8 if row.name == "mada-every-3" else 7
+        train(model, optimizer, last)
+        optimizer.zero_grad()
+        loss_of(model, last).backward()
+        norm = torch.linalg.vector_norm(torch.stack([param.grad.norm() for param in model.parameters()]))
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1 * norm.item())
+        if told:
+            optimizer.hyper_grad_scale = torch.tensor(10.0)
+        optimizer.step()
+        assert optimizer.hyper_grad_scale == 1.0
+        found.append((optimizer.hypergradients(), [param.detach().clone() for param in model.parameters()]))
+    (whole, _), (unclipped, _), (clipped, _) = found
+    assert unclipped == pytest.approx(whole, rel=1e-4)
+    assert clipped == pytest.approx({name: value / 10 for name, value in whole.items()}, rel=1e-4)
 
 
 @EVERY_LEARNING_ROW

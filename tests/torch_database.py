@@ -27,9 +27,6 @@ SKIPS = {
     "test_peak_memory_foreach": "it allows one copy of the parameters, here 5 KB; foreach=True needs memory that does "
     "not depend on the number of parameters: see test_torch_standard.py",
     "test_fused_error_on_params_on_meta": "fused=True takes every device for which torch.compile makes kernels",
-    "test_fused_does_not_step_if_foundinf": "GradScaler's protocol for fused optimizers is not declared "
-    "(_step_supports_amp_scaling): such optimizers unscale gradients themselves, and nobody can clip them before; "
-    "here GradScaler unscales them and leaves out the step, so that nothing changes",
     "test_state_dict_with_cuda_params": "it wants the number of steps on the device where fused=True; ours stays on "
     "the host, where the kernels read it without waiting for the device, unless capturable=True",
 }

@@ -68,13 +68,15 @@ def init_state(family: Family, param: Tensor, group: Group) -> dict[str, Any]:
     return state
 
 
-def take_step(family: Family, groups: list[Group], state: State) -> Tensor | None:
+def take_step(family: Family, groups: list[Group], state: State, grad_scale: float | Tensor = 1.0) -> Tensor | None:
     """One step of all parameters that have a gradient and of the one set of coefficients that they share.
 
     Args:
         family: the update rule.
         groups: parameter groups that share the coefficients. Changed in place.
         state: of every parameter with a gradient; see :func:`init_state`. Changed in place.
+        grad_scale: by what to multiply the gradients that arrive where they make a hypergradient, which is linear in
+            them: see ``HypergradientOptimizer.hyper_grad_scale``.
 
     Returns:
         The hypergradient, shape (K,) for all K coefficients, if one was taken.
@@ -91,6 +93,7 @@ def take_step(family: Family, groups: list[Group], state: State) -> Tensor | Non
     if team is not None:
         hypergradient, due = _add_up(team, hypergradient, values, due)
     if hypergradient is not None:
+        hypergradient = hypergradient * grad_scale
         learned = LearnedTensors(*(shared[key] for key in LEARNED_TENSORS))
         step_sizes, boxes = tuple(shared["hyper_lr"].values()), tuple(shared["bounds"].values())
         rule.learn(learned, shared["hyper_skipped"], hypergradient, family.coefficients, step_sizes, boxes, due)

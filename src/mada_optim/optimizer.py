@@ -85,6 +85,15 @@ class HypergradientOptimizer(Optimizer):
     True
     """
 
+    # How torch.amp.GradScaler learns that it may leave unscaling and skipping to the step.
+    _step_supports_amp_scaling = True
+    hyper_grad_scale: float | Tensor = 1.0
+    """By what the next hypergradient is multiplied: how many times as long the gradients were before they were clipped.
+
+    Otherwise a gradient that is cut to a tenth of its length makes a tenth of the hypergradient. A number or a
+    0-dimensional tensor, the same on every process; 1 again after each step.
+    """
+
     def __init__(
         self,
         params: ParamsT,
@@ -279,7 +288,9 @@ class HypergradientOptimizer(Optimizer):
         """Perform one step: hypergradient, coefficients, parameters.
 
         Parameters without a gradient are left alone, their buffers and step counts included. ``torch.compile`` leaves
-        what follows the closure as it is: the kernels are compiled already.
+        what follows the closure as it is: the kernels are compiled already. Where ``torch.amp.GradScaler`` found an
+        infinity, on any of the processes over which parameters are spread, nothing is changed; to know that, the step
+        waits for the device, as the scaler itself does for most optimizers.
 
         Args:
             closure: reevaluates the model and returns the loss.
@@ -306,13 +317,29 @@ class HypergradientOptimizer(Optimizer):
             for param, group in self._params_with_grad():
                 if not self.state.get(param):
                     self.state[param] = init_state(self.family, param, group)
-        if phantom:
-            return
+            if phantom or not self._unscale():
+                return
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             for index, groups in enumerate(self._coefficient_sets()):
-                hypergradient = take_step(self.family, groups, self.state)
+                hypergradient = take_step(self.family, groups, self.state, self.hyper_grad_scale)
                 if hypergradient is not None:
                     self._hypergradients[index] = hypergradient
+        self.__dict__.pop("hyper_grad_scale", None)
+
+    def _unscale(self) -> bool:
+        """What torch.amp.GradScaler leaves to the step, by two attributes; whether the step is to be taken."""
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
+        params = (param for group in self.param_groups for param in group["params"])
+        if found_inf is not None and any_process(params, bool(found_inf)):
+            return False
+        if grad_scale is not None:
+            inverse = grad_scale.double().reciprocal()
+            for param, _ in self._params_with_grad():
+                if param.grad is not None:
+                    grad = local(param.grad)
+                    grad.mul_(inverse.to(grad.device, torch.promote_types(grad.dtype.to_real(), torch.float32)))
+        return True
 
     def _params_with_grad(self) -> Iterator[tuple[Tensor, Group]]:
         for group in self.param_groups:

@@ -51,6 +51,7 @@ class RunConfig:
         warmup: share of the steps in which the learning rate rises linearly; it then follows a cosine.
         final_lr: learning rate at the end, as a share of the peak. None: 0.1 (schedulefree: 1).
         clip: maximal norm of the gradient; 0: not clipped.
+        hyper_unclipped: whether hypergradients see gradients as they were before they were clipped.
         accumulate: micro-batches into which each process cuts its part of a batch; their gradients are added up, so
             that the step is that of the whole batch, in the memory of a part.
         seed: of the initial weights and of the data order.
@@ -66,6 +67,7 @@ class RunConfig:
     warmup: float = 0.05
     final_lr: float | None = None
     clip: float = 1.0
+    hyper_unclipped: bool = False
     accumulate: int = 1
     seed: int = 0
     eval_every: int = 100

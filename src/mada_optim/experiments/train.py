@@ -200,6 +200,8 @@ class _Run:
         value, optimizer_seconds = self.processes.mean(loss).item(), 0.0
         if math.isfinite(value) and math.isfinite(norm.item()):
             self.bad_steps = 0
+            if config.hyper_unclipped and config.clip:
+                self.optimizer.hyper_grad_scale = (norm / config.clip).clamp(min=1.0)  # type: ignore[attr-defined]
             before = self._now()
             self.optimizer.step()
             optimizer_seconds = self._now() - before
