@@ -20,7 +20,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 from worlds import World
 
-from mada_optim import MADA, Family, HypergradientOptimizer
+from mada_optim import MADA, OMADA, Family, HypergradientOptimizer
 
 STEPS = 14
 ROWS = {row.name: row for row in TABLE}
@@ -177,6 +177,29 @@ def check_fsdp(world: World) -> None:
 def check_fsdp_with_other_kernels(world: World) -> None:
     for kwargs in ({"foreach": False}, {"foreach": True}, {"capturable": True}):
         like_one_process(world, sharded, lambda p, kw=kwargs: ROWS["mada-interior"](p, lr=5e-3, **kw), steps=4)
+
+
+def omada(params: Any) -> HypergradientOptimizer:
+    """With the hidden layer's weight as its one matrix."""
+    params = list(params)
+    hidden = [param for param in params if param.shape == (9, 6)]
+    others = [param for param in params if param.shape != (9, 6)]
+    assert len(hidden) == 1
+    return OMADA([{"params": hidden, "matrices": True}, {"params": others}], lr=1e-2, ortho=0.2)
+
+
+def check_omada_with_a_matrix_that_is_cut_up(world: World) -> None:
+    """Its direction needs the whole matrix, which is gathered; its factor needs the weights of the first step."""
+    for spread in (data_parallel, sharded):
+        alone, together = Net(), spread(Net())
+        one, other = omada(alone.parameters()), omada(together.parameters())
+        expected = train_alone(alone, one)
+        losses, _ = train_share(world, together, other)
+        assert losses == pytest.approx(expected, rel=0, abs=1e-9)
+        assert other.coefficients() == pytest.approx(one.coefficients(), rel=0, abs=1e-9)
+        assert other.coefficients()["ortho"] != 0.2
+        assert other.coefficients()["scale"] != 1.0
+        assert_same_on_all_ranks(world, learned(other))
 
 
 def check_fsdp_mixed_with_plain(world: World) -> None:

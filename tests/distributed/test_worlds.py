@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
+import accelerated
 import checks
 import pytest
 import resuming
@@ -29,7 +30,7 @@ SAVING = [
 WORLDS = {
     "2": (2, [*TOGETHER, *SAVING]),
     "4": (4, [*TOGETHER, resuming.check_resume_on_4]),
-    "2-again": (2, [resuming.check_resume_on_2]),
+    "2-again": (2, [resuming.check_resume_on_2, accelerated.check_accelerate_fsdp2]),
 }
 
 
