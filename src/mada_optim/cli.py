@@ -1,4 +1,4 @@
-"""The command ``mada``: train, compare, bench, bounds, optimizers. What each does is in ``commands.py``."""
+"""The command ``mada``: train, compare, sweep, bench, bounds, optimizers. What each does is in ``commands.py``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ examples:
   mada train --data FILE --optimizer adamw        another text, another optimizer
   mada train --resume runs/NAME                   go on after an interruption
   mada compare --optimizers adamw,mada --seeds 3  side by side, over a grid of learning rates
+  mada sweep experiments/shakespeare.toml --data-root DIR   an experiment, with its grid, from a file
   mada bounds --beta2 0.99 --steps 100000         what theory says of Adam, AVGrad and what lies between
 """
 _TRAIN_EPILOG = """\
@@ -35,7 +36,14 @@ A comparison that was interrupted goes on with the same command. More optimizers
 added to the same folder; finished runs are kept.
 """
 
+_SWEEP_EPILOG = """\
+examples:
+  mada sweep experiments/shakespeare.toml --data-root data --out runs/shakespeare --workers 2
+  mada sweep experiments/shakespeare.toml --data-root data --out runs/shakespeare --only adamw,mada --stage tune
 
+A sweep that was interrupted goes on with the same command, and more contenders and values may be added to its file.
+docs/experiments.md says what may stand in one.
+"""
 _BENCH_EPILOG = """\
 workloads:
   a  one tensor of 20 M        b  the 148 tensors of GPT-2 124M        c  training steps of a GPT of 10.7 M
@@ -88,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_train(command("train", "train a character-level GPT on a text", _TRAIN_EPILOG, commands.run_train))
     _add_compare(command("compare", "train several optimizers on equal terms", _COMPARE_EPILOG, commands.run_compare))
+    _add_sweep(command("sweep", "run the experiment that a file describes", _SWEEP_EPILOG, commands.run_sweep))
     _add_bench(command("bench", "time optimizer steps against torch's fused AdamW", _BENCH_EPILOG, commands.run_bench))
     command("optimizers", "list the optimizers", "", commands.run_optimizers)
     _add_bounds(
@@ -149,10 +158,28 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--threads", type=int, metavar="N", help="of torch in each worker; times are most honest with 1 (default: 1)"
     )
-    group.add_argument("--workers", type=int, metavar="N", default=1, help="runs at the same time (default: 1)")
+    _add_workers(group)
     group = parser.add_argument_group("folder")
     group.add_argument("--out", metavar="DIR", help="new, or of this comparison (default: runs/TIME-compare)")
     group.add_argument("--report", metavar="DIR", help="train nothing; tables and figure from what is stored in DIR")
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="an experiment in TOML")
+    parser.add_argument("--out", metavar="DIR", help="new, or of this experiment (default: runs/TIME-NAME)")
+    parser.add_argument(
+        "--data-root", metavar="DIR", default=".", help="where relative paths of data are looked up (default: here)"
+    )
+    parser.add_argument(
+        "--only", type=_list_of(str), metavar="LABEL,...", default=[], help="contenders to train (default: all)"
+    )
+    parser.add_argument("--stage", choices=("tune", "confirm"), default=None, help="(default: both)")
+    _add_workers(parser)
+
+
+def _add_workers(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--workers", type=int, metavar="N", default=1, help="runs at the same time (default: 1)")
+    parser.add_argument("--address", metavar="A", default=None, help="of a Ray cluster (default: this machine alone)")
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:

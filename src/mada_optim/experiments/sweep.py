@@ -121,9 +121,7 @@ class Experiment:
         if source is None:
             return
         others = [name for name, other in self.contenders.items() if other.coefficients_from is None]
-        require(
-            source in others, f"coefficients_from of {label!r}", source, f"one of {', '.join(map(repr, others))}"
-        )
+        require(source in others, f"coefficients_from of {label!r}", source, f"one of {', '.join(map(repr, others))}")
         require(BETAS not in self.axes_of(label), f"axes of {label!r}", BETAS, "without what coefficients_from gives")
 
 
@@ -180,9 +178,9 @@ def _changed(part: Any, path: Sequence[str], value: Any, name: str) -> Any:
 def _grid(label: str, config: RunConfig, axes: Axes) -> dict[str, RunConfig]:
     names = sorted(axes, key=lambda name: name == SEED)
     return {
-        "-".join([_slug(label), *(f"{name.rsplit('.')[-1]}{_text(v)}" for name, v in zip(names, values, strict=True))]): (
-            changed(config, dict(zip(names, values, strict=True)))
-        )
+        "-".join(
+            [_slug(label), *(f"{name.rsplit('.')[-1]}{_text(v)}" for name, v in zip(names, values, strict=True))]
+        ): (changed(config, dict(zip(names, values, strict=True))))
         for values in itertools.product(*(axes[name] for name in names))
     }
 
