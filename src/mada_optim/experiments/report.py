@@ -193,8 +193,8 @@ def betas_results(summaries: Sequence[Summary], threshold: float) -> list[dict[s
 
 
 def betas_table(entries: Sequence[dict[str, Any]], threshold: float) -> Table:
-    """Share of good starts, median and worst losses."""
-    header = f"optimizer|lr|runs|final train loss < {threshold:.3g}|median|worst|final val loss: median|worst"
+    """Share of good starts, median and worst final losses."""
+    header = f"optimizer|lr|runs|train loss < {threshold:.3g}|median|worst|val loss: median|worst"
     table = [header.split("|")]
     for entry in entries:
         losses = [entry[f"{name}_{which}"] for name in FINAL_LOSSES for which in ("median", "worst")]

@@ -207,15 +207,18 @@ def _plan(experiment: Experiment, stage: str, folders: Mapping[str, Path], label
     if stage == TUNE:
         configs = experiment.tune(label)
     else:
-        names = experiment.tune(label)
+        names = _plan(experiment, TUNE, folders, label)
         configs = experiment.confirmed(label, _best_lr(_summary(folders[TUNE], label, names), len(names)))
     source = experiment.contenders[label].coefficients_from
     if source is not None:
         names = _plan(experiment, stage, folders, source)
         summary = _summary(folders[stage], source, names)
-        finals = [run.result.coefficients for run in summary.at(_best_lr(summary, len(names)))]
+        best = _best_lr(summary, len(names))
+        finals = [run.result.coefficients for run in summary.at(best)]
         means = {name: statistics.fmean(final[name] for final in finals) for name in finals[0]}
-        configs = {name: fixed(config, means) for name, config in configs.items()}
+        # More seeds of the source give other coefficients, and thus other runs.
+        origin = f"from-lr{best:g}-x{len(finals)}"
+        configs = {f"{name}-{origin}": fixed(config, means) for name, config in configs.items()}
     return configs
 
 
