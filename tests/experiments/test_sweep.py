@@ -178,11 +178,10 @@ def test_the_second_stage_is_at_the_best_learning_rate(out: Path) -> None:
 @pytest.mark.parametrize(("stage", "seeds"), [(TUNE, 2), (CONFIRM, 3)])
 def test_fixed_coefficients_are_the_means_of_the_learned_ones(out: Path, stage: str, seeds: int) -> None:
     runs = stored(out / stage)
-    assert json.loads((out / stage / "results.json").read_text())["results"] if make_report(out / stage) else False
-    best = next(
-        e for e in json.loads((out / stage / "results.json").read_text())["results"] if e["optimizer"] == "mada"
-    )
-    finals = [runs[f"mada-lr{best['best_lr']:g}-seed{seed}"][1].coefficients for seed in range(seeds)]
+    make_report(out / stage)
+    entries = json.loads((out / stage / "results.json").read_text())["results"]
+    best = next(f"lr{entry['best_lr']:g}" for entry in entries if entry["optimizer"] == "mada")
+    finals = [runs[f"mada-{best}-seed{seed}"][1].coefficients for seed in range(seeds)]
     assert len({final["rho"] for final in finals}) == seeds
     means = {name: statistics.fmean(final[name] for final in finals) for name in finals[0]}
     for seed in range(seeds):
