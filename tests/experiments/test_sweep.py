@@ -78,6 +78,13 @@ def test_shakespeare() -> None:
     assert experiment.config("adamw β2 0.95").optimizer.betas == (0.9, 0.95)
 
 
+def test_the_file_in_the_docs(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text("utf-8")
+    experiment = load(write(tmp_path, page.split("```toml\n")[1].split("```")[0]))
+    assert list(experiment.contenders) == ["adamw", "mada ρ=0", "prodigy", "mada-fs"]
+    assert experiment.config("prodigy").warmup == 0.1
+
+
 def test_names_of_runs(tmp_path: Path) -> None:
     axes = '[axes]\nseed = [1]\n"optimizer.betas" = [[0.5, 0.9]]\n"optimizer.options.hyper_lr.rho" = [0.1, 1]\n'
     path = write(tmp_path, f'{BASE}{axes}[contenders."Mada (ours): ρ"]\nname = "mada"\n')
@@ -209,6 +216,8 @@ def test_again_trains_nothing_and_more_seeds_are_added(experiment: Experiment, o
     seen: list[str] = []
     run_stages(more, folders(out), 2, lambda run: seen.append(run.name), stages=[TUNE], only=["wild"])
     assert seen == ["wild-lr1e+37-seed2"]
+    ending = run_stages(more, folders(out), 2, ignore, stages=[CONFIRM], only=["wild"])
+    assert ending.left_out == ["confirm of wild: wild has a diverged run at each learning rate"]
 
 
 def change_contender(experiment: Experiment) -> Experiment:

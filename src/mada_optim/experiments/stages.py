@@ -52,7 +52,11 @@ class Ending:
 
 
 class NotReady(Exception):
-    """Runs on which others depend are not over, or have all diverged."""
+    """Runs on which others depend are not over."""
+
+
+class AllDiverged(NotReady):
+    """They are, but none can be built on."""
 
 
 def run_stages(
@@ -87,7 +91,7 @@ def run_stages(
     stages = [stage for stage in stages if stage == TUNE or experiment.confirm is not None]
     require(bool(stages), "stage", CONFIRM, f"{TUNE} for an experiment without [confirm]")
     pool = Pool(workers, address)
-    _check(experiment, folders, stages)
+    _check(experiment, folders, stages, labels)
     tally = _Tally(
         on_run, [config for stage in stages for label in labels for config in _size(experiment, stage, label)]
     )
@@ -139,7 +143,7 @@ def _resolved_base(base: RunConfig) -> RunConfig:
 # Before anything runs.
 
 
-def _check(experiment: Experiment, folders: Mapping[str, Path], stages: Sequence[str]) -> None:
+def _check(experiment: Experiment, folders: Mapping[str, Path], stages: Sequence[str], labels: Sequence[str]) -> None:
     tasks = []
     for label in experiment.contenders:
         start = _first_coefficients(experiment, label)
@@ -153,8 +157,10 @@ def _check(experiment: Experiment, folders: Mapping[str, Path], stages: Sequence
         for label in experiment.contenders:
             try:
                 _open(folders[stage], _plan(experiment, stage, folders, label))
+            except AllDiverged:
+                pass
             except NotReady as reason:
-                if stage == CONFIRM and TUNE not in stages:
+                if TUNE not in stages and label in labels and experiment.contenders[label].coefficients_from is None:
                     raise InputError(f"{CONFIRM} needs {TUNE}: {reason}") from None
     for task in tasks:
         task.build()
@@ -227,7 +233,7 @@ def _best_lr(summary: report.Summary, total: int) -> float:
         raise NotReady(f"{len(summary.runs)} of {total} runs of {summary.label} are over")
     best = summary.best_lr()
     if best is None:
-        raise NotReady(f"{summary.label} has a diverged run at each learning rate")
+        raise AllDiverged(f"{summary.label} has a diverged run at each learning rate")
     return best
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,9 +88,10 @@ class Experiment:
             for name, values in self.axes_of(label).items():
                 _check_values(name, values)
             self._check_source(label, contender)
-        names = [name.casefold() for label in self.contenders for name in self.tune(label)]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        require(twice is None, "runs", twice, "told apart by their labels and values")
+        # Some file systems do not tell upper from lower case.
+        names = Counter(name.casefold() for label in self.contenders for name in self.tune(label))
+        for name, count in names.items():
+            require(count == 1, "runs", name, "told apart by their labels and values")
 
     def axes_of(self, label: str) -> Axes:
         return {**self.axes, **self.contenders[label].axes}
