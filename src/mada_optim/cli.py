@@ -1,4 +1,4 @@
-"""The command ``mada``: train, compare, tokens, bench, bounds, optimizers. What each does is in ``commands.py``."""
+"""The command ``mada`` and its options. What each subcommand does is in ``commands.py``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ examples:
   mada train --resume runs/NAME                   go on after an interruption
   mada compare --optimizers adamw,mada --seeds 3  side by side, over a grid of learning rates
   mada tokens --data FILE --out FOLDER            a text in GPT-2's tokens, for mada train --task tokens
+  mada sweep experiments/shakespeare.toml --data-root DIR   an experiment, with its grid, from a file
   mada bounds --beta2 0.99 --steps 100000         what theory says of Adam, AVGrad and what lies between
 """
 _TRAIN_EPILOG = """\
@@ -42,6 +43,14 @@ examples:
   mada tokens --data Salesforce/wikitext:wikitext-103-raw-v1:test --join --val-share 1 --out data/wikitext
 
 The folder appears when it is whole. After an interruption, begin again with the same command.
+"""
+_SWEEP_EPILOG = """\
+examples:
+  mada sweep experiments/shakespeare.toml --data-root data --out runs/shakespeare --workers 2
+  mada sweep experiments/shakespeare.toml --data-root data --out runs/shakespeare --only adamw,mada --stage tune
+
+A sweep that was interrupted goes on with the same command, and more contenders and values may be added to its file.
+docs/experiments.md says what may stand in one.
 """
 _BENCH_EPILOG = """\
 workloads:
@@ -96,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(command("train", "train a GPT on a text", _TRAIN_EPILOG, commands.run_train))
     _add_compare(command("compare", "train several optimizers on equal terms", _COMPARE_EPILOG, commands.run_compare))
     _add_tokens(command("tokens", "pack texts as GPT-2's tokens", _TOKENS_EPILOG, commands.run_tokens))
+    _add_sweep(command("sweep", "run the experiment that a file describes", _SWEEP_EPILOG, commands.run_sweep))
     _add_bench(command("bench", "time optimizer steps against torch's fused AdamW", _BENCH_EPILOG, commands.run_bench))
     command("optimizers", "list the optimizers", "", commands.run_optimizers)
     _add_bounds(
@@ -157,7 +167,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--threads", type=int, metavar="N", help="of torch in each worker; times are most honest with 1 (default: 1)"
     )
-    group.add_argument("--workers", type=int, metavar="N", default=1, help="runs at the same time (default: 1)")
+    _add_workers(group)
     group = parser.add_argument_group("folder")
     group.add_argument("--out", metavar="DIR", help="new, or of this comparison (default: runs/TIME-compare)")
     group.add_argument("--report", metavar="DIR", help="train nothing; tables and figure from what is stored in DIR")
@@ -179,6 +189,24 @@ def _add_tokens(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--val-data", nargs="+", metavar="SOURCE", help="validation data of their own")
     parser.add_argument("--join", action="store_true", help="rows are lines of one text")
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="an experiment in TOML")
+    parser.add_argument("--out", metavar="DIR", help="new, or of this experiment (default: runs/TIME-NAME)")
+    parser.add_argument(
+        "--data-root", metavar="DIR", default=".", help="where relative paths of data are looked up (default: here)"
+    )
+    parser.add_argument(
+        "--only", type=_list_of(str), metavar="LABEL,...", default=[], help="contenders to train (default: all)"
+    )
+    parser.add_argument("--stage", choices=("tune", "confirm"), default=None, help="(default: both)")
+    _add_workers(parser)
+
+
+def _add_workers(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--workers", type=int, metavar="N", default=1, help="runs at the same time (default: 1)")
+    parser.add_argument("--address", metavar="A", default=None, help="of a Ray cluster (default: this machine alone)")
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:

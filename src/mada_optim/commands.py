@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mada_optim.experiments.config import RunConfig
+    from mada_optim.experiments.sweep import Experiment
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -71,27 +72,64 @@ def run_train(arguments: argparse.Namespace) -> int:
 def run_compare(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from mada_optim.experiments.compare import Grid, compare
+    from mada_optim.experiments.compare import comparison
+    from mada_optim.experiments.stages import TUNE
 
-    console = Console()
     out = Path(getattr(arguments, "report", None) or getattr(arguments, "out", None) or _new_folder("compare"))
+    code = 0
     if not hasattr(arguments, "report"):
-        grid = Grid(arguments.optimizers, arguments.lrs, arguments.seeds, _config(arguments))
+        experiment = comparison(arguments.optimizers, arguments.lrs, arguments.seeds, _config(arguments))
+        code = _run_stages(experiment, {TUNE: out}, out, arguments)
+    if code != 130:
+        _print_report(Console(), out)
+    return code
 
-        def on_run(name: str, status: str, done: int, total: int) -> None:
-            console.print(f"{done:>{len(str(total))}}/{total}  {name}  {status}", highlight=False, markup=False)
 
-        if not compare(grid, out, arguments.workers, on_run):
-            console.print(f"Interrupted. The same command with --out {out} goes on.", highlight=False, markup=False)
-            return 130
-    _print_report(console, out)
-    return 0
+def run_sweep(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from mada_optim.experiments import sweep
+    from mada_optim.experiments.stages import CONFIRM, TUNE
+
+    experiment = sweep.load(arguments.file, arguments.data_root)
+    out = Path(getattr(arguments, "out", None) or _new_folder(Path(arguments.file).stem))
+    folders = {stage: out / stage for stage in (TUNE, CONFIRM)}
+    chosen = {"only": arguments.only, "stages": [arguments.stage] if arguments.stage else list(folders)}
+    code = _run_stages(experiment, folders, out, arguments, **chosen)
+    if code != 130:
+        for stage, folder in folders.items():
+            if any(folder.glob("runs/*/result.json")):
+                print(f"\n{experiment.title}: {stage}\n")
+                _print_report(Console(), folder)
+    return code
+
+
+def _run_stages(
+    experiment: Experiment, folders: Mapping[str, Path], out: Path, arguments: argparse.Namespace, **chosen: Any
+) -> int:
+    """The exit code: 0, 1 where something could not be trained, 130 after Ctrl-C."""
+    from rich.console import Console
+
+    from mada_optim.experiments.display import SweepDisplay
+    from mada_optim.experiments.stages import run_stages
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    with SweepDisplay(console) as display:
+        ending = run_stages(experiment, folders, arguments.workers, display, address=arguments.address, **chosen)
+    for name, why in ending.failed.items():
+        print(f"mada: {name} {why}", file=sys.stderr)
+    for reason in ending.left_out:
+        print(f"mada: left out: {reason}", file=sys.stderr)
+    if ending.interrupted:
+        console.print(f"Interrupted. The same command with --out {out} goes on.")
+        return 130
+    return 1 if ending.failed or ending.left_out else 0
 
 
 def _print_report(console: Any, out: Path) -> None:
     from rich.table import Table
 
-    from mada_optim.experiments.compare import make_report
+    from mada_optim.experiments.stages import make_report
 
     tables, notes = make_report(out)
     for header, *rows in tables:

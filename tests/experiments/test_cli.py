@@ -13,7 +13,7 @@ MODEL = ["--layers", "1", "--heads", "2", "--width", "16", "--context", "16", "-
 TINY = [*MODEL, "--steps", "12", "--eval-every", "6", "--threads", "1"]
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["compare"], ["optimizers"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["compare"], ["sweep"], ["optimizers"]])
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main([*command, "--help"])
@@ -54,6 +54,7 @@ def test_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "grid")
     grid = ["--optimizers", "adamw,avgrad", "--lrs", "1e-2", "--seeds", "2", "--out", out]
@@ -76,7 +77,7 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--resume", "x", "--lr", "1", "--steps", "2"], "leave out --lr, --steps"),
         (["compare", "--workers", "0"], "workers must be a positive integer, got 0"),
         (["compare", "--seeds", "0"], "seeds must be a list that is not empty"),
-        (["compare", "--report", "nowhere"], "has no compare.json"),
+        (["compare", "--report", "nowhere"], "has no stage.json"),
     ],
 )
 def test_errors_are_one_line(

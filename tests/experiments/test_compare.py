@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,25 +11,31 @@ from tiny import tiny_config
 from torch import nn
 
 from mada_optim.experiments import optimizers
-from mada_optim.experiments.compare import Grid, compare, make_report
+from mada_optim.experiments.compare import comparison
 from mada_optim.experiments.config import OptimizerConfig
 from mada_optim.experiments.optimizers import parse
 from mada_optim.experiments.run_folder import RunFolder
+from mada_optim.experiments.stages import TUNE, Ending, RunReport, make_report, run_stages
+from mada_optim.experiments.sweep import Experiment
 from mada_optim.tasks import InputError
 
 BASE = dataclasses.replace(tiny_config(steps=20, eval_every=5), optimizer=OptimizerConfig())
-GRID = Grid(["adamw", "mada:rho=0"], [1e-3, 1e-2], [0, 1], BASE)
+GRID = comparison(["adamw", "mada:rho=0"], [1e-3, 1e-2], [0, 1], BASE)
 
 
 def _ignore(*_: object) -> None:
     pass
 
 
+def compare(grid: Experiment, out: Path, on_run: Callable[[RunReport], None] = _ignore) -> None:
+    assert run_stages(grid, {TUNE: out}, 2, on_run) == Ending()
+
+
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def out(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
     folder = tmp_path_factory.mktemp("compare") / "grid"
     seen: list[str] = []
-    assert compare(GRID, folder, 2, lambda _, status, done, total: seen.append(f"{status} {done}/{total}"))
+    compare(GRID, folder, lambda run: seen.append(f"{run.status} {run.done}/{run.total}"))
     assert seen == [f"finished {i}/8" for i in range(1, 9)]
     return folder
 
@@ -44,7 +51,7 @@ def test_all_see_the_same_model_and_data(out: Path) -> None:
 
 def test_again_trains_nothing(out: Path) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.jsonl")}
-    assert compare(GRID, out, 2, lambda *_: pytest.fail("trained again"))
+    compare(GRID, out, lambda _: pytest.fail("trained again"))
     assert stamps == {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.jsonl")}
 
 
@@ -52,21 +59,21 @@ def test_unfinished_run_goes_on(out: Path) -> None:
     folder = RunFolder(out / "runs" / "adamw-lr0.01-seed1")
     before = folder.result_file.read_text()
     folder.result_file.unlink()
-    names: list[str] = []
-    assert compare(GRID, out, 1, lambda name, *_: names.append(name))
-    assert names == [folder.path.name]
+    seen: list[tuple[str, int, int]] = []
+    compare(GRID, out, lambda run: seen.append((run.name, run.done, run.total)))
+    assert seen == [(folder.path.name, 8, 8)]
     assert json.loads(folder.result_file.read_text()) == json.loads(before)
 
 
 def test_another_config_is_refused(out: Path) -> None:
     with pytest.raises(InputError, match=r"another configuration .steps: 21, there 20"):
-        compare(dataclasses.replace(GRID, base=dataclasses.replace(BASE, steps=21)), out, 1, _ignore)
+        compare(dataclasses.replace(GRID, base=dataclasses.replace(BASE, steps=21)), out)
 
 
 def test_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(InputError, match="new or empty folder or one of a comparison"):
-        compare(GRID, tmp_path, 1, _ignore)
+    with pytest.raises(InputError, match="new or empty folder or one of an experiment"):
+        compare(GRID, tmp_path)
 
 
 def test_report_from_stored_files(out: Path) -> None:
@@ -94,25 +101,27 @@ def test_report_says_what_is_missing(out: Path) -> None:
 
 
 def test_report_of_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has no compare.json"):
+    with pytest.raises(InputError, match=r"has no stage.json"):
         make_report(tmp_path)
 
 
 @pytest.mark.parametrize(("name", "value"), [("optimizers", []), ("lrs", [1e-3, 1e-3]), ("seeds", [])])
 def test_bad_grid(name: str, value: list[object]) -> None:
+    grid = {"optimizers": ["adamw"], "lrs": [1e-3], "seeds": [0], name: value}
     with pytest.raises(InputError, match=name):
-        dataclasses.replace(GRID, **{name: value})
+        comparison(**grid, base=BASE)  # type: ignore[arg-type]
 
 
 def test_unknown_optimizer_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="got 'adamx'"):
-        compare(dataclasses.replace(GRID, optimizers=["adamw", "adamx"]), tmp_path / "out", 1, _ignore)
+        compare(comparison(["adamw", "adamx"], [1e-3], [0], BASE), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_recipe_defaults_are_those_of_each_optimizer(tmp_path: Path) -> None:
-    grid = dataclasses.replace(GRID, optimizers=["adam", "adan"])
-    assert all(config.optimizer.betas is None for config in grid.runs(tmp_path).values())
+def test_recipe_defaults_are_those_of_each_optimizer() -> None:
+    grid = comparison(["adam", "adan", "schedulefree"], [1e-3], [0], BASE)
+    configs = [config for label in grid.contenders for config in grid.tune(label).values()]
+    assert all(config.optimizer.betas is None and config.final_lr is None for config in configs)
 
 
 @pytest.mark.parametrize("spec", ["mada:rho", "mada:rho=x", "mada:beta1=0.3"])

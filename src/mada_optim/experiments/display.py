@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -10,6 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mada_optim.experiments.stages import RunReport
 from mada_optim.experiments.train import StepReport
 
 SYMBOLS = {"beta1": "β1", "beta2": "β2", "beta3": "β3", "rho": "ρ", "c": "c", "gamma": "γ"}
@@ -71,6 +73,38 @@ class Display:
         values = "  ".join(f"{SYMBOLS.get(name, name)} {value:.3f}" for name, value in report.coefficients.items())
         head = f"step {report.step:>{len(str(self._steps))}}/{self._steps}"
         return f"{head}  {losses}  {_speed(speed)}  {left}  {values}".rstrip()
+
+
+class SweepDisplay:
+    """A context manager to be given to :func:`run_stages` as ``on_run``: a line for each run, a bar on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            expand=True,
+            disable=not console.is_terminal,
+        )
+        self._bar = self._progress.add_task("", total=None, left="")
+
+    def __enter__(self) -> SweepDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, report: RunReport) -> None:
+        left = f"{timedelta(seconds=round(report.seconds_left))} left" if report.done < report.total else ""
+        line = f"{report.done:>{len(str(report.total))}}/{report.total}  {report.name}  {report.status}  {left}"
+        self._console.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
+        self._progress.update(self._bar, completed=report.done, total=report.total, left=left)
 
 
 def _speed(value: float) -> str:

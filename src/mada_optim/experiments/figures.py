@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -92,6 +93,52 @@ def draw_comparison(summaries: Sequence[Summary], path: Path, title: str) -> Non
         right.minorticks_off()
         figure.suptitle(title, x=0.01, ha="left", color="#555555", fontsize=10)
         save_figure(figure, path)
+
+
+def draw_betas(entries: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """``path``.png and .svg: final losses over where the betas start, an optimizer to each column.
+
+    Dots are the starts, crosses those with a diverged run. All columns have the same colours.
+
+    Args:
+        entries: as :func:`report.betas_results` makes them.
+    """
+    with style():
+        figure = Figure(figsize=(1.6 + 2.9 * len(entries), 5.6), layout="constrained")
+        grid = figure.subplots(2, len(entries), sharex=True, sharey=True, squeeze=False)
+        for row, (name, meaning) in zip(grid, (("train_loss", "training"), ("val_loss", "validation")), strict=True):
+            losses = sorted(s[name] for entry in entries for s in entry["starts"] if s.get(name) is not None)
+            if not losses:
+                continue
+            # The few worst would leave no colours for the others.
+            low, high = losses[0], losses[int(0.95 * (len(losses) - 1))]
+            levels = [low + (high - low or 1.0) * i / 12 for i in range(13)]
+            drawn = [_draw_contour(axes, entry, name, levels) for axes, entry in zip(row, entries, strict=True)]
+            contour = next((contour for contour in drawn if contour is not None), None)
+            if contour is not None:
+                figure.colorbar(contour, ax=list(row), label=f"final {meaning} loss", format="%.3g")
+            row[0].set_ylabel("β2")
+        for axes, entry in zip(grid[0], entries, strict=True):
+            axes.set_title(f"{entry['optimizer']}, lr {entry['lr']:g}")
+        for axes in grid[1]:
+            axes.set_xlabel("β1")
+        figure.suptitle(title, x=0.01, ha="left", color="#555555", fontsize=10)
+        save_figure(figure, path)
+
+
+def _draw_contour(axes: Axes, entry: Mapping[str, Any], name: str, levels: Sequence[float]) -> Any:
+    """The contour; None where the starts are too few or on one line."""
+    starts = [(*start["betas"], start.get(name)) for start in entry["starts"]]
+    usable = [start for start in starts if start[2] is not None]
+    contour = None
+    beta1, beta2, losses = np.array(usable, float).reshape(-1, 3).T
+    if np.linalg.matrix_rank([beta1 - beta1[:1], beta2 - beta2[:1]]) == 2:
+        contour = axes.tricontourf(beta1, beta2, losses, levels=levels, extend="max", cmap="viridis_r")
+    for marker, chosen in ((".", usable), ("x", [start for start in starts if start[2] is None])):
+        axes.plot(
+            [s[0] for s in chosen], [s[1] for s in chosen], marker, color="#333333", ms=4, alpha=0.6, clip_on=False
+        )
+    return contour
 
 
 def _draw_losses(axes: Axes, metrics: Metrics, title: str) -> None:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mada_optim.experiments.run_folder import Metrics, RunFolder, read_json
+from mada_optim.experiments.run_folder import Metrics, RunFolder, finite, read_json
 from mada_optim.experiments.stats import mean_interval, paired_difference
 from mada_optim.experiments.train import Result
 
 REFERENCE = "adamw"
+FINAL_LOSSES = ("train_loss", "val_loss")
 Table = list[list[str]]  # the first row is the header
 
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run that is over."""
+    """A run that is over. ``betas`` is where they started; None: where the optimizer has them start."""
 
     lr: float
+    betas: tuple[float, float] | None
     seed: int
     result: Result
     metrics: Metrics
@@ -55,6 +58,13 @@ class Summary:
         means = {lr: mean for lr in self.lrs() if (mean := self.mean_final(lr)) is not None}
         return min(means, key=means.__getitem__) if means else None
 
+    def betas(self) -> list[tuple[float, float]]:
+        return sorted({run.betas for run in self.runs if run.betas is not None})
+
+    def robust_lr(self) -> float:
+        """Learning rate with the lowest median final validation loss, a diverged run counting as the worst."""
+        return min(self.lrs(), key=lambda lr: statistics.median(_losses(self.at(lr), "val_loss")))
+
     def curves(self) -> dict[int, list[float]]:
         """Validation losses of all seeds by step, at the best learning rate."""
         curves: dict[int, list[float]] = {}
@@ -76,7 +86,7 @@ def load_run(folder: RunFolder) -> StoredRun | None:
         return None
     config = folder.config()
     result = Result(**read_json(folder.result_file))
-    return StoredRun(config.optimizer.lr, config.seed, result, folder.metrics())
+    return StoredRun(config.optimizer.lr, config.optimizer.betas, config.seed, result, folder.metrics())
 
 
 def results(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
@@ -151,6 +161,52 @@ def _lr_cell(cell: dict[str, Any] | None) -> str:
     if cell["diverged"]:
         return f"{cell['diverged']} of {cell['diverged'] + len(cell['val_loss'])} diverged"
     return f"{statistics.fmean(cell['val_loss']):.4f}"
+
+
+def median_train_loss(summaries: Sequence[Summary]) -> float:
+    """Of all runs."""
+    return statistics.median(loss for summary in summaries for loss in _losses(summary.runs, "train_loss"))
+
+
+def betas_results(summaries: Sequence[Summary], threshold: float) -> list[dict[str, Any]]:
+    """How much it matters where the betas start: one entry for each optimizer, at one learning rate, as JSON values.
+
+    ``share`` is that of the runs whose final training loss is below ``threshold``; losses at a start are means over
+    seeds. None stands for a diverged run.
+    """
+    entries = []
+    for summary in summaries:
+        runs = summary.at(summary.robust_lr())
+        starts: list[dict[str, Any]] = []
+        for betas in summary.betas():
+            there = [run for run in runs if run.betas == betas]
+            means = {name: finite(statistics.fmean(_losses(there, name))) for name in FINAL_LOSSES if there}
+            starts.append({"betas": list(betas), **means})
+        train = _losses(runs, "train_loss")
+        entry = {"optimizer": summary.label, "lr": summary.robust_lr(), "runs": len(runs), "starts": starts}
+        entry["share"] = sum(loss < threshold for loss in train) / len(train)
+        for name in FINAL_LOSSES:
+            losses = _losses(runs, name)
+            entry[f"{name}_median"], entry[f"{name}_worst"] = finite(statistics.median(losses)), finite(max(losses))
+        entries.append(entry)
+    return entries
+
+
+def betas_table(entries: Sequence[dict[str, Any]], threshold: float) -> Table:
+    """Share of good starts, median and worst final losses."""
+    header = f"optimizer|lr|runs|train loss < {threshold:.3g}|median|worst|val loss: median|worst"
+    table = [header.split("|")]
+    for entry in entries:
+        losses = [entry[f"{name}_{which}"] for name in FINAL_LOSSES for which in ("median", "worst")]
+        cells = ["diverged" if loss is None else f"{loss:.4f}" for loss in losses]
+        table.append([entry["optimizer"], f"{entry['lr']:g}", str(entry["runs"]), f"{entry['share']:.1%}", *cells])
+    return table
+
+
+def _losses(runs: Sequence[StoredRun], name: str) -> list[float]:
+    """Infinite where a run diverged."""
+    values = (getattr(run.result, name) for run in runs)
+    return [math.inf if value is None else value for value in values]
 
 
 def markdown(table: Table) -> str:

@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mada_optim.cli import main
+from mada_optim.experiments import report
+from mada_optim.experiments.config import RunConfig
+from mada_optim.experiments.run_folder import RunFolder
+from mada_optim.experiments.stages import CONFIRM, TUNE, Ending, RunReport, make_report, run_stages
+from mada_optim.experiments.sweep import Experiment, load
+from mada_optim.experiments.train import Result
+from mada_optim.tasks import InputError
+
+SHAKESPEARE = Path(__file__).parents[2] / "experiments" / "shakespeare.toml"
+BASE = """
+[base]
+task = { kind = "language", layers = 1, heads = 2, width = 16, context = 16, batch = 4, val_windows = 8 }
+steps = 10
+eval_every = 5
+threads = 1
+"""
+TINY = f"""
+title = "Tiny"
+{BASE}
+[axes]
+"optimizer.lr" = [1e-3, 1e-2]
+seed = [0, 1]
+[confirm]
+steps = 12
+seeds = [0, 1, 2]
+[contenders.adamw]
+name = "adamw"
+axes = {{ "optimizer.lr" = [1e-3, 1e-2, 1e37] }}
+[contenders.fixed]
+name = "mada"
+coefficients_from = "mada"
+axes = {{ "optimizer.lr" = [1e-2] }}
+[contenders.mada]
+name = "mada"
+options = {{ hyper_warmup = 2, hyper_lr = {{ rho = 0.5, beta1 = 0.05 }} }}
+run = {{ task = {{ width = 32 }}, "task.heads" = 4 }}
+[contenders.wild]
+name = "adamw"
+axes = {{ "optimizer.lr" = [1e37] }}
+run = {{ steps = 40 }}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    (folder / "file.toml").write_text(text)
+    return folder / "file.toml"
+
+
+def ignore(_: RunReport) -> None:
+    pass
+
+
+# Files.
+
+
+def test_shakespeare() -> None:
+    experiment = load(SHAKESPEARE, "/texts")
+    labels = list(experiment.contenders)
+    assert len(labels) == 15
+    assert all(len(experiment.tune(label)) == 10 for label in labels)
+    assert all(len(experiment.confirmed(label, 1e-2)) == 5 for label in labels)
+    assert {config.optimizer.lr for config in experiment.tune("prodigy").values()} == {0.1, 0.3, 1, 3, 10}
+    config = experiment.config("muon")
+    assert (config.steps, config.eval_every, config.threads, config.final_lr) == (600, 100, 1, None)
+    assert config.task == dataclasses.replace(RunConfig().task, data="/texts/tiny_shakespeare.txt")
+    assert {config.steps for config in experiment.confirmed("muon", 1e-2).values()} == {2000}
+    assert experiment.config("adamw β2 0.95").optimizer.betas == (0.9, 0.95)
+
+
+def test_the_file_in_the_docs(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text("utf-8")
+    experiment = load(write(tmp_path, page.split("```toml\n")[1].split("```")[0]))
+    assert list(experiment.contenders) == ["adamw", "mada ρ=0", "prodigy", "mada-fs"]
+    assert experiment.config("prodigy").warmup == 0.1
+
+
+def test_names_of_runs(tmp_path: Path) -> None:
+    axes = '[axes]\nseed = [1]\n"optimizer.betas" = [[0.5, 0.9]]\n"optimizer.options.hyper_lr.rho" = [0.1, 1]\n'
+    path = write(tmp_path, f'{BASE}{axes}[contenders."Mada (ours): ρ"]\nname = "mada"\n')
+    runs = load(path).tune("Mada (ours): ρ")
+    assert list(runs) == ["Mada_ours_+_ρ-betas0.5,0.9-rho0.1-seed1", "Mada_ours_+_ρ-betas0.5,0.9-rho1-seed1"]
+    config = runs["Mada_ours_+_ρ-betas0.5,0.9-rho0.1-seed1"]
+    assert (config.optimizer.betas, config.optimizer.options, config.seed) == (
+        (0.5, 0.9),
+        {"hyper_lr": {"rho": 0.1}},
+        1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("title =", "titel =", "key of file must be one of title, base, .*, got 'titel'"),
+        ("[base]", "[base", "file must be an experiment in TOML"),
+        ('kind = "language"', 'kind = "music"', "task must be one of language.*, got 'music'"),
+        ("layers = 1", "layer = 1", "argument of task language must be one of .*, got 'layer'"),
+        ("steps = 10", "stops = 10", "field must be one of a run's: task, .*, got 'stops'"),
+        ("steps = 10", "steps = -1", "steps must be a positive integer, got -1"),
+        ("seed = [0, 1]", "seed = [0, 0]", "seed must be a list that is not empty and repeats nothing"),
+        ("seed = [0, 1]", "seed = 0", "seed must be a list that is not empty and repeats nothing, got 0"),
+        ("seed = [0, 1]", '"optimizer.rl" = [1]', "field must be one of a run's: name, lr, .*, got 'optimizer.rl'"),
+        ("steps = 10", "optimizer = { betas = 0.9 }", "optimizer.betas must be two numbers, got 0.9"),
+        ("seeds = [0, 1, 2]", "", "confirm must be a table with seeds"),
+        ("seeds = [0, 1, 2]", "seeds = []", "confirm.seeds must be a list that is not empty"),
+        ("hyper_warmup = 2,", "hyper_warmpu = 2,", "hyper_warmpu"),
+        ('[contenders.mada]\nname = "mada"', "[contenders.mada]", "contenders.mada must be a table with a name"),
+        ('[contenders.mada]\nname = "mada"', '[contenders.mada]\nname = "adamx"', "got 'adamx'"),
+        (
+            'coefficients_from = "mada"',
+            'coefficients_from = "Mada"',
+            "coefficients_from of 'fixed' must be one of 'adam",
+        ),
+        ('coefficients_from = "mada"', 'coefficients_from = "adamw"', "a contender whose optimizer has coefficients"),
+        ("[contenders.wild]", '[contenders."adamw!"]', "runs must be told apart .*, got 'adamw-lr1e.37-seed0'"),
+        ("val_windows = 8", 'val_windows = 8, data = "nowhere.txt"', "nowhere.txt', which does not exist"),
+        ('"task.heads" = 4', '"task.heads" = 5', "width must be a multiple of heads"),
+    ],
+)
+def test_errors_before_anything_is_written(before: str, after: str, message: str, tmp_path: Path) -> None:
+    assert before in TINY
+    text = TINY.replace(before, after, 1)
+    with pytest.raises(InputError, match=message):
+        run_stages(load(write(tmp_path, text)), folders(tmp_path), 1, ignore)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.toml"]
+
+
+# Two stages.
+
+
+def folders(out: Path) -> dict[str, Path]:
+    return {stage: out / stage for stage in (TUNE, CONFIRM)}
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    return load(write(tmp_path_factory.mktemp("file"), TINY))
+
+
+@pytest.fixture(scope="module")
+def out(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+    out = tmp_path_factory.mktemp("sweep")
+    seen: list[RunReport] = []
+    ending = run_stages(experiment, folders(out), 2, seen.append)
+    assert ending == Ending(left_out=["confirm of wild: wild has a diverged run at each learning rate"])
+    # In the first stage 6 + 2 + 4 + 2, in the second 3 each but for the wild one.
+    assert [run.done for run in seen] == list(range(1, 24))
+    assert seen[-1].total == 23
+    assert seen[-1].seconds_left == 0
+    assert all(run.seconds_left > 0 for run in seen[:-1])
+    return out
+
+
+def stored(folder: Path) -> dict[str, tuple[RunConfig, Result]]:
+    return {
+        path.parent.name: (RunFolder(path.parent).config(), Result(**json.loads(path.read_text())))
+        for path in folder.glob("runs/*/result.json")
+    }
+
+
+def test_the_second_stage_is_at_the_best_learning_rate(out: Path) -> None:
+    tuned, confirmed = stored(out / TUNE), stored(out / CONFIRM)
+
+    def mean(lr: str) -> float:
+        return statistics.fmean(tuned[f"adamw-lr{lr}-seed{seed}"][1].val_loss or 0.0 for seed in (0, 1))
+
+    assert tuned["adamw-lr1e+37-seed0"][1].status == "diverged"
+    best = min(("0.001", "0.01"), key=mean)
+    assert {name for name in confirmed if name.startswith("adamw")} == {f"adamw-lr{best}-seed{s}" for s in (0, 1, 2)}
+    assert {config.steps for config, _ in confirmed.values()} == {12}
+    assert {config.steps for name, (config, _) in tuned.items() if not name.startswith("wild")} == {10}
+    assert {config.task.width for name, (config, _) in confirmed.items() if name.startswith("mada")} == {32}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("stage", "seeds"), [(TUNE, 2), (CONFIRM, 3)])
+def test_fixed_coefficients_are_the_means_of_the_learned_ones(out: Path, stage: str, seeds: int) -> None:
+    runs = stored(out / stage)
+    make_report(out / stage)
+    entries = json.loads((out / stage / "results.json").read_text())["results"]
+    best = next(f"lr{entry['best_lr']:g}" for entry in entries if entry["optimizer"] == "mada")
+    finals = [runs[f"mada-{best}-seed{seed}"][1].coefficients for seed in range(seeds)]
+    assert len({final["rho"] for final in finals}) == seeds
+    means = {name: statistics.fmean(final[name] for final in finals) for name in finals[0]}
+    for seed in range(seeds):
+        config, result = runs[f"fixed-lr0.01-seed{seed}-from-{best}-x{seeds}"]
+        assert config.optimizer.betas == (means["beta1"], means["beta2"])
+        assert config.optimizer.options["hyper_lr"] == 0
+        # The optimizer holds them in float32.
+        assert result.coefficients == pytest.approx(means, rel=1e-6)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_each_optimizer_has_its_own_schedule(experiment: Experiment, tmp_path: Path) -> None:
+    contenders = {
+        name: dataclasses.replace(experiment.contenders["adamw"], name=name) for name in ("adamw", "schedulefree")
+    }
+    both = dataclasses.replace(experiment, contenders=contenders)
+    assert [config.final_lr for name in contenders for config in both.tune(name).values()] == [None] * 12
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_again_trains_nothing_and_more_seeds_are_added(experiment: Experiment, out: Path) -> None:
+    again = run_stages(experiment, folders(out), 2, lambda _: pytest.fail("trained again"))
+    assert not again.failed
+    more = dataclasses.replace(experiment, axes={**experiment.axes, "seed": [0, 1, 2]})
+    seen: list[str] = []
+    run_stages(more, folders(out), 2, lambda run: seen.append(run.name), stages=[TUNE], only=["wild"])
+    assert seen == ["wild-lr1e+37-seed2"]
+    ending = run_stages(more, folders(out), 2, ignore, stages=[CONFIRM], only=["wild"])
+    assert ending.left_out == ["confirm of wild: wild has a diverged run at each learning rate"]
+
+
+def change_contender(experiment: Experiment) -> Experiment:
+    contender = dataclasses.replace(experiment.contenders["adamw"], betas=(0.5, 0.9))
+    return dataclasses.replace(experiment, contenders={**experiment.contenders, "adamw": contender})
+
+
+def change_base(experiment: Experiment) -> Experiment:
+    return dataclasses.replace(experiment, base=dataclasses.replace(experiment.base, clip=2.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (change_contender, r"optimizer.betas: \[0.5, 0.9\], there \[0.9, 0.99\]"),
+        (change_base, "clip: 2.0, there 1.0"),
+    ],
+)
+def test_a_changed_file_is_refused(
+    change: Callable[[Experiment], Experiment], message: str, experiment: Experiment, out: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run_stages(change(experiment), folders(out), 2, ignore)
+
+
+def test_wrong_choices(experiment: Experiment, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="only must be one of 'adamw', .*, got 'adam'"):
+        run_stages(experiment, folders(tmp_path), 1, ignore, only=["adam"])
+    with pytest.raises(InputError, match="confirm needs tune: 0 of 6 runs of adamw are over"):
+        run_stages(experiment, folders(tmp_path), 1, ignore, stages=[CONFIRM])
+    with pytest.raises(InputError, match=r"stage must be tune for an experiment without \[confirm\], got 'confirm'"):
+        run_stages(dataclasses.replace(experiment, confirm=None), folders(tmp_path), 1, ignore, stages=[CONFIRM])
+    assert not list(tmp_path.iterdir())
+
+
+BETAS = f"""
+threshold = 10.0
+{BASE}
+[axes]
+"optimizer.betas" = [[0.1, 0.5], [0.1, 0.9], [0.9, 0.5], [0.9, 0.9]]
+[contenders.adamw]
+name = "adamw"
+[contenders.hyperadam]
+name = "hyperadam"
+"""
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_command_on_betas_and_a_run_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["sweep", str(write(tmp_path, BETAS)), "--out", str(tmp_path / "out"), "--workers", "2"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "8/8" in printed
+    tune = tmp_path / "out" / TUNE
+    assert "train loss < 10 |" in (tune / "table.md").read_text()
+    assert {path.name for path in tune.glob("betas.*")} == {"betas.png", "betas.svg"}
+    found = json.loads((tune / "results.json").read_text())["betas"]
+    assert [(entry["optimizer"], entry["runs"], entry["share"]) for entry in found] == [
+        ("adamw", 4, 1.0),
+        ("hyperadam", 4, 1.0),
+    ]
+    name = "adamw-betas0.1,0.5"
+    assert found[0]["starts"][0]["val_loss"] == stored(tune)[name][1].val_loss
+    # Something else has come into the folder of a run: it is named, and the others go on.
+    for file in (tune / "runs" / name).glob("*.*"):
+        file.unlink()
+    (tune / "runs" / name / "thesis.tex").touch()
+    (tune / "runs" / "adamw-betas0.9,0.9" / "result.json").unlink()
+    assert main(command) == 1
+    printed, error = capsys.readouterr()
+    assert f"mada: {name} failed: out must be a new or empty folder" in error
+    assert "adamw-betas0.9,0.9  finished" in printed
+    assert "INCOMPLETE: 7 of 8" in printed
+
+
+# Starts of the betas.
+
+
+def run(
+    betas: tuple[float, float], seed: int, train: float | None, val: float | None, lr: float = 0.1
+) -> report.StoredRun:
+    result = Result("finished", 1, train, val, val, 0.0, 0.0, {}, 0)
+    return report.StoredRun(lr, betas, seed, result, [])
+
+
+def test_table_of_betas() -> None:
+    one, two = (0.1, 0.9), (0.5, 0.9)
+    runs = [run(one, 0, 1.0, 2.0), run(one, 1, 3.0, 4.0), run(two, 0, 2.0, 5.0), run(two, 1, None, None)]
+    other = [
+        run(one, 0, 9.0, 9.0, 0.2),
+        run(one, 1, 9.0, 9.0, 0.2),
+        run(two, 0, 9.0, 9.0, 0.2),
+        run(two, 1, 9.0, 9.0, 0.2),
+    ]
+    summary = report.Summary("adamw", runs + other)
+    found = report.betas_results([summary], 2.5)
+    assert found[0]["starts"] == [
+        {"betas": [0.1, 0.9], "train_loss": 2.0, "val_loss": 3.0},
+        {"betas": [0.5, 0.9], "train_loss": None, "val_loss": None},
+    ]
+    table = report.betas_table(found, 2.5)
+    assert table[1] == ["adamw", "0.1", "4", "50.0%", "2.5000", "diverged", "4.5000", "diverged"]
+    assert report.median_train_loss([summary]) == 9.0
