@@ -107,11 +107,18 @@ def test_nothing_to_do_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert pool.run(make_overlap(), {}, lambda *_: None)
 
 
-def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("nowhere", "Ray cannot be used at address 'nowhere'"),
+        ("127.0.0.1:1", "address must be that of a Ray cluster, got '127.0.0.1:1'"),
+    ],
+)
+def test_a_cluster_that_is_not_there(address: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with pytest.raises(InputError, match=r"Ray cannot be used at address 'nowhere'"), Pool(1, "nowhere") as pool:
+    with pytest.raises(InputError, match=message), Pool(1, address) as pool:
         pool.run(make_overlap(), {"one": ("",)}, lambda *_: None)
 
 

@@ -36,7 +36,7 @@ def _run(lr: float, seed: int, curve: list[float], status: str = "finished") -> 
     final = None if status == "diverged" else curve[-1]
     best = None if status == "diverged" else min(curve)
     metrics = [{"step": 10 * i, "val_loss": value} for i, value in enumerate(curve)]
-    return StoredRun(lr, seed, Result(status, 20, final, final, best, 0.02, 0.001, {}, 0), metrics)
+    return StoredRun(lr, None, seed, Result(status, 20, final, final, best, 0.02, 0.001, {}, 0), metrics)
 
 
 def test_tables_by_hand() -> None:

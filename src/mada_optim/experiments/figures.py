@@ -135,9 +135,10 @@ def _draw_contour(axes: Axes, entry: Mapping[str, Any], name: str, levels: Seque
     if np.linalg.matrix_rank([beta1 - beta1[:1], beta2 - beta2[:1]]) == 2:
         contour = axes.tricontourf(beta1, beta2, losses, levels=levels, extend="max", cmap="viridis_r")
     for marker, chosen in ((".", usable), ("x", [start for start in starts if start[2] is None])):
-        axes.plot(
-            [s[0] for s in chosen], [s[1] for s in chosen], marker, color="#333333", ms=4, alpha=0.6, clip_on=False
-        )
+        # An empty line that is not clipped has no bounds, on which the layout would fail.
+        if chosen:
+            xs, ys, _ = zip(*chosen, strict=True)
+            axes.plot(xs, ys, marker, color="#333333", ms=4, alpha=0.6, clip_on=False)
     return contour
 
 

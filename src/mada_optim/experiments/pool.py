@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import socket
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
@@ -100,6 +101,13 @@ class Pool:
             raise InputError(f"{error.name} is missing: pip install 'mada-optim[experiments]'") from None
         if ray.is_initialized():
             return
+        host, _, port = (self._address or "").rpartition(":")
+        if port.isdigit() and "://" not in host:
+            try:
+                # Ray would try for minutes.
+                socket.create_connection((host, int(port)), timeout=10).close()
+            except OSError as error:
+                raise InputError(f"address must be that of a Ray cluster, got {self._address!r}: {error}") from None
         local = self._address is None  # what follows would be refused by a cluster, which has its own
         self._started = True
         try:
