@@ -66,7 +66,7 @@ TABLE = [
         ADAM | {"ortho": 0.0, "scale": 1.0},
         8,
         learns=True,
-        kwargs={"hyper_warmup": 3, "betas": (0.9, 0.999)},
+        kwargs={"hyper_warmup": 3, "betas": (0.9, 0.999), "scale": 1.0},
     ),
     Row("mada-every-3", MADA, ADAM, 7, learns=True, kwargs={"hyper_warmup": 2, "hyper_every": 3}),
 ]

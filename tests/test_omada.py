@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_at_one_corner_it_is_torchs_muon():
     """Compared step by step from the same weights: Newton-Schulz in bfloat16 would drift apart in many steps."""
     ours = Deep()
     groups = matrix_groups(ours)
-    optimizer = OMADA(ours, lr=1e-2, weight_decay=0.1, ortho=1.0, **ADAMW)
+    optimizer = OMADA(ours, lr=1e-2, weight_decay=0.1, ortho=1.0, scale=1.0, **ADAMW)
     assert len(groups[0]["params"]) == 5
     matrices = [param for _, param in groups[0]["params"]]
     twins = [nn.Parameter(param.detach().flatten(1).clone()) for param in matrices]
@@ -63,7 +64,7 @@ def test_at_one_corner_it_is_torchs_muon():
 def test_at_the_other_corner_it_is_mada():
     ours, theirs = Deep(torch.float64), Deep(torch.float64)
     settings = {"hyper_lr": {"beta1": 5e-4, "rho": 0.1}, "hyper_warmup": 2, "betas": (0.9, 0.99), "lr": 1e-2}
-    train(ours, OMADA(ours, **settings), 30)
+    train(ours, OMADA(ours, **settings, scale=1.0), 30)
     train(theirs, MADA(theirs.parameters(), **settings), 30)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
@@ -132,7 +133,7 @@ def test_the_scales_hypergradient_is_that_of_all_steps():
         optimizer.step()
         if step:
             assert optimizer.hypergradients()["scale"] == pytest.approx(expected, rel=1e-9)
-    assert optimizer.coefficients()["scale"] != 1.0
+    assert optimizer.coefficients()["scale"] != 0.1
 
 
 def test_resumes_bit_for_bit():
@@ -174,7 +175,7 @@ def test_a_loss_of_another_size_learns_the_same():
     found = []
     for factor in (1.0, 1024.0):
         model = Deep(torch.float64)
-        optimizer = OMADA(model, 1e-2, eps=0.0, hyper_lr={"ortho": 0.1, "scale": 0.03})
+        optimizer = OMADA(model, 1e-2, eps=0.0, hyper_lr=dict.fromkeys(("ortho", "scale"), 0.1))
         for step in range(30):
             optimizer.zero_grad()
             (factor * loss_of(model, step)).backward()
@@ -187,8 +188,25 @@ def test_a_small_learning_rate_is_raised_and_a_large_one_lowered():
     factors = []
     for lr in (1e-4, 1.0):
         model = Net(torch.float32)
-        optimizer = OMADA(model, lr, weight_decay=0.0)
+        optimizer = OMADA(model, lr, weight_decay=0.0, scale=1.0)
         train(model, optimizer, 60)
         factors.append(optimizer.coefficients()["scale"])
     assert factors[0] > 2.0
     assert factors[1] < 0.8
+
+
+def test_the_scale_does_not_undo_a_schedule():
+    """Its steps fall with the square of the learning rate; while that rises they are whole."""
+    moves = []
+    for factor in (1.0, 0.1):
+        model = Deep(torch.float64)
+        optimizer = OMADA(model, 1e-3, hyper_lr={"scale": 0.1})
+        train(model, optimizer, 10)
+        for group in optimizer.param_groups:
+            group["lr"] *= factor
+        train(model, optimizer, 1, first=10)
+        before = optimizer.coefficients()["scale"]
+        train(model, optimizer, 1, first=11)
+        moves.append(math.log(optimizer.coefficients()["scale"] / before))
+    assert abs(moves[0]) > 1e-4
+    assert 0.005 < abs(moves[1] / moves[0]) < 0.02

@@ -182,6 +182,7 @@ class LearningRule:
         step_sizes: Sequence[float],
         boxes: Sequence[tuple[float, float]],
         due: bool | Tensor = True,
+        of_peak: float | Tensor = 1.0,
     ) -> None:
         """Move the coefficients in place, without waiting for the device.
 
@@ -196,6 +197,7 @@ class LearningRule:
             step_sizes: α for each coefficient, 0 where it is frozen.
             boxes: (low, high) for each coefficient.
             due: False: nothing changes.
+            of_peak: the learning rate as a share of its highest value so far.
         """
         h = hypergradient
         finite = torch.isfinite(h).all()
@@ -203,8 +205,8 @@ class LearningRule:
         alpha, low, high = _on_device(tuple(step_sizes), tuple(boxes), h.device)
         momentum = self.momentum * learned.momentum + h.clamp(-self.clip, self.clip)
         new = LearnedTensors(learned.values - alpha * momentum, momentum, learned.square, learned.taken + 1)
-        if any(coefficient.normalized or coefficient.logarithmic for coefficient in coefficients):
-            new = _normalize(learned, new, h, alpha, tuple(coefficients))
+        if any(one.normalized or one.logarithmic or one.cumulative for one in coefficients):
+            new = _normalize(learned, new, h, alpha, tuple(coefficients), of_peak)
         moved = torch.minimum(torch.maximum(new.values, low), high)
         new = replace(new, values=torch.where(alpha > 0, moved, learned.values))
         for item in fields(LearnedTensors):
@@ -214,16 +216,22 @@ class LearningRule:
 
 
 def _normalize(
-    before: LearnedTensors, plain: LearnedTensors, h: Tensor, alpha: Tensor, coefficients: tuple[Coefficient, ...]
+    before: LearnedTensors,
+    plain: LearnedTensors,
+    h: Tensor,
+    alpha: Tensor,
+    coefficients: tuple[Coefficient, ...],
+    of_peak: float | Tensor,
 ) -> LearnedTensors:
     """What ``plain`` gradient descent makes of ``before``, but for coefficients that are learned in another way."""
-    normalized, logarithmic = _kinds(coefficients, h.device)
+    normalized, logarithmic, cumulative = _kinds(coefficients, h.device)
     taken = plain.taken.to(h.dtype)
     mean = _MEAN_DECAY * before.momentum + (1 - _MEAN_DECAY) * h
     square = _SQUARE_DECAY * before.square + (1 - _SQUARE_DECAY) * h * h
     size = (square / (1 - _SQUARE_DECAY**taken)).sqrt()
     ratio = torch.where(size > 0, mean / (1 - _MEAN_DECAY**taken) / size, 0.0)
     change = alpha * torch.where(normalized, ratio, plain.momentum)
+    change = torch.where(cumulative, change * of_peak**2, change)
     values = torch.where(logarithmic, before.values * torch.exp(-change), before.values - change)
     return LearnedTensors(values, torch.where(normalized, mean, plain.momentum), square, plain.taken)
 
@@ -238,8 +246,7 @@ def _on_device(
 
 
 @lru_cache(maxsize=64)
-def _kinds(coefficients: tuple[Coefficient, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which of them are normalized, which logarithmic."""
-    kinds = ([getattr(one, kind) for one in coefficients] for kind in ("normalized", "logarithmic"))
-    normalized, logarithmic = (torch.tensor(kind).to(device) for kind in kinds)
-    return normalized, logarithmic
+def _kinds(coefficients: tuple[Coefficient, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """Which of them are normalized, which logarithmic, which cumulative."""
+    kinds = ([getattr(one, kind) for one in coefficients] for kind in ("normalized", "logarithmic", "cumulative"))
+    return tuple(torch.tensor(kind).to(device) for kind in kinds)

@@ -96,7 +96,8 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
         hypergradient = hypergradient * grad_scale
         learned = LearnedTensors(*(shared[key] for key in LEARNED_TENSORS))
         step_sizes, boxes = tuple(shared["hyper_lr"].values()), tuple(shared["bounds"].values())
-        rule.learn(learned, shared["hyper_skipped"], hypergradient, family.coefficients, step_sizes, boxes, due)
+        skipped, of_peak = shared["hyper_skipped"], _of_peak(shared)
+        rule.learn(learned, skipped, hypergradient, family.coefficients, step_sizes, boxes, due, of_peak)
     for group in groups:
         if family.prepares:
             _prepare(family, group, state)
@@ -175,12 +176,26 @@ def _add_up(team: Team, part: Tensor | None, values: Tensor, due: bool | Tensor)
     return total[:-1], (total[-1] > 0) & due
 
 
+def _of_peak(group: Group) -> float | Tensor:
+    """The last step's learning rate as a share of the highest so far; 1 where all were 0."""
+    lr, peak = group["previous_lr"], group["peak_lr"]
+    if isinstance(peak, Tensor):
+        return torch.where(peak > 0, lr / peak, 1.0).to(group["coefficients"])
+    return float(lr) / peak if peak > 0 else 1.0
+
+
 def _remember_lr(group: Group) -> None:
-    lr, previous = group["lr"], group["previous_lr"]
-    if isinstance(lr, Tensor) and isinstance(previous, Tensor):
-        previous.copy_(lr.detach().reshape(()))  # the same tensor on each replay of a captured graph
-    else:
-        group["previous_lr"] = lr.detach().reshape(()).clone() if isinstance(lr, Tensor) else lr
+    lr = group["lr"].detach().reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
+    for name in ("previous_lr", "peak_lr"):
+        before = group[name]
+        value = lr
+        if name == "peak_lr":
+            tensors = isinstance(lr, Tensor) or isinstance(before, Tensor)
+            value = torch.maximum(torch.as_tensor(lr), torch.as_tensor(before)) if tensors else max(lr, before)
+        if isinstance(value, Tensor) and isinstance(before, Tensor):
+            before.copy_(value)  # the same tensor on each replay of a captured graph
+        else:
+            group[name] = value.clone() if isinstance(value, Tensor) else value
 
 
 def _finish_step(state: dict[str, Any], stepped: bool, keep: bool, learning: bool) -> None:

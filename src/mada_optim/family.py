@@ -43,7 +43,8 @@ class Coefficient:
             the same however loss, parameters and learning rate are scaled.
         logarithmic: its logarithm is what is learned: a step multiplies it.
         cumulative: it scales all steps alike, and its hypergradient is that of all steps since the first,
-            ⟨g_{t+1}, x_{t+1} - x_1⟩, instead of the last one alone.
+            ⟨g_{t+1}, x_{t+1} - x_1⟩, instead of the last one alone. Its step size falls with the square of the learning
+            rate, from its peak on: it must not undo what a schedule does.
     """
 
     name: str
@@ -284,9 +285,9 @@ class OMADAFamily(MADAFamily):
         Coefficient("ortho", 0.0, (0.0, 1.0), 0.1, domain=(0.0, 1.0), special=(0.0, 1.0), normalized=True),
         Coefficient(
             "scale",
-            1.0,
-            (0.01, 100.0),
-            0.03,
+            0.1,
+            (1e-3, 1e3),
+            0.1,
             domain=(0.0, math.inf),
             special=(1.0,),
             normalized=True,

@@ -32,13 +32,14 @@ class OMADA(WithBetas, HypergradientOptimizer):
         lr: learning rate η, which the learned factor κ multiplies. Default: 3e-3.
         betas, eps, weight_decay, beta3, rho, c, gamma, lion_betas: as in :class:`MADA`.
         ortho: where ω starts, the weight of the orthogonalized direction in the step of a matrix. Default: 0.
-        scale: where κ starts. Default: 1.
+        scale: where κ starts. Default: 0.1. From below it finds its way in some 50 steps; steps that are too large
+            at first are not taken back.
         ortho_momentum: μ. Default: 0.95.
-        hyper_lr: as in :class:`MADA`. Defaults for ω and κ: 0.1 and 0.03; their hypergradients are normalized, so
-            these are steps at most about so long, that of κ as a share of it.
+        hyper_lr: as in :class:`MADA`. Default for ω and κ: 0.1. Their hypergradients are normalized, so this is the
+            length of a step when all hypergradients agree; that of κ is a share of it.
         hyper_momentum, hyper_clip, hyper_warmup, hyper_every, bounds, hyper_per_group, foreach, maximize, capturable,
             differentiable, fused, state_dtype, stochastic_rounding: see :class:`HypergradientOptimizer`. Boxes: as
-            MADA's, ω [0, 1], κ [0.01, 100].
+            MADA's, ω [0, 1], κ [0.001, 1000].
 
     Raises:
         ValueError: a parameter of a group with ``matrices=True`` is not one.
@@ -62,7 +63,7 @@ class OMADA(WithBetas, HypergradientOptimizer):
         c: float = 1.0,
         gamma: float = 1.0,
         ortho: float = 0.0,
-        scale: float = 1.0,
+        scale: float = 0.1,
         ortho_momentum: float = 0.95,
         hyper_lr: HyperLR = None,
         hyper_momentum: float = 0.0,

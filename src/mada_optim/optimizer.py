@@ -30,7 +30,7 @@ _LATER_ARGUMENTS = {
     "stochastic_rounding": False,
 }
 # What a parameter group holds beside the arguments and SET_TENSORS.
-_OWN_KEYS = ("family", "special", "previous_lr")
+_OWN_KEYS = ("family", "special", "previous_lr", "peak_lr")
 
 
 class HypergradientOptimizer(Optimizer):
@@ -213,6 +213,7 @@ class HypergradientOptimizer(Optimizer):
             bounds=settings.bounds,
             special=settings.special,
             previous_lr=0.0,
+            peak_lr=0.0,
         )
         if first is not None and not per_group:
             group.update({key: first[key] for key in (*SET_SETTINGS, *SET_TENSORS, "special")})
