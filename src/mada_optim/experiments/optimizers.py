@@ -55,6 +55,7 @@ ENTRIES: dict[str, Entry] = {
     "mada-maximum": Entry("MADA with AMSGrad's maximum instead of AVGrad's average", MaximumMADA),
     "mada-zeroed": Entry("MADA with the kept gradient zeroed, as the authors' code does", ZeroedGradientMADA),
     "muon": Entry("torch.optim.Muon for hidden matrices, torch's AdamW for the rest", MuonWithAdamW),
+    "omada": Entry("OMADA: learns also how much of Muon, and a factor of lr", mada_optim.OMADA),
     "prodigy": Entry("Prodigy (prodigyopt): finds its step size, which lr multiplies; its authors advise 1", prodigy),
     "schedulefree": Entry("schedule-free AdamW (schedulefree), lr constant", schedule_free_adamw, final_lr=1.0),
     "yogi": Entry("Yogi: additive second moment"),
@@ -109,11 +110,11 @@ def _groups(config: OptimizerConfig, model: nn.Module) -> list[dict[str, Any]]:
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": [param for param in params if param.dim() < 2], "weight_decay": 0.0},
     ]
-    if find(config.name).make is MuonWithAdamW:
+    if find(config.name).make in (MuonWithAdamW, mada_optim.OMADA):
         hidden = set(matrix_parameters(model))
         groups[0]["params"] = [param for param in decayed if param not in hidden]
         matrices = [param for param in decayed if param in hidden]
-        groups.append({"params": matrices, "weight_decay": config.weight_decay, "matrix": True})
+        groups.append({"params": matrices, "weight_decay": config.weight_decay, "matrices": True})
     return [group for group in groups if group["params"]]
 
 

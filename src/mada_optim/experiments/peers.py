@@ -14,7 +14,7 @@ Group = dict[str, Any]
 
 
 class MuonWithAdamW(Optimizer):
-    """torch.optim.Muon for the groups marked ``matrix``, torch's fused AdamW for the others, at the same learning rate.
+    """torch.optim.Muon for the groups marked ``matrices``, torch's fused AdamW for the others, at the same learning rate.
 
     Muon's step is scaled to the size of AdamW's (``match_rms_adamw``), which is what makes one learning rate serve
     both. Convolution kernels are handed to it as matrices of (output channels, everything else).
@@ -31,15 +31,15 @@ class MuonWithAdamW(Optimizer):
         self._matrices: list[tuple[Tensor, Tensor]] = []
         for_muon, for_adamw = [], []
         for group in groups:
-            if not group.get("matrix"):
-                for_adamw.append({key: value for key, value in group.items() if key != "matrix"})
+            if not group.get("matrices"):
+                for_adamw.append({key: value for key, value in group.items() if key != "matrices"})
                 continue
             flat = [nn.Parameter(param.detach().flatten(1)) for param in group["params"]]
             for param, matrix in zip(group["params"], flat, strict=True):
                 if matrix.data_ptr() != param.data_ptr():
                     raise ValueError(f"a kernel of shape {tuple(param.shape)} is not contiguous: Muon needs a matrix")
                 self._matrices.append((param, matrix))
-            for_muon.append({**{key: value for key, value in group.items() if key != "matrix"}, "params": flat})
+            for_muon.append({**{key: value for key, value in group.items() if key != "matrices"}, "params": flat})
         self._parts: list[Optimizer] = []
         if for_muon:
             self._parts.append(torch.optim.Muon(for_muon, lr, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
