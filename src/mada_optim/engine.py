@@ -23,6 +23,8 @@ from mada_optim.kernels import Batch, Kernels, select_kernels
 from mada_optim.kernels.base import coefficients_and_constants
 from mada_optim.sharding import Team, find_team, parts
 
+# What all parameter groups have in common unless each has coefficients of its own.
+SET_SETTINGS = ("hyper_lr", "bounds", "hyper_momentum", "hyper_clip", "hyper_warmup", "hyper_every")
 # What learning changes, and all that a set of coefficients keeps, in the parameter groups that share it.
 LEARNED_TENSORS = ("coefficients", "hyper_momentum_buffer", "hyper_skipped")
 SET_TENSORS = (*LEARNED_TENSORS, "hyper_steps")
