@@ -40,6 +40,48 @@ def test_a_training_that_starts_in_a_corner_of_the_box_stays_finite(corner: tupl
     assert optimizer.skipped_hypergradients == 0
 
 
+HUGE = {torch.float64: 307, torch.float32: 38, torch.bfloat16: 38, torch.complex64: 38}
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    row=st.sampled_from(TABLE),
+    dtype=st.sampled_from([*HUGE]),
+    implementation=st.sampled_from([{}, {"fused": False}]),
+    exponents=st.lists(st.floats(-1, 1), min_size=8, max_size=8),
+    seed=st.integers(0, 1000),
+)
+def test_gradients_whose_square_overflows_move_a_parameter_by_no_more_than_others(
+    row: Row, dtype, implementation, exponents, seed
+):
+    """As large as numbers can be, or as small. AdamW's parameters stay finite there; so do ours, and the buffers."""
+    generator = torch.Generator().manual_seed(seed)
+    param = nn.Parameter(torch.zeros(30, dtype=dtype))
+    optimizer = row([param], lr=1e-2, weight_decay=0.0, **implementation)
+    for exponent in exponents:
+        before = param.detach().clone()
+        param.grad = (
+            torch.randn(30, generator=generator, dtype=torch.float64) * 10 ** (exponent * HUGE[dtype] / 1.5)
+        ).to(dtype)
+        param.grad[:3] = 10 ** float(HUGE[dtype])
+        optimizer.step()
+        # Adam's bound on an element's move: √t, times 1 + 2 β3 for the differences; rounding to bfloat16.
+        assert (param.detach() - before).abs().max() < 0.01 * 3 * 8
+    assert all(bool(buffer.isfinite().all()) for buffer in optimizer.state[param].values())
+    assert all(BOX[name][0] <= value <= BOX[name][1] for name, value in optimizer.coefficients().items() if row.learns)
+    assert optimizer.skipped_hypergradients <= len(exponents)
+
+
+@pytest.mark.parametrize("implementation", [{}, {"fused": False}], ids=["fused", "plain"])
+@pytest.mark.parametrize("row", TABLE, ids=[row.name for row in TABLE])
+def test_gradients_that_are_not_finite_are_not_hidden(row: Row, implementation):
+    param = nn.Parameter(torch.ones(4))
+    optimizer = row([param], **implementation)
+    param.grad = torch.tensor([1.0, float("inf"), -float("inf"), float("nan")])
+    optimizer.step()
+    assert param.isnan().tolist() == [False, True, True, True]
+
+
 # Layouts.
 
 REAL = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

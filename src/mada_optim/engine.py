@@ -23,6 +23,8 @@ from mada_optim.kernels import Batch, Kernels, select_kernels
 from mada_optim.kernels.base import coefficients_and_constants
 from mada_optim.sharding import Team, find_team, local, parts
 
+# What all parameter groups have in common unless each has coefficients of its own.
+SET_SETTINGS = ("hyper_lr", "bounds", "hyper_momentum", "hyper_clip", "hyper_warmup", "hyper_every")
 # What learning changes, and all that a set of coefficients keeps, in the parameter groups that share it.
 LEARNED_TENSORS = ("coefficients", "hyper_momentum_buffer", "hyper_square_buffer", "hyper_taken")
 SET_TENSORS = (*LEARNED_TENSORS, "hyper_skipped", "hyper_steps")

@@ -77,6 +77,18 @@ def root(x: Tensor) -> Tensor:
     return torch.where(nonzero, torch.sqrt(torch.where(nonzero, x, 1.0)), 0.0)
 
 
+def cut(grad: Tensor) -> Tensor:
+    """Gradients whose square, or what is computed from it, would overflow, cut to the largest one that is safe.
+
+    That is 7.2e16 in float32. What is not finite becomes NaN, so that it is seen.
+
+    >>> cut(torch.tensor([1.0, -1e30, float("inf")]))
+    tensor([ 1.0000e+00, -7.2058e+16,         nan])
+    """
+    largest = math.sqrt(torch.finfo(grad.dtype).max) / 256
+    return grad.clamp(-largest, largest) + 0 * grad
+
+
 class Family(ABC):
     """Base class of families; subclass it to define one.
 
@@ -169,6 +181,9 @@ class MADAFamily(Family):
         u_t = κ1 l_{t-1} + (1-κ1) g_t ;  l_t = κ2 l_{t-1} + (1-κ2) g_t   lion_exp_avg
         Δ_t = γ a_t + (1-γ) sign(u_t)
 
+    Elements of g_t beyond ±7.2e16 (in float32) count as that, see :func:`cut`. (torch's AdamW never moves an element
+    again once its squared gradient has overflowed.)
+
     Buffers that no learned or non-neutral coefficient needs are neither kept nor computed: at Adam's point
     (β3 = 0, ρ = c = γ = 1, frozen) two are left, at Lion's (γ = 0) one.
     """
@@ -205,7 +220,7 @@ class MADAFamily(Family):
         self, state: Buffers, grad: Tensor, q: Mapping[str, Any], step: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`Family.update`."""
-        gamma = q["gamma"]
+        gamma, grad = q["gamma"], cut(grad)
         if is_special(gamma, 1.0):
             return self._adaptive(state, grad, q, step)
         if is_special(gamma, 0.0):
@@ -250,7 +265,8 @@ class MADAFamily(Family):
         momentum = state["lion_exp_avg"]
         kappa1, kappa2 = q["lion_betas"]
         u = kappa1 * momentum + (1 - kappa1) * g
-        return torch.sign(u), {"lion_exp_avg": kappa2 * momentum + (1 - kappa2) * g}
+        # torch.sign(NaN) is 0, which would hide it.
+        return torch.sign(u) + 0 * u, {"lion_exp_avg": kappa2 * momentum + (1 - kappa2) * g}
 
     def validate_constants(self, constants: Mapping[str, Any]) -> None:
         """See :meth:`Family.validate_constants`."""

@@ -10,27 +10,12 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from mada_optim.checkpoint import LATER_ARGUMENTS, check_fits, complete_groups, fill_state
 from mada_optim.coefficients import Bounds, HyperLR, is_number, resolve_settings
-from mada_optim.engine import SET_TENSORS, Group, buffer_names, init_state, learning_rule, take_step
+from mada_optim.engine import SET_SETTINGS, SET_TENSORS, Group, init_state, learning_rule, take_step
 from mada_optim.family import Family
 from mada_optim.kernels import check_fused
-from mada_optim.sharding import any_process, check_placements, fill, local, place_gradient
-
-# What all parameter groups have in common unless each has coefficients of its own.
-SET_SETTINGS = ("hyper_lr", "bounds", "hyper_momentum", "hyper_clip", "hyper_warmup", "hyper_every")
-# Arguments that came to torch's optimizers after their first release, or are ours alone; what a checkpoint written
-# without them was made with.
-_LATER_ARGUMENTS = {
-    "foreach": None,
-    "maximize": False,
-    "capturable": False,
-    "differentiable": False,
-    "fused": None,
-    "state_dtype": None,
-    "stochastic_rounding": False,
-}
-# What a parameter group holds beside the arguments and SET_TENSORS.
-_OWN_KEYS = ("family", "special", "previous_lr", "peak_lr")
+from mada_optim.sharding import any_process, check_placements, local, place_gradient
 
 
 class HypergradientOptimizer(Optimizer):
@@ -376,7 +361,7 @@ class HypergradientOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for options in (self.defaults, *self.param_groups):
-            for name, value in _LATER_ARGUMENTS.items():
+            for name, value in LATER_ARGUMENTS.items():
                 options.setdefault(name, value)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -388,8 +373,9 @@ class HypergradientOptimizer(Optimizer):
         loaded: dict[str, Any] = {}
 
         def check(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-            saved = {**saved, "param_groups": self._completed(saved["param_groups"])}
-            self._check_state_dict(saved)
+            groups = complete_groups(saved["param_groups"], self.param_groups, self.defaults["hyper_per_group"])
+            saved = {**saved, "param_groups": groups}
+            check_fits(self.family, saved, self.param_groups, self.defaults)
             loaded.update(saved)
             # torch would cast every buffer to the dtype of its parameter.
             ids = {saved_id for group in saved["param_groups"] for saved_id in group["params"]}
@@ -397,89 +383,16 @@ class HypergradientOptimizer(Optimizer):
 
         hooks = (
             self.register_load_state_dict_pre_hook(check),
-            self.register_load_state_dict_post_hook(lambda _: self._fill_state(loaded), prepend=True),
+            self.register_load_state_dict_post_hook(
+                lambda _: fill_state(self.family, loaded, self._coefficient_sets(), self.param_groups, self.state),
+                prepend=True,
+            ),
         )
         try:
             super().load_state_dict(state_dict)
         finally:
             for hook in hooks:
                 hook.remove()
-
-    def _completed(self, groups: list[Group]) -> list[Group]:
-        """Parameter groups of a state_dict, with what torch.distributed.checkpoint loses of them.
-
-        That is everything in a group without parameters (pytorch#143828), and of others empty dicts and
-        the difference between a tuple and a list.
-        """
-        if len(groups) != len(self.param_groups):
-            return groups
-        shared = () if self.defaults["hyper_per_group"] else (*SET_SETTINGS, *SET_TENSORS, "special")
-        example: Group = next((group for group in groups if group["params"]), {})
-        common = {key: example[key] for key in shared if key in example}
-        completed = []
-        for own, group in zip(self.param_groups, groups, strict=True):
-            empty = {key: value for key, value in own.items() if isinstance(value, dict) and not value}
-            group = {**empty, **group} if group["params"] else {**own, **common, **group}
-            completed.append({key: _with_tuples(value, own.get(key)) for key, value in group.items()})
-        return completed
-
-    def _check_state_dict(self, saved: dict[str, Any]) -> None:
-        groups = saved["param_groups"]
-        if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
-            return  # torch's own check, which follows, says what is wrong
-        for index, (own, other) in enumerate(zip(self.param_groups, groups, strict=True)):
-            where = f"in parameter group {index}"
-            if other.get("family") != own["family"]:
-                raise ValueError(
-                    f"state_dict is of family {other.get('family')!r}, this optimizer of {own['family']!r} {where}"
-                )
-            expected = (*self.defaults, *SET_TENSORS, *_OWN_KEYS)
-            missing = [key for key in expected if key not in other and key not in _LATER_ARGUMENTS]
-            if missing:
-                raise ValueError(f"state_dict has no {missing[0]!r} {where}; was it written by another version?")
-            for key in ("special", "hyper_per_group"):
-                if other[key] != own[key]:
-                    raise ValueError(f"state_dict has {key}={other[key]!r}, this optimizer {own[key]!r} {where}")
-            for key in SET_TENSORS:
-                _check_shape(key, other[key], own[key].shape, where)
-            for param, saved_id in zip(own["params"], other["params"], strict=True):
-                buffers = saved["state"].get(saved_id)
-                if not buffers:
-                    continue
-                where_param = f"of parameter {saved_id}"
-                if not is_number(buffers.get("step")):  # as torch's optimizers kept it once
-                    _check_shape("step", buffers.get("step"), torch.Size(), where_param)
-                for name in buffer_names(self.family, other):
-                    _check_shape(name, buffers.get(name), param.shape, where_param)
-
-    def _fill_state(self, loaded: dict[str, Any]) -> None:
-        for groups in self._coefficient_sets():
-            device = next((p.device for group in groups for p in group["params"]), torch.device("cpu"))
-            for key in SET_TENSORS:
-                on_host = key == "hyper_steps" and not groups[0]["capturable"]
-                tensor = groups[0][key].to("cpu" if on_host else device)
-                for group in groups:
-                    group[key] = tensor
-        for group, saved_group in zip(self.param_groups, loaded["param_groups"], strict=True):
-            for param, saved_id in zip(group["params"], saved_group["params"], strict=True):
-                buffers = loaded["state"].get(saved_id)
-                if buffers:
-                    self.state[param] = init_state(self.family, param, group)
-                    for name, tensor in self.state[param].items():
-                        fill(tensor, torch.as_tensor(buffers[name]))
-
-
-def _with_tuples(value: Any, example: Any) -> Any:
-    """``value``, with tuples for lists where ``example`` has tuples."""
-    if isinstance(value, dict) and isinstance(example, dict):
-        return {key: _with_tuples(item, example.get(key)) for key, item in value.items()}
-    return tuple(value) if isinstance(value, list) and isinstance(example, tuple) else value
-
-
-def _check_shape(name: str, value: Any, shape: torch.Size, where: str) -> None:
-    found = tuple(value.shape) if isinstance(value, Tensor) else None
-    if found != tuple(shape):
-        raise ValueError(f"state_dict has {name} of shape {found} {where}, expected {tuple(shape)}")
 
 
 def _as_list(params: Any) -> list[Any]:

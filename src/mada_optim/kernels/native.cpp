@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #if defined(__clang__)
@@ -84,6 +85,12 @@ template <bool RANDOM, class T>
 void write(T& to, REAL x, uint32_t, int64_t) { to = T(x); }
 
 // ---- The mathematics, for one element.
+
+// Gradients that would overflow are cut to the largest safe one; what is not finite becomes NaN. See cut() in family.py.
+inline REAL cut(REAL g) {
+    const REAL largest = std::sqrt(std::numeric_limits<REAL>::max()) / 256;
+    return std::min(std::max(g, -largest), largest) + 0 * g;
+}
 
 inline REAL sign(REAL x) { return REAL(x > 0) - REAL(x < 0); }
 
@@ -163,7 +170,8 @@ inline Step take(const Coefficients& q, const Moments& s, REAL g) {
         x.a = x.delta = numerator * x.inverse;
     }
     if constexpr (SIGN) {
-        x.u = x.delta = sign(q.kappa1 * s.lion + q.not_kappa1 * g);
+        const REAL mixed = q.kappa1 * s.lion + q.not_kappa1 * g;
+        x.u = x.delta = sign(mixed) + 0 * mixed;  // NaN stays NaN
         x.next.lion = q.kappa2 * s.lion + q.not_kappa2 * g;
     }
     if constexpr (ADAPTIVE && SIGN) x.delta = q.gamma * x.a + q.not_gamma * x.u;
@@ -246,14 +254,14 @@ void settle(const Coefficients& given, const Settings& settings, const Row& row,
     REAL beta1 = 0, beta2 = 0, beta3 = 0, rho = 0, c = 0, gamma = 0, ortho = 0;
     EACH
     for (int64_t i = start; i < end; ++i) {
-        const REAL g = read(tensors.pending[i]), next = orientation * read(tensors.grad[i]);
+        const REAL g = cut(read(tensors.pending[i])), next = orientation * read(tensors.grad[i]);
         const Moments before = tensors.moments(i);
         const Step x = take(q, before, g);
         const Derivatives by = differentiate(q, before, x, next);
         beta1 += by.beta1, beta2 += by.beta2, beta3 += by.beta3, rho += by.rho, c += by.c, gamma += by.gamma;
         ortho += by.ortho;
         tensors.store(i, x.next);
-        if constexpr (DIFF && KEEP) tensors.store(tensors.previous, PREVIOUS, i, next);
+        if constexpr (DIFF && KEEP) tensors.store(tensors.previous, PREVIOUS, i, cut(next));
     }
     const REAL all[COEFFICIENTS] = {beta1, beta2, beta3, rho, c, gamma, ortho};
     for (int k = 0; k < COEFFICIENTS; ++k) sums[k] += all[k];
@@ -265,7 +273,7 @@ void advance(const Coefficients& given, const Settings&, const Row& row, int64_t
     const Tensors tensors(row);
     EACH
     for (int64_t i = start; i < end; ++i)
-        tensors.store(i, take(q, tensors.moments(i), read(tensors.pending[i])).next);
+        tensors.store(i, take(q, tensors.moments(i), cut(read(tensors.pending[i]))).next);
 }
 
 // The step of the parameters.
@@ -276,7 +284,7 @@ void step(const Coefficients& given, const Settings& settings, const Row& row, i
     const REAL orientation = settings.maximize ? -1 : 1, lr = settings.lr, decay = 1 - settings.lr * settings.weight_decay;
     EACH
     for (int64_t i = start; i < end; ++i) {
-        const REAL g = orientation * read(tensors.grad[i]);
+        const REAL g = cut(orientation * read(tensors.grad[i]));
         const Step x = take(q, tensors.moments(i), g);
         write<STOCHASTIC>(tensors.param[i], read(tensors.param[i]) * decay - lr * x.delta, tensors.seed, i);
         if constexpr (!KEEP) tensors.store(i, x.next);
