@@ -43,7 +43,7 @@ def test_a_training_that_starts_in_a_corner_of_the_box_stays_finite(corner: tupl
 HUGE = {torch.float64: 307, torch.float32: 38, torch.bfloat16: 38, torch.complex64: 38}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     row=st.sampled_from(TABLE),
     dtype=st.sampled_from([*HUGE]),
@@ -66,9 +66,11 @@ def test_gradients_whose_square_overflows_move_a_parameter_by_no_more_than_other
         param.grad[:3] = 10 ** float(HUGE[dtype])
         optimizer.step()
         # Adam's bound on an element's move: √t, times 1 + 2 β3 for the differences; rounding to bfloat16.
-        assert (param.detach() - before).abs().max() < 0.01 * 3 * 8
+        assert (param.detach() - before).abs().max() < 0.01 * 3 * 8 * optimizer.coefficients().get("scale", 1.0)
     assert all(bool(buffer.isfinite().all()) for buffer in optimizer.state[param].values())
-    assert all(BOX[name][0] <= value <= BOX[name][1] for name, value in optimizer.coefficients().items() if row.learns)
+    boxes = {coefficient.name: coefficient.box for coefficient in optimizer.family.coefficients}
+    for name, value in optimizer.coefficients().items():
+        assert not row.learns or boxes[name][0] <= value <= boxes[name][1]
     assert optimizer.skipped_hypergradients <= len(exponents)
 
 

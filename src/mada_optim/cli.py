@@ -240,19 +240,20 @@ def _add_bounds(parser: argparse.ArgumentParser) -> None:
 def _add_data_and_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data and model")
     group.add_argument(
-        "--task", dest="kind", metavar="KIND", help="language (characters) or tokens (default: language)"
+        "--task", dest="kind", metavar="KIND", help="language (characters), tokens or vision (default: language)"
     )
     group.add_argument(
         "--data",
         metavar="FILE",
-        help="any UTF-8 text (default: Python's language reference); tokens: a folder that 'mada tokens' made",
+        help="any UTF-8 text (default: Python's language reference); tokens: a folder that 'mada tokens' made; "
+        "vision: a folder with CIFAR-10's parquet files (default: scikit-learn's digits)",
     )
     for name, meaning, default in (
         ("layers", "layers", "4; tokens: 12"),
         ("heads", "attention heads", "4; tokens: 12"),
-        ("width", "width, a multiple of heads", "128; tokens: 768"),
+        ("width", "width, a multiple of heads; vision: channels of the first layer", "128; tokens: 768; vision: 32"),
         ("context", "characters or tokens that the model sees", "64; tokens: 1024"),
-        ("batch", "windows in a batch", "12; tokens: 480"),
+        ("batch", "windows or images in a batch", "12; tokens: 480; vision: 128"),
         ("val-windows", "windows to validate on", "256"),
     ):
         group.add_argument(f"--{name}", type=int, metavar="N", help=f"{meaning} (default: {default})")
@@ -260,6 +261,12 @@ def _add_data_and_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--pretrained", metavar="NAME", help="tokens: begin with weights on the hub or in a folder")
     group.add_argument("--wikitext", metavar="FOLDER", help="tokens: measure the perplexity on its val.bin, too")
     group.add_argument("--lambada", metavar="FILE", help="tokens: measure last words, too; text or JSON lines")
+    group.add_argument("--model", metavar="NAME", help="vision: cnn or resnet9 (default: cnn)")
+    group.add_argument(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        help="vision: shift and mirror (default: all but the digits)",
+    )
     group.add_argument(
         "--autocast",
         action=argparse.BooleanOptionalAction,

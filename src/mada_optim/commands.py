@@ -235,7 +235,7 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
     def pick(*names: str) -> dict[str, Any]:
         return {name: given[name] for name in names if name in given}
 
-    model = pick("layers", "heads", "width", "size", "pretrained", "autocast")
+    model = pick("layers", "heads", "width", "size", "pretrained", "autocast", "model", "augment")
     task = make_task(pick("kind", "data", "context", "batch", "val_windows", "wikitext", "lambada") | model)
     options = pick("beta3", "rho", "c", "gamma")
     if "hyper_lr" in given:

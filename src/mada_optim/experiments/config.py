@@ -11,8 +11,9 @@ from typing import Any
 from mada_optim.tasks import InputError, TaskConfig, require
 from mada_optim.tasks.language import LanguageConfig
 from mada_optim.tasks.tokens import TokensConfig
+from mada_optim.tasks.vision import VisionConfig
 
-TASKS: dict[str, type[TaskConfig]] = {task.kind: task for task in (LanguageConfig, TokensConfig)}
+TASKS: dict[str, type[TaskConfig]] = {task.kind: task for task in (LanguageConfig, TokensConfig, VisionConfig)}
 DTYPES = ("float32", "bfloat16", "float64")
 
 

@@ -14,7 +14,7 @@ Group = dict[str, Any]
 
 
 class MuonWithAdamW(Optimizer):
-    """torch.optim.Muon for the groups marked ``matrices``, torch's fused AdamW for the others, at the same learning rate.
+    """torch.optim.Muon for groups marked ``matrices``, torch's fused AdamW for the others, at the same learning rate.
 
     Muon's step is scaled to the size of AdamW's (``match_rms_adamw``), which is what makes one learning rate serve
     both. Convolution kernels are handed to it as matrices of (output channels, everything else).

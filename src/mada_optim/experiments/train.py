@@ -277,7 +277,8 @@ class _Run:
 
     def _finish(self, draw: bool) -> Result:
         over = self.step == self.config.steps
-        diverged = self.bad_steps >= PATIENCE or (over and not math.isfinite(self.val_loss or math.nan))
+        val_loss = math.nan if self.val_loss is None else self.val_loss
+        diverged = self.bad_steps >= PATIENCE or (over and not math.isfinite(val_loss))
         status = "diverged" if diverged else "finished" if over else "interrupted"
         skipped = int(getattr(self.optimizer, "skipped_hypergradients", 0))
         result = summarize(self.folder.metrics(), status, _coefficients(self.optimizer), skipped)
