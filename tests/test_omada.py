@@ -10,6 +10,7 @@ import torch
 from problems import Net, loss_of, train
 from torch import Tensor, nn
 
+import mada_optim.matrices
 from mada_optim import MADA, OMADA, OMADAFamily, matrix_groups, orthogonalize
 
 ADAMW = {"hyper_lr": 0.0}
@@ -34,8 +35,12 @@ class Deep(nn.Module):
         return self.out(x)
 
 
-def test_at_one_corner_it_is_torchs_muon():
-    """Compared step by step from the same weights: Newton-Schulz in bfloat16 would drift apart in many steps."""
+def test_at_one_corner_it_is_torchs_muon(monkeypatch):
+    """Compared step by step from the same weights: Newton-Schulz in bfloat16 would drift apart in many steps.
+
+    In bfloat16, as torch's: its rounding moves small singular values by a tenth.
+    """
+    monkeypatch.setattr(mada_optim.matrices, "working_dtype", lambda _: torch.bfloat16)
     ours = Deep()
     groups = matrix_groups(ours)
     optimizer = OMADA(ours, lr=1e-2, weight_decay=0.1, ortho=1.0, scale=1.0, **ADAMW)
@@ -80,7 +85,7 @@ def test_orthogonalize_has_the_singular_vectors_and_nearly_equal_values():
         inner = u.mT @ flat @ vh.mT
         assert inner.diagonal().min() > 0.5
         assert inner.diagonal().max() < 1.3
-        assert (inner - torch.diag(inner.diagonal())).abs().max() < 0.1
+        assert (inner - torch.diag(inner.diagonal())).abs().max() < 1e-4
 
 
 def test_orthogonalize_of_zero_is_zero():

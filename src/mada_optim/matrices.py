@@ -44,9 +44,9 @@ def matrix_parameters(model: nn.Module) -> list[Tensor]:
 def orthogonalize(tensors: Sequence[Tensor]) -> list[Tensor]:
     """U Vᵀ, nearly, for each of the matrices U S Vᵀ, times 0.2 √max(rows, columns).
 
-    By the Newton-Schulz iteration of torch.optim.Muon, in bfloat16. The factor (torch's ``match_rms_adamw``; Liu et
-    al., "Muon is Scalable for LLM Training", 2025) gives the elements the root mean square of AdamW's step, 0.2, so
-    that both share a learning rate. Matrices of the same shape are worked on together.
+    By the Newton-Schulz iteration of torch.optim.Muon, in bfloat16, on the CPU in float32. The factor (torch's
+    ``match_rms_adamw``; Liu et al., "Muon is Scalable for LLM Training", 2025) gives the elements the root mean square
+    of AdamW's step, 0.2, so that both share a learning rate. Matrices of the same shape are worked on together.
 
     Args:
         tensors: of two and more dimensions; the first counts as rows, all others together as columns.
@@ -63,12 +63,21 @@ def orthogonalize(tensors: Sequence[Tensor]) -> list[Tensor]:
     for index, matrix in enumerate(matrices):
         alike.setdefault((matrix.shape, matrix.device), []).append(index)
     found: list[Tensor] = list(tensors)
-    for (shape, _), members in alike.items():
-        results = _newton_schulz(torch.stack([matrices[index].bfloat16() for index in members]))
+    for (shape, device), members in alike.items():
+        dtype = working_dtype(device)
+        results = _newton_schulz(torch.stack([matrices[index].to(dtype) for index in members]))
         scale = 0.2 * math.sqrt(max(shape))
         for index, result in zip(members, results.unbind(), strict=True):
             found[index] = (result.to(tensors[index].dtype) * scale).view(tensors[index].shape)
     return found
+
+
+def working_dtype(device: torch.device) -> torch.dtype:
+    """Of the Newton-Schulz iteration, which needs no more than bfloat16.
+
+    Few CPUs have that in hardware; on others a product in it takes some 25 times as long as in float32.
+    """
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def _newton_schulz(batch: Tensor) -> Tensor:

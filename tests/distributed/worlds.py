@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-TIMEOUT = timedelta(seconds=15)
+TIMEOUT = timedelta(seconds=60)  # only so that nothing hangs for ever; a busy machine is slow
 
 
 @dataclass(frozen=True)

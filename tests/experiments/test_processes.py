@@ -18,7 +18,7 @@ from mada_optim.experiments.run_folder import RunFolder
 from mada_optim.experiments.train import train
 
 HERE = Path(__file__).parent
-TIMEOUT = 40
+TIMEOUT = 120  # only so that nothing hangs for ever; a busy machine is slow
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 pytestmark = pytest.mark.skipif(
@@ -26,7 +26,8 @@ pytestmark = pytest.mark.skipif(
     reason="needs torch.distributed with gloo, on Linux",
 )
 
-# The run of tiny.py. One of the processes is told to stop after step 17, where STOP is given.
+# The run of tiny.py. One of the processes is told to stop after step 17, where STOP is given. Each says how it ended in
+# one write: the processes share a pipe, and print makes several writes where Python does not buffer.
 PROGRAM = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[2])
@@ -36,7 +37,7 @@ def on_step(report):
     if report.step == 17 and os.environ["RANK"] == "1" and sys.argv[3:] == ["STOP"]:
         os.kill(os.getpid(), signal.SIGTERM)
 result = train(tiny_config(dtype="float64"), sys.argv[1], on_step=on_step, draw=False)
-print(os.environ["RANK"], result.status, result.step)
+os.write(1, f"{os.environ['RANK']} {result.status} {result.step}\n".encode())
 """
 
 
