@@ -14,10 +14,11 @@ from mada_optim.experiments.config import RunConfig
 from mada_optim.experiments.run_folder import RunFolder
 from mada_optim.experiments.stages import CONFIRM, TUNE, Ending, RunReport, make_report, run_stages
 from mada_optim.experiments.sweep import Experiment, load
-from mada_optim.experiments.train import Result
+from mada_optim.experiments.train import Result, resolve
 from mada_optim.tasks import InputError
 
-SHAKESPEARE = Path(__file__).parents[2] / "experiments" / "shakespeare.toml"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+SHAKESPEARE = EXPERIMENTS / "shakespeare.toml"
 BASE = """
 [base]
 task = { kind = "language", layers = 1, heads = 2, width = 16, context = 16, batch = 4, val_windows = 8 }
@@ -67,7 +68,7 @@ def ignore(_: RunReport) -> None:
 def test_shakespeare() -> None:
     experiment = load(SHAKESPEARE, "/texts")
     labels = list(experiment.contenders)
-    assert len(labels) == 15
+    assert len(labels) == 16
     assert all(len(experiment.tune(label)) == 10 for label in labels)
     assert all(len(experiment.confirmed(label, 1e-2)) == 5 for label in labels)
     assert {config.optimizer.lr for config in experiment.tune("prodigy").values()} == {0.1, 0.3, 1, 3, 10}
@@ -76,6 +77,33 @@ def test_shakespeare() -> None:
     assert config.task == dataclasses.replace(RunConfig().task, data="/texts/tiny_shakespeare.txt")
     assert {config.steps for config in experiment.confirmed("muon", 1e-2).values()} == {2000}
     assert experiment.config("adamw β2 0.95").optimizer.betas == (0.9, 0.95)
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_experiment_of_the_repository_can_be_run(path: Path) -> None:
+    experiment = load(path, "/data")
+    for label in experiment.contenders:
+        assert all(resolve(config) for config in experiment.tune(label).values())
+
+
+def test_a_file_that_is_like_another(tmp_path: Path) -> None:
+    write(tmp_path, TINY)
+    changes = (
+        'like = "file.toml"\n[base]\nsteps = 20\n[contenders.mada]\nname = "avgrad"\n[contenders.yogi]\nname = "yogi"\n'
+    )
+    (tmp_path / "other.toml").write_text(changes)
+    one, other = load(tmp_path / "file.toml"), load(tmp_path / "other.toml")
+    assert other.base == dataclasses.replace(one.base, steps=20)
+    assert (other.title, other.axes, other.confirm) == (one.title, one.axes, one.confirm)
+    assert list(other.contenders) == [*one.contenders, "yogi"]
+    assert other.contenders["mada"] == dataclasses.replace(one.contenders["mada"], name="avgrad")
+
+
+@pytest.mark.parametrize("like", ["file.toml", "none.toml", ".", "other.toml"])
+def test_a_file_that_cannot_be_like_another(like: str, tmp_path: Path) -> None:
+    (tmp_path / "other.toml").write_text('like = "file.toml"\n')
+    with pytest.raises(InputError, match="like of .* must be the name of another file|must be an experiment in TOML"):
+        load(write(tmp_path, f'like = "{like}"\n{TINY}'))
 
 
 def test_the_file_in_the_docs(tmp_path: Path) -> None:

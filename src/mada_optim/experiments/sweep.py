@@ -218,21 +218,51 @@ def load(path: str | Path, data_root: str | Path = ".") -> Experiment:
     """The experiment that a TOML file describes; ``docs/experiments.md`` shows what may stand in one.
 
     Args:
-        path: of the file.
+        path: of the file. It may name another one beside it, ``like = "other.toml"``, which it changes and adds to.
         data_root: folder in which relative paths of data are looked up.
 
     Raises:
         InputError: the file cannot be read, or something in it is not known or not allowed.
     """
-    try:
-        values = tomllib.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"file must be an experiment in TOML, got {str(path)!r}: {error}") from None
+    values = _read(Path(path))
     try:
         _check_keys("file", values, Experiment)
         return _experiment(values, Path(data_root), Path(path).stem)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def _read(path: Path, readers: Sequence[str] = ()) -> dict[str, Any]:
+    """What stands in a file, on top of the file that it is like; ``readers`` are the files on top of this one."""
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"file must be an experiment in TOML, got {str(path)!r}: {error}") from None
+    like = values.pop("like", None)
+    if like is None:
+        return values
+    readers = (*readers, path.name)
+    require(isinstance(like, str) and like not in readers, f"like of {path}", like, "the name of another file")
+    return _merged(_read(path.parent / like, readers), values)
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """``old`` with the values of ``new``. Tables are merged, but for a ``task`` of another kind.
+
+    >>> _merged({"base": {"steps": 1, "task": {"width": 8}}}, {"base": {"task": {"kind": "vision"}}})
+    {'base': {'steps': 1, 'task': {'kind': 'vision'}}}
+    """
+    merged = dict(old)
+    for key, value in new.items():
+        before = merged.get(key)
+        if (
+            isinstance(before, Mapping)
+            and isinstance(value, Mapping)
+            and value.get("kind") in (None, before.get("kind"))
+        ):
+            value = _merged(before, value)
+        merged[key] = value
+    return merged
 
 
 def _experiment(values: Mapping[str, Any], data_root: Path, stem: str) -> Experiment:
