@@ -77,11 +77,13 @@ def test_gradients_whose_square_overflows_move_a_parameter_by_no_more_than_other
 @pytest.mark.parametrize("implementation", [{}, {"fused": False}], ids=["fused", "plain"])
 @pytest.mark.parametrize("row", TABLE, ids=[row.name for row in TABLE])
 def test_gradients_that_are_not_finite_are_not_hidden(row: Row, implementation):
-    param = nn.Parameter(torch.ones(4))
+    pattern = torch.tensor([1.0, float("inf"), -float("inf"), float("nan")])
+    # Enough elements for the loops that compilers make of several elements at once.
+    param = nn.Parameter(torch.ones(4 * 33))
     optimizer = row([param], **implementation)
-    param.grad = torch.tensor([1.0, float("inf"), -float("inf"), float("nan")])
+    param.grad = pattern.repeat(33)
     optimizer.step()
-    assert param.isnan().tolist() == [False, True, True, True]
+    assert param.isnan().tolist() == [False, True, True, True] * 33
 
 
 # Layouts.

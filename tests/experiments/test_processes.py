@@ -37,7 +37,7 @@ def on_step(report):
     if report.step == 17 and os.environ["RANK"] == "1" and sys.argv[3:] == ["STOP"]:
         os.kill(os.getpid(), signal.SIGTERM)
 result = train(tiny_config(dtype="float64"), sys.argv[1], on_step=on_step, draw=False)
-os.write(1, f"{os.environ['RANK']} {result.status} {result.step}\n".encode())
+os.write(1, f"{os.environ['RANK']} {result.status} {result.step}\\n".encode())
 """
 
 

@@ -86,10 +86,15 @@ void write(T& to, REAL x, uint32_t, int64_t) { to = T(x); }
 
 // ---- The mathematics, for one element.
 
+// NaN where x is not finite. Not by adding 0 * x: without signed zeros g++ 12 takes that for 0 in loops that it vectorizes.
+inline REAL where_finite(REAL x, REAL value) {
+    return std::abs(x) <= std::numeric_limits<REAL>::max() ? value : std::numeric_limits<REAL>::quiet_NaN();
+}
+
 // Gradients that would overflow are cut to the largest safe one; what is not finite becomes NaN. See cut() in family.py.
 inline REAL cut(REAL g) {
     const REAL largest = std::sqrt(std::numeric_limits<REAL>::max()) / 256;
-    return std::min(std::max(g, -largest), largest) + 0 * g;
+    return where_finite(g, std::min(std::max(g, -largest), largest));
 }
 
 inline REAL sign(REAL x) { return REAL(x > 0) - REAL(x < 0); }
@@ -171,7 +176,7 @@ inline Step take(const Coefficients& q, const Moments& s, REAL g) {
     }
     if constexpr (SIGN) {
         const REAL mixed = q.kappa1 * s.lion + q.not_kappa1 * g;
-        x.u = x.delta = sign(mixed) + 0 * mixed;  // NaN stays NaN
+        x.u = x.delta = where_finite(mixed, sign(mixed));
         x.next.lion = q.kappa2 * s.lion + q.not_kappa2 * g;
     }
     if constexpr (ADAPTIVE && SIGN) x.delta = q.gamma * x.a + q.not_gamma * x.u;

@@ -63,7 +63,8 @@ tensor([1.0000, 0.7071, 0.5774, 0.5000], dtype=torch.float64))
     """
     alpha = _check("alpha", alpha, lambda x: (x > 0) & x.isfinite(), "a finite number > 0")
     decay = _check("decay", decay, lambda x: (x >= 0) & (x <= 0.5), "in [0, 0.5]")
-    return alpha[..., None] / math.sqrt(steps) * (steps / _times(steps)) ** decay[..., None]
+    times = _times(steps)
+    return alpha[..., None] / math.sqrt(steps) * (steps / times) ** decay[..., None]
 
 
 def newest_weight(rho: Number, beta2: Number, steps: int) -> Tensor:
@@ -234,14 +235,14 @@ def variation(problem: Problem, *, eps: Number, steps: int, decay: Number = 0.0)
 
 
 def critical_rho(beta2: Number, steps: int) -> Tensor:
-    """ρ_c = min(1, β2/((1-β2)(T-1))), up to which Λ is as small as for AVGrad (Corollary 1, equation 14).
+    """ρ_c = min(1, β2/((1-β2)(T-1))), up to which Λ is as small as for AVGrad (Corollary 1, equation 14); 1 at T = 1.
 
     >>> critical_rho(0.9, 10_001)
     tensor(0.0009, dtype=torch.float64)
     """
     _times(steps)
     beta2 = _beta2(beta2)
-    return torch.clamp(beta2 / ((1 - beta2) * max(steps - 1, 1)), max=1.0)
+    return torch.clamp(beta2 / ((1 - beta2) * (steps - 1)), max=1.0)
 
 
 def best_rho(

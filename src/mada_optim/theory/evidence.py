@@ -44,13 +44,16 @@ class TailedQuadratic:
 
     The noise of every component is independent, +S with probability p and -S p/(1-p) otherwise, its mean 0. Rare large
     gradients of one sign are what Adam handles worst. c and S are such that gradients have exactly the bound of
-    ``problem``: L c = S = (R-ε)/2. x_1 is such that F(x_1) - F* is ``problem.gap``; F* = 0.
+    ``problem``: L c + S = R-ε. x_1 is such that F(x_1) - F* is ``problem.gap``; F* = 0.
 
     Args:
         problem: the constants, plain numbers.
         eps: ε.
         noise_share: S/(R-ε), in [0, 1). Default: 0.5.
         spike_probability: p in (0, 1/2]. Default: 0.1.
+
+    Raises:
+        ValueError: L is 0: there is no such quadratic.
 
     >>> quadratic = TailedQuadratic(Problem(3, 2.0, 1.0, 0.5), eps=1e-2)
     >>> round(quadratic.value(quadratic.start).item(), 12)
@@ -61,6 +64,10 @@ class TailedQuadratic:
     eps: float
     noise_share: float = 0.5
     spike_probability: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.problem.smoothness > 0:
+            raise ValueError(f"smoothness must be > 0 for a quadratic, got {self.problem.smoothness!r}")
 
     @property
     def corner(self) -> float:
