@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -189,6 +190,22 @@ def test_digits_where_beta2_is_close_to_1():
 def test_errors_name_argument_and_value(change, message):
     with pytest.raises(ValueError, match=message):
         interpolation_bound(PROBLEM, **{**SETTING, "rho": 0.5, **change})
+
+
+@pytest.mark.parametrize("steps", [-1, 0, 1.5])
+def test_every_function_of_the_steps_checks_them(steps):
+    message = f"steps must be an integer >= 1, got {steps}"
+    setting = {**SETTING, "rho": 0.5, "steps": steps}
+    for bound in (interpolation_bound, direct_bound):
+        with pytest.raises(ValueError, match=message):
+            bound(PROBLEM, **setting)
+    for function in (partial(step_sizes, 1.0), partial(critical_rho, 0.9), partial(newest_weight, 0.5, 0.9)):
+        with pytest.raises(ValueError, match=message):
+            function(steps)
+
+
+def test_the_critical_rho_of_one_step_is_one():
+    assert critical_rho(torch.tensor([0.1, 0.9]), 1).tolist() == [1.0, 1.0]
 
 
 def test_errors_of_momentum_and_of_the_constants():

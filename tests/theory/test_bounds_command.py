@@ -48,6 +48,7 @@ def test_the_default_is_the_papers_setting_and_its_best_rho_lies_inside() -> Non
         (["--gap", "-1"], "gap must be a finite number >= 0, got -1.0"),
         (["--eps", "1"], "eps must be positive and below gradient_bound, got 1.0"),
         (["--seeds", "0"], "seeds must be an integer >= 1, got 0"),
+        (["--smoothness", "0"], "smoothness must be > 0 for a quadratic, got 0.0"),
     ],
 )
 def test_errors_are_one_line(

@@ -70,6 +70,14 @@ def test_there_is_no_rate_before_the_first_step():
         mean_factor(0.9, 1)
 
 
+@pytest.mark.parametrize("beta2", [1, 1.5, -0.1, torch.tensor([0.5, 1.0])])
+@pytest.mark.parametrize("bias_correction", [False, True])
+def test_beta2_is_checked(beta2, bias_correction):
+    for function in (rate_does_not_increase, gradient_threshold):
+        with pytest.raises(ValueError, match=r"beta2 must be in \[0, 1\), got"):
+            function(1.0, 1.0, beta2, 3, bias_correction)
+
+
 @pytest.mark.parametrize("falling", [False, True])
 def test_the_optimizer_does_what_the_proposition_says(falling):
     """Rates are read off AVGrad's own steps, second moments off its state; coordinates are independent sequences."""

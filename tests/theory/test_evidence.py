@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mada_optim import MADA, AVGrad
-from mada_optim.theory import Problem, avgrad_bound, interpolation_bound, step_sizes
+from mada_optim.theory import Problem, avgrad_bound, critical_rho, interpolation_bound, step_sizes
 from mada_optim.theory.evidence import TailedQuadratic, mean_squared_gradient, random_logistic
 
 
@@ -94,6 +94,38 @@ def test_theorem_2_holds(objective):
     assert_below(measured, bound)
 
 
+# Near a minimum with noise, and far from it without.
+NEAR = TailedQuadratic(Problem(1, 1.0, 1.0, 0.05), 0.1)
+FAR = TailedQuadratic(Problem(1, 1.0, 1.0, 3.0), 0.1, noise_share=0.0)
+
+
+@pytest.mark.parametrize(
+    ("objective", "beta1", "beta2", "rho", "alpha", "reached"),
+    [
+        pytest.param(NEAR, 0.0, 0.3, 0.0, [0.03, 0.3, 1.0], 0.0, id="avgrad"),
+        pytest.param(NEAR, 0.0, 0.3, "critical", [0.03, 0.3, 1.0], 0.0, id="critical"),
+        pytest.param(NEAR, 0.0, 0.95, 1.0, [0.03, 0.3, 1.0], 0.0, id="adam"),
+        pytest.param(NEAR, 0.5, 0.3, 0.0, [0.03, 0.1], 0.0, id="avgrad-with-momentum"),
+        pytest.param(FAR, 0.0, 0.3, 0.0, [0.3], 0.1, id="avgrad-far"),
+        pytest.param(FAR, 0.0, 0.3, "critical", [0.3], 0.1, id="critical-far"),
+        pytest.param(FAR, 0.0, 0.95, 1.0, [0.3], 0.1, id="adam-far"),
+    ],
+)
+def test_where_the_bounds_are_not_empty(objective, beta1, beta2, rho, alpha, reached):
+    """Below d (R-ε)², where every algorithm stays that meets A2; ``reached``: at least this share of the bound is."""
+    problem, steps = objective.problem, 10_000
+    rho = critical_rho(beta2, steps).item() if rho == "critical" else rho
+    setting = {"beta2": beta2, "alpha": torch.tensor(alpha), "eps": objective.eps, "steps": steps}
+    measured = mean_squared_gradient(objective, beta1=beta1, rho=rho, **setting, seeds=2)
+    momentum = beta1 > 0
+    bound = (
+        avgrad_bound(problem, beta1=beta1, **setting) if momentum else interpolation_bound(problem, rho=rho, **setting)
+    )
+    assert (bound < (problem.gradient_bound - objective.eps) ** 2).all()
+    assert_below(measured, bound)
+    assert (measured.amin(-1) >= reached * bound).all()
+
+
 def test_how_close_the_bound_can_come():
     """Far out on the tails, without noise, with little weight on the newest gradient, most of 1/2 of it is reached.
 
@@ -147,7 +179,10 @@ def test_recursion_of_defossez():
 
 
 def test_adam_has_a_floor_that_avgrad_has_not():
-    """Skewed noise: Adam's mean squared gradient stops to fall, as its bound does; AVGrad's goes on."""
+    """Skewed noise: Adam's mean squared gradient stops to fall, AVGrad's goes on.
+
+    So do their bounds, but here both are above what any algorithm reaches.
+    """
     objective = TailedQuadratic(Problem(4, 1.0, 1.0, 0.1), 1e-2, spike_probability=0.3)
     rho = torch.tensor([0.0, 1.0], dtype=torch.float64)
     few, many = (

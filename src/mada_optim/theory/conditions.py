@@ -24,13 +24,16 @@ def mean_factor(beta2: Number, step: int, bias_correction: bool = True) -> Any:
         bias_correction: whether V_t = v̄_t/(1-β2^t), as in :class:`mada_optim.AVGrad`, or V_t = v̄_t.
 
     Raises:
-        ValueError: there is no step before ``step``.
+        ValueError: there is no step before ``step``, or β2 is not in [0, 1).
 
     >>> mean_factor(0.5, 2), mean_factor(0.5, 2, bias_correction=False)
     (2.0, 1)
     """
     if step < 2:
         raise ValueError(f"step must be an integer >= 2, for the rate is compared with the last step's, got {step!r}")
+    inside: Any = (beta2 >= 0) & (beta2 < 1)
+    if not (inside.all() if isinstance(inside, Tensor) else inside):
+        raise ValueError(f"beta2 must be in [0, 1), got {beta2!r}")
     if not bias_correction:
         return 1
     power: Any = beta2 ** (step - 1)
@@ -40,7 +43,7 @@ def mean_factor(beta2: Number, step: int, bias_correction: bool = True) -> Any:
 def rate_does_not_increase(v: Number, mean: Number, beta2: Number, step: int, bias_correction: bool = True) -> Any:
     """Whether, at a constant learning rate, the effective rate of step t is at most that of step t-1 (equation 5).
 
-    It is exactly where v_t >= φ_t v̄_{t-1}.
+    It is exactly where v_t >= φ_t v̄_{t-1}. Raises as :func:`mean_factor` does.
 
     Args:
         v: v_t, the second moment after step t.
@@ -59,7 +62,7 @@ def rate_does_not_increase(v: Number, mean: Number, beta2: Number, step: int, bi
 def gradient_threshold(v: Number, mean: Number, beta2: Number, step: int, bias_correction: bool = True) -> Any:
     """The smallest g_t² at which the effective rate does not increase in step t: (φ_t v̄_{t-1} - β2 v_{t-1})/(1-β2).
 
-    Equation 6. Negative where the rate does not increase whatever g_t is.
+    Equation 6. Negative where the rate does not increase whatever g_t is. Raises as :func:`mean_factor` does.
 
     Args:
         v: v_{t-1}, the second moment before step t.

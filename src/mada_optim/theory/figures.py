@@ -27,7 +27,7 @@ class Setting:
         seeds: runs on :class:`mada_optim.theory.evidence.TailedQuadratic` for each setting that is measured.
 
     Raises:
-        ValueError: ``seeds`` is not positive. The other values are checked where they are used.
+        ValueError: ``seeds`` is not positive, or no function can be measured. The rest is checked where it is used.
     """
 
     beta2: float = 0.9
@@ -44,6 +44,7 @@ class Setting:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ValueError(f"seeds must be an integer >= 1, got {self.seeds!r}")
+        TailedQuadratic(self.problem, self.eps)
 
     @property
     def problem(self) -> Problem:
