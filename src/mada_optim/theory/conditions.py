@@ -6,8 +6,10 @@ The functions use nothing but arithmetic and comparison, elementwise: floats, ex
 from __future__ import annotations
 
 from fractions import Fraction
+from numbers import Real
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 Number = TypeVar("Number", float, Fraction, Tensor)
@@ -31,8 +33,8 @@ def mean_factor(beta2: Number, step: int, bias_correction: bool = True) -> Any:
     """
     if step < 2:
         raise ValueError(f"step must be an integer >= 2, for the rate is compared with the last step's, got {step!r}")
-    inside: Any = (beta2 >= 0) & (beta2 < 1)
-    if not (inside.all() if isinstance(inside, Tensor) else inside):
+    # Of sympy's symbols, with which the algebra is checked, it cannot be said.
+    if isinstance(beta2, (Real, Tensor)) and not torch.as_tensor((beta2 >= 0) & (beta2 < 1)).all():
         raise ValueError(f"beta2 must be in [0, 1), got {beta2!r}")
     if not bias_correction:
         return 1
