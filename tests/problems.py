@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mada_optim import MADA, OMADA, AVGrad, HypergradientOptimizer, load_optimizer
+from mada_optim import MADA, OMADA, AVGrad, HypergradientOptimizer, MADAFamily, load_optimizer
 
 # Every coefficient inside its box, none neutral.
 INTERIOR = {"beta1": 0.8, "beta2": 0.9, "beta3": 0.3, "rho": 0.4, "c": 0.6, "gamma": 0.7}
+# Step sizes with which OMADA learns all that it can.
+OMADA_HYPER_LR = {c.name: c.hyper_lr for c in MADAFamily.coefficients} | {"ortho": 0.1, "scale": 0.1}
 ADAM = {"beta1": 0.9, "beta2": 0.999, "beta3": 0.0, "rho": 1.0, "c": 1.0, "gamma": 1.0}
 
 
@@ -64,9 +66,9 @@ TABLE = [
         "omada",
         OMADA,
         ADAM | {"ortho": 0.0, "scale": 1.0},
-        8,
+        9,
         learns=True,
-        kwargs={"hyper_warmup": 3, "betas": (0.9, 0.999), "scale": 1.0},
+        kwargs={"hyper_lr": OMADA_HYPER_LR, "hyper_warmup": 3, "betas": (0.9, 0.999), "scale": 1.0},
     ),
     Row("mada-every-3", MADA, ADAM, 7, learns=True, kwargs={"hyper_warmup": 2, "hyper_every": 3}),
 ]

@@ -12,24 +12,24 @@ when a hypergradient is due, which all processes know alike: also those that hav
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mada_optim import horizon
 from mada_optim.coefficients import LearnedTensors, LearningRule
-from mada_optim.family import Family
+from mada_optim.family import Coefficient, Family
 from mada_optim.kernels import Batch, Kernels, select_kernels
 from mada_optim.kernels.base import coefficients_and_constants
-from mada_optim.sharding import Team, find_team, local, parts
+from mada_optim.sharding import Team, find_team, parts
 
 # What all parameter groups have in common unless each has coefficients of its own.
 SET_SETTINGS = ("hyper_lr", "bounds", "hyper_momentum", "hyper_clip", "hyper_warmup", "hyper_every")
 # What learning changes, and all that a set of coefficients keeps, in the parameter groups that share it.
 LEARNED_TENSORS = ("coefficients", "hyper_momentum_buffer", "hyper_square_buffer", "hyper_taken")
 SET_TENSORS = (*LEARNED_TENSORS, "hyper_skipped", "hyper_steps")
-# The parameter before its first step, kept where a cumulative coefficient is learned.
-INITIAL = "initial_param"
 
 Group = dict[str, Any]
 State = MutableMapping[Tensor, dict[str, Any]]
@@ -47,10 +47,11 @@ def is_learning(group: Group) -> bool:
 
 def buffer_names(family: Family, group: Group) -> tuple[str, ...]:
     """Names of the tensors of its own shape that each parameter of the group keeps."""
-    names = family.buffers(coefficients_and_constants(family, group, group["coefficients"]))
-    if is_learning(group):
+    q = coefficients_and_constants(family, group, group["coefficients"])
+    names = family.buffers(q)
+    if _differentiated(family, group):
         names = (*names, "pending_grad")
-    return (*names, INITIAL) if _learned(family, group, cumulative=True) else names
+    return (*names, *horizon.BUFFERS) if _cumulative(family, group) else names
 
 
 def init_state(family: Family, param: Tensor, group: Group) -> dict[str, Any]:
@@ -61,12 +62,12 @@ def init_state(family: Family, param: Tensor, group: Group) -> dict[str, Any]:
     # As torch.optim counts.
     counted = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
     state: dict[str, Any] = {"step": torch.zeros((), dtype=counted, device=device)}
-    if is_learning(group):
+    if _differentiated(family, group):
         state["pending"] = torch.zeros((), dtype=torch.bool, device="cpu")
     for name in buffer_names(family, group):
         state[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-    if INITIAL in state:
-        state[INITIAL] = param.detach().clone(memory_format=torch.preserve_format)
+    if horizon.INITIAL in state:
+        state |= horizon.start(param)
     return state
 
 
@@ -92,6 +93,10 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
     due: bool | Tensor = rule.due(steps)
     team = find_team(param for group in groups for param in group["params"]) if learning else None
     hypergradient = _settle(family, groups, state, values, keep, team)
+    way = _along_the_way(family, groups, state, team, wanted=due is not False)
+    if way is not None:
+        way = way.to(values) * _cumulative_mask(family, shared, values.device)
+        hypergradient = way if hypergradient is None else hypergradient + way
     if team is not None:
         hypergradient, due = _add_up(team, hypergradient, values, due)
     if hypergradient is not None:
@@ -103,11 +108,12 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
     for group in groups:
         if family.prepares:
             _prepare(family, group, state)
+        differentiated, cumulative = bool(_differentiated(family, group)), bool(_cumulative(family, group))
         for kernels, batch in _batches(family, group, state):
-            kernels.step(batch, values, keep)
+            kernels.step(batch, values, keep and differentiated)
         for param in group["params"]:
             if state.get(param):
-                _finish_step(state[param], param.grad is not None, keep, learning)
+                _finish_step(state[param], param.grad is not None, keep, differentiated, cumulative)
         _remember_lr(group)
     shared["hyper_steps"].add_(1)
     return hypergradient
@@ -120,38 +126,56 @@ def _settle(
 
     With a team, it is this process's part of the sum.
     """
-    learned = _learned(family, groups[0], cumulative=False)
     total: Tensor | None = None
     for group in groups:
+        learned = _differentiated(family, group)
         for kernels, batch in _batches(family, group, state, pending=True):
             aligned = kernels.settle(batch, values, learned, keep)
             if aligned is not None:
                 share = 1.0 if team is None else team.share(batch.params[0])
                 total = (0.0 if total is None else total) - group["previous_lr"] * share * aligned
-    scales = [coefficient.name in _learned(family, groups[0], cumulative=True) for coefficient in family.coefficients]
-    if any(scales) and (total is not None or not learned):
-        by_scale = _since_start(groups, state, team).to(values.device) * torch.tensor(scales, device=values.device)
-        total = by_scale if total is None else total + by_scale
     return total
 
 
-def _learned(family: Family, group: Group, cumulative: bool) -> list[str]:
-    return [c.name for c in family.coefficients if group["hyper_lr"][c.name] > 0.0 and c.cumulative == cumulative]
+def _along_the_way(family: Family, groups: list[Group], state: State, team: Team | None, wanted: bool) -> Tensor | None:
+    """The hypergradient of cumulative coefficients, where it is wanted and parameters have gradients.
+
+    With a team, it is this process's part of the sum.
+    """
+    ways = []
+    for group in groups if _cumulative(family, groups[0]) else ():
+        moving = [(p, state[p]) for p in group["params"] if p.grad is not None and horizon.INITIAL in state.get(p, ())]
+        horizon.follow(moving)
+        if wanted and moving:
+            ways.append(horizon.along_the_way(group, moving, team))
+    return torch.as_tensor(sum(ways)) if ways else None
 
 
-def _since_start(groups: list[Group], state: State, team: Team | None) -> Tensor:
-    """⟨g_{t+1}, x_{t+1} - x_1⟩ over all parameters: the derivative of the loss by a factor of all steps so far."""
-    total: Tensor | float = 0.0
-    for group in groups:
-        for param in group["params"]:
-            if param.grad is not None and INITIAL in state.get(param, ()):
-                grad, now, first = (local(tensor).flatten() for tensor in (param.grad, param, state[param][INITIAL]))
-                grad = grad.to(torch.promote_types(param.dtype, torch.float32))
-                share = (1.0 if team is None else team.share(param)) * (-1.0 if group["maximize"] else 1.0)
-                # Products in place of a difference: nothing of the parameter's size is allocated.
-                along = torch.vdot(grad, now.to(grad.dtype)) - torch.vdot(grad, first.to(grad.dtype))
-                total = total + share * along.real.double()
-    return torch.as_tensor(total)
+def _cumulative_mask(family: Family, group: Group, device: torch.device) -> Tensor:
+    cumulative = _cumulative(family, group)
+    return _mask(tuple(coefficient.name in cumulative for coefficient in family.coefficients), device)
+
+
+@lru_cache(maxsize=16)
+def _mask(flags: tuple[bool, ...], device: torch.device) -> Tensor:
+    """Copied to the device once: each copy waits for it."""
+    return torch.tensor(flags, dtype=torch.float64).to(device)
+
+
+def _learned(family: Family, group: Group) -> list[Coefficient]:
+    return [coefficient for coefficient in family.coefficients if group["hyper_lr"][coefficient.name] > 0.0]
+
+
+def _cumulative(family: Family, group: Group) -> list[str]:
+    """Names of the learned coefficients that :mod:`mada_optim.horizon` is for."""
+    return [coefficient.name for coefficient in _learned(family, group) if coefficient.cumulative]
+
+
+def _differentiated(family: Family, group: Group) -> list[str]:
+    """Names of the learned coefficients by which the last step of the group's parameters is to be differentiated."""
+    constants = {name: group[name] for name in family.constants}
+    idle = (*family.idle(constants), *_cumulative(family, group))
+    return [coefficient.name for coefficient in _learned(family, group) if coefficient.name not in idle]
 
 
 def _prepare(family: Family, group: Group, state: State) -> None:
@@ -200,10 +224,10 @@ def _remember_lr(group: Group) -> None:
             group[name] = value.clone() if isinstance(value, Tensor) else value
 
 
-def _finish_step(state: dict[str, Any], stepped: bool, keep: bool, learning: bool) -> None:
+def _finish_step(state: dict[str, Any], stepped: bool, keep: bool, differentiated: bool, cumulative: bool) -> None:
     if stepped:
         state["step"] += 1
-    if learning:
+    if differentiated:
         pending = stepped and keep
         if bool(state["pending"]) != pending:
             state["pending"].fill_(pending)
@@ -212,7 +236,9 @@ def _finish_step(state: dict[str, Any], stepped: bool, keep: bool, learning: boo
     else:
         state.pop("pending", None)
         state.pop("pending_grad", None)
-        state.pop(INITIAL, None)
+    if not cumulative:
+        for name in horizon.BUFFERS:
+            state.pop(name, None)
 
 
 def _batches(family: Family, group: Group, state: State, pending: bool = False) -> Iterator[tuple[Kernels, Batch]]:

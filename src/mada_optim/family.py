@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -42,9 +42,9 @@ class Coefficient:
         normalized: its hypergradient is divided by the root of its own running mean square, so that ``hyper_lr`` means
             the same however loss, parameters and learning rate are scaled.
         logarithmic: its logarithm is what is learned: a step multiplies it.
-        cumulative: it scales all steps alike, and its hypergradient is that of all steps since the first,
-            ⟨g_{t+1}, x_{t+1} - x_1⟩, instead of the last one alone. Its step size falls with the square of the learning
-            rate, from its peak on: it must not undo what a schedule does.
+        cumulative: it scales all steps alike, and its hypergradient is that of all steps since the first (see
+            :mod:`mada_optim.horizon`) instead of the last one alone. Its step size falls with the fourth power of the
+            learning rate, from its peak on: it must not undo what a schedule does.
     """
 
     name: str
@@ -151,6 +151,10 @@ class Family(ABC):
             For each parameter, buffers with their new values.
         """
         raise NotImplementedError
+
+    def idle(self, constants: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG002
+        """Names of coefficients that change nothing in groups with these constants, so that they cost nothing there."""
+        return ()
 
     def validate_constants(self, constants: Mapping[str, Any]) -> None:  # noqa: B027 (checks are optional)
         """Raise ValueError, naming constant and value, where a constant makes no sense."""
@@ -293,17 +297,18 @@ class OMADAFamily(MADAFamily):
 
     and for all others Δ_t = κ D_t. At ω = κ = 1 matrices are optimized as by torch.optim.Muon, at ω = 0, κ = 1 this is
     MADA. ∂Δ/∂ω = κ (O_t - D_t): nothing is differentiated through the orthogonalization. κ scales all steps alike, and
-    is learned from all of them: its hypergradient is ⟨g_{t+1}, x_{t+1} - x_1⟩.
+    is learned from all of them, see :mod:`mada_optim.horizon`.
     """
 
     coefficients: ClassVar[tuple[Coefficient, ...]] = (
-        *MADAFamily.coefficients,
+        # Not learned unless the user wants it: measured, that is no gain beside the two that follow, and costs memory.
+        *(replace(coefficient, hyper_lr=0.0) for coefficient in MADAFamily.coefficients),
         Coefficient("ortho", 0.0, (0.0, 1.0), 0.1, domain=(0.0, 1.0), special=(0.0, 1.0), normalized=True),
         Coefficient(
             "scale",
             0.1,
             (1e-3, 1e3),
-            0.1,
+            0.15,
             domain=(0.0, math.inf),
             special=(1.0,),
             normalized=True,
@@ -326,6 +331,10 @@ class OMADAFamily(MADAFamily):
             return super().buffers(q)
         ours = ("ortho_exp_avg", "ortho")
         return ours if is_special(q["ortho"], 1.0) else (*super().buffers(q), *ours)
+
+    def idle(self, constants: Mapping[str, Any]) -> tuple[str, ...]:
+        """See :meth:`Family.idle`: ω where there are no matrices."""
+        return () if constants["matrices"] else ("ortho",)
 
     def prepare(
         self, states: Sequence[Buffers], grads: Sequence[Tensor], q: Mapping[str, Any]
