@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from mada_optim.tasks import InputError, require
-from mada_optim.tasks.windows import WindowsConfig, WindowsTask
+from mada_optim.tasks.corpus import open_text
+from mada_optim.tasks.windows import Tokens, WindowsConfig, WindowsTask
 
 TRAIN_SHARE = 0.9
+CODE_POINTS = 0x110000  # of Unicode
+PIECE = 1 << 22  # characters looked at together: some 50 MB
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class LanguageConfig(WindowsConfig):
     """Text, model size and batch. The defaults are nanoGPT's recipe for the CPU: 0.8 million parameters.
 
     Args:
-        data: path of a UTF-8 text file; None: the language reference of Python.
+        data: path of a UTF-8 text file, compressed by gzip where it ends with .gz; None: Python's language reference.
         layers, heads, width, context, batch, val_windows: see :class:`WindowsConfig`; each token is a character.
     """
 
@@ -41,10 +47,10 @@ class LanguageTask(WindowsTask):
 
     def __init__(self, config: LanguageConfig) -> None:
         self.config = config
-        self.text = embedded_text() if config.data is None else read_text(config.data)
-        self.vocabulary = sorted(set(self.text))
-        codes = {character: code for code, character in enumerate(self.vocabulary)}
-        tokens = np.array([codes[character] for character in self.text])
+        text = embedded_text() if config.data is None else read_text(config.data)
+        self.vocabulary = characters(text)
+        self._sha256 = hashlib.sha256(text.encode()).hexdigest()
+        tokens = encode(text, self.vocabulary)
         train, validation = np.split(tokens, [int(TRAIN_SHARE * len(tokens))])
         if len(validation) <= config.context:
             raise InputError(
@@ -58,9 +64,9 @@ class LanguageTask(WindowsTask):
         return {
             "task": "language",
             "source": f"pydoc_data.topics of Python {platform.python_version()}" if data is None else Path(data).name,
-            "sha256": hashlib.sha256(self.text.encode()).hexdigest(),
-            "characters": len(self.text),
-            "vocabulary": len(self.vocabulary),
+            "sha256": self._sha256,
+            "characters": len(self.train) + len(self.validation),
+            "vocabulary": self.vocabulary,
         }
 
 
@@ -74,14 +80,47 @@ def embedded_text() -> str:
 def read_text(path: str) -> str:
     try:
         # Line ends as they are: the text's hash must not depend on the platform.
-        text = Path(path).read_bytes().decode("utf-8")
+        with open_text(Path(path)) as file:
+            text = file.read()
     except FileNotFoundError:
         raise InputError(f"data must be the path of a text file, got {path!r}, which does not exist") from None
     except UnicodeDecodeError as error:
         raise InputError(
             f"data must be a UTF-8 text file, got {path!r}, whose byte {error.start} is not UTF-8"
         ) from None
-    except OSError as error:
-        raise InputError(f"data must be a readable text file, got {path!r}: {error.strerror}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"data must be a readable text file, got {path!r}: {reason}") from None
     require(bool(text), "data", path, "a text file that is not empty")
     return text
+
+
+def characters(text: str) -> str:
+    """Each character of a text once, sorted.
+
+    >>> characters("to be, or not")
+    ' ,benort'
+    """
+    seen = np.zeros(CODE_POINTS, bool)
+    for points in _pieces(text):
+        seen[points] = True
+    return "".join(map(chr, np.flatnonzero(seen)))
+
+
+def encode(text: str, vocabulary: str) -> Tokens:
+    """The place of each character in the vocabulary, in the smallest numbers that hold it.
+
+    >>> encode("to be", " beot")
+    array([4, 3, 0, 1, 2], dtype=uint8)
+    """
+    codes = np.zeros(CODE_POINTS, np.min_scalar_type(len(vocabulary) - 1))
+    codes[_code_points(vocabulary)] = np.arange(len(vocabulary))
+    return np.concatenate([codes[points] for points in _pieces(text)])
+
+
+def _pieces(text: str) -> Iterator[npt.NDArray[np.uint32]]:
+    return (_code_points(text[begin : begin + PIECE]) for begin in range(0, len(text), PIECE))
+
+
+def _code_points(text: str) -> npt.NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le"), "<u4")
