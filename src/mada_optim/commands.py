@@ -22,9 +22,10 @@ def run_train(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from mada_optim.experiments.display import Display
-    from mada_optim.experiments.run_folder import RunFolder, read_json
+    from mada_optim.experiments.run_folder import RunFolder
     from mada_optim.experiments.train import train
     from mada_optim.tasks import InputError
+    from mada_optim.tasks.stored import read_json
 
     resume = arguments.resume is not None
     if resume:

@@ -153,8 +153,8 @@ def test_accumulated_steps_are_those_of_whole_batches(packed: Path, lambada: Pat
 PROGRAM = """
 import sys
 from mada_optim.experiments.config import from_dict
-from mada_optim.experiments.run_folder import read_json
 from mada_optim.experiments.train import train
+from mada_optim.tasks.stored import read_json
 from pathlib import Path
 train(from_dict(read_json(Path(sys.argv[1]))), sys.argv[2], draw=False)
 """

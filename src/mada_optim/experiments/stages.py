@@ -22,10 +22,11 @@ from torch import nn
 from mada_optim.experiments import optimizers, report
 from mada_optim.experiments.config import RunConfig, differences, from_dict, to_dict
 from mada_optim.experiments.pool import Pool
-from mada_optim.experiments.run_folder import RunFolder, read_json, write_json
+from mada_optim.experiments.run_folder import RunFolder, write_json
 from mada_optim.experiments.sweep import Experiment, changed, fixed
 from mada_optim.experiments.train import resolve, train
 from mada_optim.tasks import InputError, require
+from mada_optim.tasks.stored import read_json
 
 TUNE, CONFIRM = "tune", "confirm"
 Configs = dict[str, RunConfig]
