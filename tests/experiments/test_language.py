@@ -140,4 +140,5 @@ def test_tiny_shakespeare(tiny_shakespeare: Path) -> None:
         "sha256": None,
         "characters": 1_115_394,
         "vocabulary": "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz",
+        "init": None,
     }
