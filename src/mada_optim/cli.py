@@ -25,6 +25,7 @@ examples:
   mada train --lr 1e-2 --steps 600
   mada train --rho 0 --hyper-lr rho=0.1 c=0.1     start at AVGrad, learn only rho and c
   mada train --optimizer hyperadam --betas 0.3 0.6
+  mada train --data FILE --init runs/NAME         fine-tuning: begin with the weights of an earlier run
   torchrun --nproc-per-node 2 -m mada_optim.cli train    several processes share each batch
 """
 _COMPARE_EPILOG = """\
@@ -258,7 +259,14 @@ def _add_data_and_model(parser: argparse.ArgumentParser) -> None:
     ):
         group.add_argument(f"--{name}", type=int, metavar="N", help=f"{meaning} (default: {default})")
     group.add_argument("--size", metavar="NAME", help="tokens: gpt2, gpt2-medium, ..., for layers, heads and width")
-    group.add_argument("--pretrained", metavar="NAME", help="tokens: begin with weights on the hub or in a folder")
+    group.add_argument(
+        "--init",
+        metavar="RUN",
+        help="begin with the weights of an earlier run; tokens: also with published ones, in a folder or on the hub",
+    )
+    group.add_argument(
+        "--characters-of", metavar="FILE", help="language: know the characters of this text, too, for a later run on it"
+    )
     group.add_argument("--wikitext", metavar="FOLDER", help="tokens: measure the perplexity on its val.bin, too")
     group.add_argument("--lambada", metavar="FILE", help="tokens: measure last words, too; text or JSON lines")
     group.add_argument("--model", metavar="NAME", help="vision: cnn or resnet9 (default: cnn)")

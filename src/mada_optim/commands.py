@@ -22,9 +22,10 @@ def run_train(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from mada_optim.experiments.display import Display
-    from mada_optim.experiments.run_folder import RunFolder, read_json
+    from mada_optim.experiments.run_folder import RunFolder
     from mada_optim.experiments.train import train
     from mada_optim.tasks import InputError
+    from mada_optim.tasks.stored import read_json
 
     resume = arguments.resume is not None
     if resume:
@@ -235,8 +236,9 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
     def pick(*names: str) -> dict[str, Any]:
         return {name: given[name] for name in names if name in given}
 
-    model = pick("layers", "heads", "width", "size", "pretrained", "autocast", "model", "augment")
-    task = make_task(pick("kind", "data", "context", "batch", "val_windows", "wikitext", "lambada") | model)
+    data = pick("data", "characters_of", "wikitext", "lambada")
+    model = pick("init", "layers", "heads", "width", "context", "size", "autocast", "model", "augment")
+    task = make_task(pick("kind", "batch", "val_windows") | data | model)
     options = pick("beta3", "rho", "c", "gamma")
     if "hyper_lr" in given:
         options["hyper_lr"] = _hyper_lr(given["hyper_lr"])

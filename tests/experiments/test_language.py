@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import gzip
+import hashlib
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from mada_optim.tasks import InputError
+from mada_optim.tasks import InputError, language
 from mada_optim.tasks.language import LanguageConfig, LanguageTask, embedded_text
 
 TINY = {"layers": 1, "heads": 2, "width": 16, "context": 16, "batch": 4, "val_windows": 8}
@@ -84,6 +88,39 @@ def test_bad_files(tmp_path: Path, content: bytes | None, message: str) -> None:
     assert str(path) in str(info.value)
 
 
+def test_a_compressed_text_is_the_text(tmp_path: Path) -> None:
+    content = "To be,\r\nor not: é, ∀, 𝄞\n".encode() * 50
+    (tmp_path / "text.txt").write_bytes(content)
+    (tmp_path / "text.txt.gz").write_bytes(gzip.compress(content))
+    plain, packed = (_task(tmp_path / name) for name in ("text.txt", "text.txt.gz"))
+    assert packed.describe() == plain.describe() | {"source": "text.txt.gz"}
+    assert packed.describe()["sha256"] == hashlib.sha256(content).hexdigest()
+    assert np.array_equal(packed.train, plain.train)
+    assert np.array_equal(packed.validation, plain.validation)
+
+
+def test_bad_compressed_files(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt.gz"
+    whole = gzip.compress(random.Random(0).randbytes(2000).hex().encode())
+    spoilt = whole[:500] + bytes(255 - byte for byte in whole[500:600]) + whole[600:]
+    for content in (b"To be, or not to be. " * 100, whole[:1000], spoilt):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="data must be a readable text file, got"):
+            _task(path)
+    path.write_bytes(gzip.compress(b"abc\xff\xfe" * 100))
+    with pytest.raises(InputError, match="byte 3 is not UTF-8"):
+        _task(path)
+
+
+def test_tokens_are_places_in_the_sorted_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = embedded_text()[:10_000] + "".join(map(chr, range(0x3B1, 0x3B1 + 400))) + "𝄞"
+    monkeypatch.setattr(language, "PIECE", 7)
+    vocabulary = language.characters(text)
+    assert list(vocabulary) == sorted(set(text))
+    assert len(vocabulary) > 256
+    assert language.encode(text, vocabulary).tolist() == [vocabulary.index(character) for character in text]
+
+
 def test_folder_as_data(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="readable text file"):
         _task(tmp_path)
@@ -102,5 +139,6 @@ def test_tiny_shakespeare(tiny_shakespeare: Path) -> None:
         "source": "tiny_shakespeare.txt",
         "sha256": None,
         "characters": 1_115_394,
-        "vocabulary": 65,
+        "vocabulary": "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz",
+        "init": None,
     }

@@ -79,6 +79,15 @@ def test_shakespeare() -> None:
     assert experiment.config("adamw β2 0.95").optimizer.betas == (0.9, 0.95)
 
 
+def test_all_data_are_looked_up_in_their_root(tmp_path: Path) -> None:
+    given = {"data": "a", "init": "gpt2", "wikitext": "b", "lambada": "/c"}
+    fields = ", ".join(f'{name} = "{path}"' for name, path in given.items())
+    text = f'[base]\ntask = {{ kind = "tokens", {fields} }}\n[contenders.mada]\nname = "mada"\n'
+    task = load(write(tmp_path, text), "/data").base.task
+    found = {name: getattr(task, name) for name in given}
+    assert found == {"data": "/data/a", "init": "gpt2", "wikitext": "/data/b", "lambada": "/c"}
+
+
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_experiment_of_the_repository_can_be_run(path: Path) -> None:
     experiment = load(path, "/data")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from packed import make_packed, tiny_tokens
 from test_processes import assert_close_run, torchrun
-from tiny import assert_same
+from tiny import assert_same, assert_same_run
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mada_optim.experiments.config import OptimizerConfig, RunConfig, from_dict, to_dict
@@ -112,22 +114,67 @@ def test_autocast(packed: Path) -> None:
     assert loss[True] == pytest.approx(loss[False], abs=0.02)
 
 
-def test_pretrained_weights(packed: Path, tmp_path: Path) -> None:
+def small_gpt2(**changes: Any) -> GPT2LMHeadModel:
+    sizes = {"vocab_size": 300, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    return GPT2LMHeadModel(GPT2Config(**{**sizes, **changes}))
+
+
+def test_published_weights(packed: Path, tmp_path: Path) -> None:
     torch.manual_seed(3)
-    published = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_positions=32, n_embd=16, n_layer=2, n_head=2))
-    published.save_pretrained(tmp_path / "weights")
-    task = tiny_tokens(packed, pretrained=str(tmp_path / "weights")).build()
-    model = task.model(0)
-    assert_same(dict(model.state_dict()), dict(published.state_dict()))
-    assert all(module.p == 0.0 for module in model.modules() if isinstance(module, torch.nn.Dropout))
-    assert task.validate(model)["loss"] == pytest.approx(task.validate(published.eval())["loss"])
-    with pytest.raises(InputError, match="context must be at most 32"):
-        tiny_tokens(packed, pretrained=str(tmp_path / "weights"), context=64).build()
-    GPT2Config(vocab_size=20).save_pretrained(tmp_path / "small")
-    with pytest.raises(InputError, match="pretrained must be weights for 300 tokens or more"):
-        tiny_tokens(packed, pretrained=str(tmp_path / "small")).build()
-    with pytest.raises(InputError, match="pretrained must be weights of GPT-2, a folder or a name on the hub"):
-        tiny_tokens(packed, pretrained=str(tmp_path)).build()
+    weights, model = str(tmp_path / "weights"), small_gpt2()
+    model.save_pretrained(weights)
+    task = tiny_tokens(packed, layers=2, init=weights).build()
+    ours = task.model(0)
+    assert_same(dict(ours.state_dict()), dict(model.state_dict()))
+    assert all(module.p == 0.0 for module in ours.modules() if isinstance(module, torch.nn.Dropout))
+    assert task.validate(ours)["loss"] == pytest.approx(task.validate(model.eval())["loss"])
+    described = task.describe()["init"]
+    with torch.no_grad():
+        model.transformer.ln_f.bias[0] += 1e-3
+    model.save_pretrained(weights)
+    other = tiny_tokens(packed, layers=2, init=weights).build().describe()["init"]
+    assert other["source"] == described["source"] == "weights"
+    assert other["sha256"] != described["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "message"),
+    [
+        ({}, {"context": 64}, "context must be at most 32, as in init=.*, got 64"),
+        ({}, {"layers": 3}, "layers must be 2, as in init=.*, got 3"),
+        ({"n_embd": 32}, {}, "width must be 32, as in init=.*, got 16"),
+        ({"n_head": 4}, {}, "heads must be 4, as in init=.*, got 2"),
+        ({"vocab_size": 299}, {}, "init must be weights for 300 tokens or more"),
+        (
+            {"activation_function": "relu"},
+            {},
+            "activation_function of init=.* must be gelu_new, as in GPT-2, got",
+        ),
+        ({"n_inner": 8}, {}, "n_inner of init=.* must be 64, as in GPT-2, got 8"),
+    ],
+)
+def test_published_weights_that_do_not_fit(
+    model: dict[str, Any], task: dict[str, Any], message: str, packed: Path, tmp_path: Path
+) -> None:
+    small_gpt2(**model).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=message):
+        tiny_tokens(packed, **{"layers": 2, "init": str(tmp_path), **task}).build()
+
+
+def test_no_published_weights(packed: Path, tmp_path: Path) -> None:
+    def refused(message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            tiny_tokens(packed, layers=2, init=str(tmp_path)).build()
+
+    neither = "init must be the folder of a run, or weights of GPT-2, in a folder or by a name on the hub, got "
+    refused(neither)
+    small_gpt2().config.save_pretrained(tmp_path)
+    refused(neither)
+    small_gpt2(n_layer=1).save_pretrained(tmp_path)
+    small_gpt2().config.save_pretrained(tmp_path)
+    refused("init must be all weights of a GPT-2 .it lacks transformer.h.1")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    refused("init must be of the type gpt2 .it is bert.")
 
 
 def run(packed: Path, lambada: Path, **changes: Any) -> RunConfig:
@@ -145,6 +192,28 @@ def alone(packed: Path, lambada: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
+def test_a_run_begins_with_the_weights_of_another(packed: Path, lambada: Path, alone: Path, tmp_path: Path) -> None:
+    """Its first validation, with all that is measured, is the last one of the earlier run."""
+    config = run(packed, lambada, dtype="float32")
+    train(dataclasses.replace(config, steps=4), tmp_path / "earlier", draw=False)
+    config = dataclasses.replace(config, task=dataclasses.replace(config.task, init=str(tmp_path / "earlier")))
+    train(config, tmp_path / "later", draw=False)
+    (*_, last), (first, *_) = (RunFolder(tmp_path / name).metrics() for name in ("earlier", "later"))
+    assert first == last | {"step": 0}
+    with pytest.raises(ZeroDivisionError):
+        train(config, tmp_path / "cut", on_step=lambda report: 1 // (7 - report.step))  # type: ignore[arg-type,return-value]
+    train(config, tmp_path / "cut", resume=True, draw=False)
+    assert_same_run(tmp_path / "later", tmp_path / "cut")
+
+
+def test_a_run_on_other_tokens(packed: Path, alone: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(packed, tmp_path / "packed")
+    meta = json.loads((other / "meta.json").read_text())
+    (other / "meta.json").write_text(json.dumps(meta | {"tokenizer_sha256": "0"}))
+    with pytest.raises(InputError, match="init must be a run on tokens of the same tokenizer as data, got '.*run'"):
+        tiny_tokens(other, init=str(alone)).build()
+
+
 def test_accumulated_steps_are_those_of_whole_batches(packed: Path, lambada: Path, alone: Path, tmp_path: Path) -> None:
     train(run(packed, lambada, accumulate=4), tmp_path / "run", draw=False)
     assert_close_run(tmp_path / "run", alone)
@@ -153,8 +222,8 @@ def test_accumulated_steps_are_those_of_whole_batches(packed: Path, lambada: Pat
 PROGRAM = """
 import sys
 from mada_optim.experiments.config import from_dict
-from mada_optim.experiments.run_folder import read_json
 from mada_optim.experiments.train import train
+from mada_optim.tasks.stored import read_json
 from pathlib import Path
 train(from_dict(read_json(Path(sys.argv[1]))), sys.argv[2], draw=False)
 """

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mada_optim.experiments.run_folder import Metrics, RunFolder, finite, read_json
+from mada_optim.experiments.run_folder import Metrics, RunFolder, finite
 from mada_optim.experiments.stats import mean_interval, paired_difference
 from mada_optim.experiments.train import Result
+from mada_optim.tasks.stored import read_json
 
 REFERENCE = "adamw"
 FINAL_LOSSES = ("train_loss", "val_loss")

@@ -13,9 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
 import platform
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,12 +24,11 @@ import torch
 import mada_optim
 from mada_optim.experiments.config import RunConfig, differences, from_dict, to_dict
 from mada_optim.tasks import InputError
+from mada_optim.tasks.stored import CHECKPOINT, CONFIG, RESULT, read_checkpoint, read_json
 
 Metrics = list[dict[str, Any]]
 
 _TEMPORARY = ".tmp"
-# What reading a damaged checkpoint may raise.
-_UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 class RunFolder:
@@ -39,10 +36,10 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.config_file = self.path / "config.json"
+        self.config_file = self.path / CONFIG
         self.metrics_file = self.path / "metrics.jsonl"
-        self.checkpoint_file = self.path / "checkpoint.pt"
-        self.result_file = self.path / "result.json"
+        self.checkpoint_file = self.path / CHECKPOINT
+        self.result_file = self.path / RESULT
         self.tensorboard = self.path / "tensorboard"
 
     def create(self, config: RunConfig, data: Mapping[str, Any]) -> None:
@@ -112,39 +109,15 @@ class RunFolder:
         if not self.checkpoint_file.exists():
             return None
         try:
-            # torch.load does not look at the checksums that it writes.
-            with zipfile.ZipFile(self.checkpoint_file) as archive:
-                if (damaged := archive.testzip()) is not None:
-                    raise ValueError(f"{damaged} in it is damaged")
-            state = torch.load(self.checkpoint_file, map_location="cpu", weights_only=True)
-            if not isinstance(state, dict) or not {"step", "model", "optimizer"} <= state.keys():
-                raise ValueError("it does not hold a step, a model and an optimizer")
-        except (
-            OSError,
-            RuntimeError,
-            EOFError,
-            ValueError,
-            KeyError,
-            pickle.UnpicklingError,
-            zipfile.BadZipFile,
-        ) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            return read_checkpoint(self.checkpoint_file)
+        except ValueError as error:
             raise InputError(
-                f"{self.checkpoint_file} cannot be read ({reason}); delete it to start this run again from step 0"
+                f"{self.checkpoint_file} cannot be read ({error}); delete it to start this run again from step 0"
             ) from error
-        return state
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     _replace(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-    return values
 
 
 def finite(value: float) -> float | None:

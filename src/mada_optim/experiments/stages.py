@@ -20,12 +20,13 @@ from typing import Any
 from torch import nn
 
 from mada_optim.experiments import optimizers, report
-from mada_optim.experiments.config import RunConfig, differences, from_dict, to_dict
+from mada_optim.experiments.config import TASKS, RunConfig, differences, from_dict, to_dict
 from mada_optim.experiments.pool import Pool
-from mada_optim.experiments.run_folder import RunFolder, read_json, write_json
+from mada_optim.experiments.run_folder import RunFolder, write_json
 from mada_optim.experiments.sweep import Experiment, changed, fixed
 from mada_optim.experiments.train import resolve, train
 from mada_optim.tasks import InputError, require
+from mada_optim.tasks.stored import read_json
 
 TUNE, CONFIRM = "tune", "confirm"
 Configs = dict[str, RunConfig]
@@ -340,10 +341,11 @@ def make_report(folder: Path) -> tuple[list[report.Table], list[str]]:
         tables.append(report.lr_table(entries))
     lrs, seeds = sorted({run.lr for run in runs}), sorted({run.seed for run in runs})
     settings = {key: value for key, value in stage["base"].items() if key not in ("optimizer", "seed")}
-    settings["task"] = {key: value for key, value in settings["task"].items() if key != "data"}
+    settings["task"] = _without_paths(settings["task"])
     found = {"title": stage["title"], "stage": stage["stage"], "data": data, "settings": settings}
     found |= {"lrs": lrs, "seeds": seeds, "results": entries}
-    notes = _notes(stage, data["source"], lrs, seeds, len(runs))
+    source = data["source"] + (f" after {data['init']['source']}" if data.get("init") else "")
+    notes = _notes(stage, source, lrs, seeds, len(runs))
     if betas:
         threshold = stage["threshold"] if stage["threshold"] is not None else report.median_train_loss(betas)
         found["betas"] = report.betas_results(betas, threshold)
@@ -352,11 +354,11 @@ def make_report(folder: Path) -> tuple[list[report.Table], list[str]]:
             "Table of betas: all starts at the learning rate with the lowest median validation loss. Where the betas "
             "vary, the other tables are over all starts, and so is ±."
         )
-        draw_betas(found["betas"], folder / "betas", f"{data['source']}, {settings['steps']} steps; mean over seeds")
+        draw_betas(found["betas"], folder / "betas", f"{source}, {settings['steps']} steps; mean over seeds")
     write_json(folder / "results.json", found)
     text = "\n".join([*map(report.markdown, tables), *(f"{note}\n" for note in notes)])
     (folder / "table.md").write_text(text, "utf-8")
-    caption = f"{data['source']}, {settings['steps']} steps; mean and range over {len(seeds)} seeds"
+    caption = f"{source}, {settings['steps']} steps; mean and range over {len(seeds)} seeds"
     draw_comparison(summaries, folder / "curves", caption)
     return tables, notes
 
@@ -367,9 +369,14 @@ def _data(folder: Path) -> dict[str, Any]:
     return data
 
 
+def _without_paths(task: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a task; paths mean nothing on another machine."""
+    return {name: value for name, value in task.items() if name not in TASKS[task["kind"]].paths}
+
+
 def _notes(stage: dict[str, Any], source: str, lrs: Sequence[float], seeds: Sequence[int], over: int) -> list[str]:
     base = stage["base"]
-    task = {name: value for name, value in base["task"].items() if name not in ("data", "kind")}
+    task = {name: value for name, value in _without_paths(base["task"]).items() if name != "kind"}
     total = sum(entry["total"] for entry in stage["contenders"].values())
     notes = [
         f"{source}; {', '.join(f'{name} {value}' for name, value in task.items())}; "

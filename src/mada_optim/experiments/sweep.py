@@ -268,8 +268,10 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 def _experiment(values: Mapping[str, Any], data_root: Path, stem: str) -> Experiment:
     base = _table("base", values)
     task = make_task(_table("task", base))
-    if task.data is not None:
-        task = dataclasses.replace(task, data=str(data_root / task.data))
+    # ``init`` is no data: it is the folder of a run, as ``--out`` is, or a name on the hub.
+    paths = {name: getattr(task, name) for name in task.paths if name != "init"}
+    found: dict[str, Any] = {name: str(data_root / path) for name, path in paths.items() if path is not None}
+    task = dataclasses.replace(task, **found)
     rest = {name: value for name, value in base.items() if name != "task"}
     contenders = {}
     for label, given in _table("contenders", values).items():

@@ -25,8 +25,9 @@ from torch.optim import Optimizer
 from mada_optim.experiments import optimizers
 from mada_optim.experiments.config import RunConfig, from_dict, to_dict
 from mada_optim.experiments.processes import Processes, join_processes
-from mada_optim.experiments.run_folder import Metrics, RunFolder, finite, read_json, write_json
+from mada_optim.experiments.run_folder import Metrics, RunFolder, finite, write_json
 from mada_optim.tasks import Batch, InputError, Task
+from mada_optim.tasks.stored import read_json
 
 PATIENCE = 10  # steps without a finite loss in a row, after which a run has diverged
 

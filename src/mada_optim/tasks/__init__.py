@@ -61,6 +61,7 @@ class TaskConfig(ABC):
     """
 
     kind: ClassVar[str]
+    paths: ClassVar[tuple[str, ...]] = ("data",)  # fields that are paths
     data: str | None = None
 
     @abstractmethod
@@ -69,4 +70,9 @@ class TaskConfig(ABC):
 
     def resolved(self) -> Self:
         """The same, from whatever folder it is built: a run must be resumable from any."""
-        return self if self.data is None else dataclasses.replace(self, data=str(Path(self.data).resolve()))
+        paths = {name: getattr(self, name) for name in self.paths}
+        # What is not there may be a name on the hub; if not, building the task will say so.
+        there: dict[str, Any] = {
+            name: str(Path(path).resolve()) for name, path in paths.items() if path and Path(path).exists()
+        }
+        return dataclasses.replace(self, **there)

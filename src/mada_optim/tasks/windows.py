@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mada_optim.tasks import Batch, TaskConfig, require
+from mada_optim.tasks.initial import Initial
 
 VALIDATION_BATCH = 64
 VALIDATION_TOKENS = 16_384  # at once: the logits of a large vocabulary are what fills the memory
@@ -27,14 +29,18 @@ class WindowsConfig(TaskConfig):
         context: tokens that the model sees.
         batch: windows of ``context`` tokens in a batch.
         val_windows: windows of ``context`` tokens, evenly spread over the validation text, to validate on.
+        init: folder of an earlier run of the same kind of task, finished or interrupted, whose weights the training
+            begins with; sizes are the same as there, ``context`` is not longer. None: random weights.
     """
 
+    paths: ClassVar[tuple[str, ...]] = ("data", "init")
     layers: int = 4
     heads: int = 4
     width: int = 128
     context: int = 64
     batch: int = 12
     val_windows: int = 256
+    init: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "width", "context", "batch", "val_windows"):
@@ -48,24 +54,36 @@ class WindowsTask:
 
     Args:
         config: model size and windows.
-        vocabulary_size: tokens that the model knows; all in the data are below it.
+        vocabulary_size: tokens that a model with random weights knows; all in the data are below it.
         train, validation: tokens, each in one row. They may be memory-mapped: only windows are read.
+        initial: weights that models begin with; None: random ones.
     """
 
-    def __init__(self, config: WindowsConfig, vocabulary_size: int, train: Tokens, validation: Tokens) -> None:
-        self.size, self.vocabulary_size = config, vocabulary_size
+    def __init__(
+        self,
+        config: WindowsConfig,
+        vocabulary_size: int,
+        train: Tokens,
+        validation: Tokens,
+        initial: Initial | None = None,
+    ) -> None:
+        self.size, self.initial = config, initial
+        self.vocabulary_size = vocabulary_size if initial is None else initial.vocabulary_size
         self.train, self.validation = train, validation
+        if initial is not None:
+            initial.check(config)
         last = len(validation) - config.context - 1
         self._val_starts = torch.linspace(0, last, config.val_windows, dtype=torch.float64).long()
 
     def model(self, seed: int) -> nn.Module:
+        """With the weights of ``init``, whatever the seed, where there are any."""
         # Slow to import, and not needed to check a configuration.
         from transformers import GPT2Config, GPT2LMHeadModel
 
         size = self.size
         config = GPT2Config(
             vocab_size=self.vocabulary_size,
-            n_positions=size.context,
+            n_positions=size.context if self.initial is None else self.initial.positions,
             n_embd=size.width,
             n_layer=size.layers,
             n_head=size.heads,
@@ -79,6 +97,8 @@ class WindowsTask:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model: nn.Module = GPT2LMHeadModel(config)
+        if self.initial is not None:
+            model.load_state_dict(self.initial.weights)
         return model
 
     def batch(self, seed: int, step: int) -> Batch:
@@ -100,6 +120,10 @@ class WindowsTask:
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
         return {"loss": self.mean_loss(model, self.validation, self._val_starts)}
+
+    def describe_initial(self) -> dict[str, Any]:
+        """Part of :meth:`Task.describe`."""
+        return {"init": None if self.initial is None else self.initial.describe()}
 
     def mean_loss(self, model: nn.Module, tokens: Tokens, starts: Tensor) -> float:
         """Mean :meth:`loss` over the windows of ``context`` tokens that begin at ``starts``."""
