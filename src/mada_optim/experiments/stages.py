@@ -5,6 +5,7 @@ runs/NAME               folder of a run
 table.md, results.json  what was found
 curves.png, .svg        losses over steps and learning rates
 betas.png, .svg         final losses over the betas, where these are an axis
+coefficients.png, .svg  paths of the coefficients, where any are learned
 """
 
 from __future__ import annotations
@@ -322,7 +323,8 @@ def _describe(experiment: Experiment, stage: str, folders: Mapping[str, Path]) -
 
 def make_report(folder: Path) -> tuple[list[report.Table], list[str]]:
     """Write table.md, results.json and the figures of what is stored in a stage's folder; the tables and notes."""
-    from mada_optim.experiments.figures import draw_betas, draw_comparison
+    from mada_optim.experiments.figures import draw_betas, draw_coefficients, draw_comparison
+    from mada_optim.experiments.paths import panels
 
     stage = load_stage(folder)
     check_any_run(folder, [stage])
@@ -340,4 +342,6 @@ def make_report(folder: Path) -> tuple[list[report.Table], list[str]]:
     (folder / "table.md").write_text(text, "utf-8")
     title = f"{stage.caption}; mean and range over {len(stage.seeds)} seeds"
     draw_comparison(stage.summaries, folder / "curves", title)
+    if paths := panels(stage.summaries):
+        draw_coefficients(paths, folder / "coefficients", f"{stage.caption}; a line for each run")
     return tables, notes
