@@ -130,7 +130,8 @@ class StoredStage:
                     yield f"{label}: the run is not over, it is at step {run.result.step}"
             missing = self.missing[label]
             if missing:
-                yield f"{label}: {len(missing)} of {entry['total']} runs are not over: {listed(missing, most=6)}"
+                names = f": {listed(missing, most=6)}" if len(missing) < len(entry["runs"]) else ""
+                yield f"{label}: {len(missing)} of {entry['total']} runs are not over{names}"
             if unplanned := entry["total"] - len(entry["runs"]):
                 reason = "what they build on diverged or is not over"
                 yield f"{label}: {unplanned} of {entry['total']} runs are not there: {reason}"
