@@ -125,18 +125,16 @@ def test_hypergradients_equal_finite_differences():
 
 
 def test_the_scales_hypergradient_is_that_of_all_steps():
-    """⟨g, 0.4 x + 0.6 x̄ - x_1⟩ with x̄ the running mean of the iterates from the second on, begun at the first."""
     model = Deep(torch.float64)
     first = [param.detach().clone() for param in model.parameters()]
-    means = [param.clone() for param in first]
     optimizer = OMADA(model, 1e-2, hyper_lr={"scale": 0.03})
     for step in range(8):
         optimizer.zero_grad()
         loss_of(model, step).backward()
-        expected = 0.0
-        for param, one, mean in zip(model.parameters(), first, means, strict=True):
-            mean.copy_(0.9 * mean + 0.1 * param.detach())
-            expected += ((0.4 * param.detach() + 0.6 * mean - one) * param.grad).sum().item()
+        expected = sum(
+            ((param.detach() - one) * param.grad).sum().item()
+            for param, one in zip(model.parameters(), first, strict=True)
+        )
         optimizer.step()
         if step:
             assert optimizer.hypergradients()["scale"] == pytest.approx(expected, rel=1e-9)
@@ -203,7 +201,7 @@ def test_a_small_learning_rate_is_raised_and_a_large_one_lowered():
 
 
 def test_the_scale_does_not_undo_a_schedule():
-    """Its steps fall with the fourth power of the learning rate; while that rises they are whole."""
+    """Its steps fall with the square of the learning rate; while that rises they are whole."""
     moves = []
     for factor in (1.0, 0.1):
         model = Deep(torch.float64)
@@ -216,4 +214,4 @@ def test_the_scale_does_not_undo_a_schedule():
         train(model, optimizer, 1, first=11)
         moves.append(math.log(optimizer.coefficients()["scale"] / before))
     assert abs(moves[0]) > 1e-4
-    assert 0.5e-4 < abs(moves[1] / moves[0]) < 2e-4
+    assert 0.005 < abs(moves[1] / moves[0]) < 0.02

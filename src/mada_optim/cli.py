@@ -18,6 +18,7 @@ examples:
   mada compare --optimizers adamw,mada --seeds 3  side by side, over a grid of learning rates
   mada tokens --data FILE --out FOLDER            a text in GPT-2's tokens, for mada train --task tokens
   mada sweep experiments/shakespeare.toml --data-root DIR   an experiment, with its grid, from a file
+  mada report runs/NAME                           tables and interactive figures of what is stored, as an HTML file
   mada bounds --beta2 0.99 --steps 100000         what theory says of Adam, AVGrad and what lies between
 """
 _TRAIN_EPILOG = """\
@@ -52,6 +53,13 @@ examples:
 
 A sweep that was interrupted goes on with the same command, and more contenders and values may be added to its file.
 docs/experiments.md says what may stand in one.
+"""
+_REPORT_EPILOG = """\
+examples:
+  mada report runs/shakespeare                    both stages of a sweep
+  mada report runs/grid runs/digits/confirm runs/one --out all.html
+
+The file needs no network. Figures for papers are beside the tables of each stage: mada compare --report FOLDER.
 """
 _BENCH_EPILOG = """\
 workloads:
@@ -107,6 +115,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(command("compare", "train several optimizers on equal terms", _COMPARE_EPILOG, commands.run_compare))
     _add_tokens(command("tokens", "pack texts as GPT-2's tokens", _TOKENS_EPILOG, commands.run_tokens))
     _add_sweep(command("sweep", "run the experiment that a file describes", _SWEEP_EPILOG, commands.run_sweep))
+    _add_report(
+        command(
+            "report",
+            "show what is stored as an HTML file, with interactive figures",
+            _REPORT_EPILOG,
+            commands.run_report,
+        )
+    )
     _add_bench(command("bench", "time optimizer steps against torch's fused AdamW", _BENCH_EPILOG, commands.run_bench))
     command("optimizers", "list the optimizers", "", commands.run_optimizers)
     _add_bounds(
@@ -203,6 +219,17 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stage", choices=("tune", "confirm"), default=None, help="(default: both)")
     _add_workers(parser)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folders", nargs="+", metavar="FOLDER", help="of a sweep, of a stage or comparison, or of a run"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="(default: report.html in the first folder, or here where that cannot be written to)",
+    )
 
 
 def _add_workers(parser: argparse._ActionsContainer) -> None:

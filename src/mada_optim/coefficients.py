@@ -231,7 +231,7 @@ def _normalize(
     size = (square / (1 - _SQUARE_DECAY**taken)).sqrt()
     ratio = torch.where(size > 0, mean / (1 - _MEAN_DECAY**taken) / size, 0.0)
     change = alpha * torch.where(normalized, ratio, plain.momentum)
-    change = torch.where(cumulative, change * of_peak**4, change)
+    change = torch.where(cumulative, change * of_peak**2, change)
     values = torch.where(logarithmic, before.values * torch.exp(-change), before.values - change)
     return LearnedTensors(values, torch.where(normalized, mean, plain.momentum), square, plain.taken)
 

@@ -146,6 +146,22 @@ def _print_report(console: Any, out: Path) -> None:
     console.print(f"Written: {out}/table.md, results.json, curves.png", highlight=False, markup=False, soft_wrap=True)
 
 
+def run_report(arguments: argparse.Namespace) -> int:
+    from mada_optim.tasks import InputError
+
+    try:
+        from mada_optim.experiments.page import write_page
+    except ModuleNotFoundError as error:
+        raise InputError(f"{error.name} is missing: pip install 'mada-optim[experiments]'") from None
+
+    folders = [Path(folder) for folder in arguments.folders]
+    default = (folders[0] if os.access(folders[0], os.W_OK) else Path()) / "report.html"
+    out = Path(getattr(arguments, "out", default))
+    write_page(folders, out)
+    print(f"Written: {out}")
+    return 0
+
+
 def run_tokens(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn

@@ -51,7 +51,7 @@ def buffer_names(family: Family, group: Group) -> tuple[str, ...]:
     names = family.buffers(q)
     if _differentiated(family, group):
         names = (*names, "pending_grad")
-    return (*names, *horizon.BUFFERS) if _cumulative(family, group) else names
+    return (*names, horizon.INITIAL) if _cumulative(family, group) else names
 
 
 def init_state(family: Family, param: Tensor, group: Group) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
     due: bool | Tensor = rule.due(steps)
     team = find_team(param for group in groups for param in group["params"]) if learning else None
     hypergradient = _settle(family, groups, state, values, keep, team)
-    way = _along_the_way(family, groups, state, team, wanted=due is not False)
+    way = None if due is False else _along_the_way(family, groups, state, team)
     if way is not None:
         way = way.to(values) * _cumulative_mask(family, shared, values.device)
         hypergradient = way if hypergradient is None else hypergradient + way
@@ -137,16 +137,15 @@ def _settle(
     return total
 
 
-def _along_the_way(family: Family, groups: list[Group], state: State, team: Team | None, wanted: bool) -> Tensor | None:
-    """The hypergradient of cumulative coefficients, where it is wanted and parameters have gradients.
+def _along_the_way(family: Family, groups: list[Group], state: State, team: Team | None) -> Tensor | None:
+    """The hypergradient of cumulative coefficients, where parameters have gradients.
 
     With a team, it is this process's part of the sum.
     """
     ways = []
     for group in groups if _cumulative(family, groups[0]) else ():
         moving = [(p, state[p]) for p in group["params"] if p.grad is not None and horizon.INITIAL in state.get(p, ())]
-        horizon.follow(moving)
-        if wanted and moving:
+        if moving:
             ways.append(horizon.along_the_way(group, moving, team))
     return torch.as_tensor(sum(ways)) if ways else None
 
@@ -237,8 +236,7 @@ def _finish_step(state: dict[str, Any], stepped: bool, keep: bool, differentiate
         state.pop("pending", None)
         state.pop("pending_grad", None)
     if not cumulative:
-        for name in horizon.BUFFERS:
-            state.pop(name, None)
+        state.pop(horizon.INITIAL, None)
 
 
 def _batches(family: Family, group: Group, state: State, pending: bool = False) -> Iterator[tuple[Kernels, Batch]]:

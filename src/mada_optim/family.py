@@ -43,7 +43,7 @@ class Coefficient:
             the same however loss, parameters and learning rate are scaled.
         logarithmic: its logarithm is what is learned: a step multiplies it.
         cumulative: it scales all steps alike, and its hypergradient is that of all steps since the first (see
-            :mod:`mada_optim.horizon`) instead of the last one alone. Its step size falls with the fourth power of the
+            :mod:`mada_optim.horizon`) instead of the last one alone. Its step size falls with the square of the
             learning rate, from its peak on: it must not undo what a schedule does.
     """
 
@@ -308,7 +308,7 @@ class OMADAFamily(MADAFamily):
             "scale",
             0.1,
             (1e-3, 1e3),
-            0.15,
+            0.1,
             domain=(0.0, math.inf),
             special=(1.0,),
             normalized=True,

@@ -13,7 +13,7 @@ MODEL = ["--layers", "1", "--heads", "2", "--width", "16", "--context", "16", "-
 TINY = [*MODEL, "--steps", "12", "--eval-every", "6", "--threads", "1"]
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["compare"], ["sweep"], ["optimizers"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["compare"], ["sweep"], ["report"], ["optimizers"]])
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main([*command, "--help"])
@@ -26,6 +26,7 @@ def test_help_imports_no_experiment() -> None:
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert "'transformers'" not in out
     assert "'matplotlib'" not in out
+    assert "'plotly'" not in out
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +79,7 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["compare", "--workers", "0"], "workers must be a positive integer, got 0"),
         (["compare", "--seeds", "0"], "seeds must be a list that is not empty"),
         (["compare", "--report", "nowhere"], "has no stage.json"),
+        (["report", "nowhere"], "folder must be that of a sweep, a stage or a run, with tune/stage.json"),
     ],
 )
 def test_errors_are_one_line(

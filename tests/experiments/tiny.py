@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mada_optim.experiments.config import OptimizerConfig, RunConfig
+from mada_optim.experiments.report import StoredRun
 from mada_optim.experiments.run_folder import RunFolder
+from mada_optim.experiments.train import Result
 from mada_optim.tasks.language import LanguageConfig
 
 
@@ -18,6 +21,22 @@ def tiny_config(name: str = "mada", **changes: object) -> RunConfig:
     values: dict[str, object] = {"steps": 30, "eval_every": 10, "checkpoint_every": 10, "threads": 1, "device": "cpu"}
     task = LanguageConfig(layers=1, heads=2, width=16, context=16, batch=4, val_windows=8)
     return RunConfig(task, OptimizerConfig(name, lr=1e-2, options=options), **{**values, **changes})  # type: ignore[arg-type]
+
+
+def stored_run(
+    seed: int,
+    points: Sequence[Mapping[str, float]] = (),
+    *,
+    lr: float = 0.1,
+    betas: tuple[float, float] | None = None,
+    val: float | None = 1.0,
+) -> StoredRun:
+    """A run that is over, whose coefficients were at ``points``, one after each step; ``val`` None: it diverged."""
+    status = "finished" if val is not None else "diverged"
+    metrics: list[dict[str, Any]] = [{"step": 0, "val_loss": 2.0}]
+    metrics += [{"step": i, "loss": 1.0, "coefficients": dict(point)} for i, point in enumerate(points, start=1)]
+    result = Result(status, len(points), val, val, val, 0.0, 0.0, {}, 0)
+    return StoredRun(lr, betas, seed, result, metrics, f"lr{lr:g}-seed{seed}")
 
 
 def without_times(folder: Path) -> list[dict[str, Any]]:

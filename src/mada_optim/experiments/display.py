@@ -14,7 +14,10 @@ from rich.table import Table
 from mada_optim.experiments.stages import RunReport
 from mada_optim.experiments.train import StepReport
 
-SYMBOLS = {"beta1": "β1", "beta2": "β2", "beta3": "β3", "rho": "ρ", "c": "c", "gamma": "γ"}
+SYMBOLS = {
+    **{"beta1": "β1", "beta2": "β2", "beta3": "β3", "rho": "ρ", "c": "c", "gamma": "γ"},
+    **{"ortho": "ω", "scale": "κ"},
+}
 
 
 class Display:

@@ -12,9 +12,12 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
 
 from mada_optim.experiments.display import SYMBOLS
+from mada_optim.experiments.paths import LOGARITHMIC, Panel, Points, coefficient_points
 from mada_optim.experiments.run_folder import Metrics, RunFolder
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, without its yellow, which is too light for a line. Distinct to colour-blind eyes.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("solid", "dashed", "dotted", "dashdot")
 _STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -47,17 +51,21 @@ def draw_run(folder: RunFolder) -> None:
     config, metrics = folder.config(), folder.metrics()
     title = f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}, seed {config.seed}"
     with style():
-        paths = _coefficient_paths(metrics)
-        figure = Figure(figsize=(8, 6.4 if paths else 3.8), layout="constrained")
-        if paths:
-            top, bottom = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (1.15, 1)})
-            _draw_losses(top, metrics, title)
-            _draw_coefficients(bottom, paths)
-            bottom.set_xlabel("step")
-        else:
-            axes = figure.subplots()
-            _draw_losses(axes, metrics, title)
-            axes.set_xlabel("step")
+        paths = coefficient_points(metrics)
+        linear = {name: points for name, points in paths.items() if name not in LOGARITHMIC}
+        logarithmic = {name: points for name, points in paths.items() if name in LOGARITHMIC}
+        parts = {2.6: linear, 1.6: logarithmic}
+        parts = {height: part for height, part in parts.items() if part}
+        figure = Figure(figsize=(8, 3.8 + sum(parts)), layout="constrained")
+        ratios = {"height_ratios": (3.0, *parts)}
+        rows = figure.subplots(1 + len(parts), 1, sharex=True, squeeze=False, gridspec_kw=ratios)
+        top, *below = rows[:, 0]
+        _draw_losses(top, metrics, title)
+        for axes, part in zip(below, parts.values(), strict=True):
+            _draw_coefficients(axes, part)
+        rows[-1, 0].set_xlabel("step")
+        if below:
+            below[0].set_title("What the optimizer became")
         save_figure(figure, folder.path / "figure")
 
 
@@ -71,12 +79,9 @@ def draw_comparison(summaries: Sequence[Summary], path: Path, title: str) -> Non
         left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": (1.25, 1)})
         labels = []
         for summary, colour in zip(summaries, _colours(), strict=False):
-            curves = summary.curves()
-            steps = sorted(curves)
+            steps, means, lows, highs = summary.band()
             if steps:
-                means = [sum(curves[step]) / len(curves[step]) for step in steps]
                 left.plot(steps, means, color=colour)
-                lows, highs = ([pick(curves[step]) for step in steps] for pick in (min, max))
                 left.fill_between(steps, lows, highs, color=colour, alpha=0.15, lw=0)
                 labels.append((means[-1], f"{summary.label}  {means[-1]:.3f}", colour))
             finals = {lr: loss for lr in summary.lrs() if (loss := summary.mean_final(lr)) is not None}
@@ -107,12 +112,9 @@ def draw_betas(entries: Sequence[Mapping[str, Any]], path: Path, title: str) -> 
         figure = Figure(figsize=(1.6 + 2.9 * len(entries), 5.6), layout="constrained")
         grid = figure.subplots(2, len(entries), sharex=True, sharey=True, squeeze=False)
         for row, (name, meaning) in zip(grid, (("train_loss", "training"), ("val_loss", "validation")), strict=True):
-            losses = sorted(s[name] for entry in entries for s in entry["starts"] if s.get(name) is not None)
-            if not losses:
+            levels = colour_levels(entries, name)
+            if not levels:
                 continue
-            # The few worst would leave no colours for the others.
-            low, high = losses[0], losses[int(0.95 * (len(losses) - 1))]
-            levels = [low + (high - low or 1.0) * i / 12 for i in range(13)]
             drawn = [_draw_contour(axes, entry, name, levels) for axes, entry in zip(row, entries, strict=True)]
             contour = next((contour for contour in drawn if contour is not None), None)
             if contour is not None:
@@ -124,6 +126,57 @@ def draw_betas(entries: Sequence[Mapping[str, Any]], path: Path, title: str) -> 
             axes.set_xlabel("β1")
         figure.suptitle(title, x=0.01, ha="left", color="#555555", fontsize=10)
         save_figure(figure, path)
+
+
+def draw_coefficients(panels: Sequence[Panel], path: Path, title: str) -> None:
+    """``path``.png and .svg: the paths of the coefficients over steps, a small plot for each, a line for each run.
+
+    A cross is where a run diverged.
+    """
+    with style():
+        rows = [-(-len(panel.moving) // 3) for panel in panels]
+        legends = [-(-len(panel.groups) // 3) + bool(panel.title) for panel in panels]
+        heights = [1.9 * count + 0.2 * legend + 0.4 for count, legend in zip(rows, legends, strict=True)]
+        figure = Figure(figsize=(9, 0.4 + sum(heights)), layout="constrained")
+        parts = figure.subfigures(len(panels), 1, squeeze=False, height_ratios=heights)
+        for panel, part in zip(panels, parts[:, 0], strict=True):
+            _draw_panel(part, panel)
+        figure.suptitle(title, x=0.01, ha="left", color="#555555", fontsize=10)
+        save_figure(figure, path)
+
+
+def _draw_panel(figure: SubFigure, panel: Panel) -> None:
+    looks, names = panel_looks(panel), panel.moving
+    grid = figure.subplots(-(-len(names) // 3), min(3, len(names)), sharex=True, squeeze=False)
+    for axes in grid.flat[len(names) :]:
+        axes.set_axis_off()
+    for axes, name in zip(grid.flat, names, strict=False):
+        for line in (line for line in panel.lines if name in line.points):
+            steps, values = zip(*line.points[name], strict=True)
+            colour, dashes = looks[line.group]
+            axes.plot(steps, values, color=colour, ls=dashes, lw=1.1)
+            if line.diverged:
+                axes.plot(steps[-1:], values[-1:], "x", color=colour, ms=5)
+        axes.set_title(SYMBOLS.get(name, name))
+        if name in LOGARITHMIC:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+    for axes in grid.flat[max(0, len(names) - 3) : len(names)]:
+        axes.set_xlabel("step")
+        axes.tick_params(labelbottom=True)
+    keys = [Line2D([], [], color=looks[group][0], ls=looks[group][1]) for group in panel.groups]
+    options = {"title": panel.title or None, "alignment": "left", "ncols": 3, "frameon": False}
+    figure.legend(keys, list(panel.groups.values()), loc="outside upper left", fontsize=8, **options)
+
+
+def colour_levels(entries: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """Thirteen losses from the lowest to a high one, for all contours of the loss ``name``; none: all runs diverged."""
+    losses = sorted(start[name] for entry in entries for start in entry["starts"] if start.get(name) is not None)
+    if not losses:
+        return []
+    # The few worst would leave no colours for the others.
+    low, high = losses[0], losses[int(0.95 * (len(losses) - 1))]
+    return [low + (high - low or 1.0) * i / 12 for i in range(13)]
 
 
 def _draw_contour(axes: Axes, entry: Mapping[str, Any], name: str, levels: Sequence[float]) -> Any:
@@ -148,7 +201,7 @@ def _draw_losses(axes: Axes, metrics: Metrics, title: str) -> None:
     labels = []
     if training:
         steps, losses = zip(*training, strict=True)
-        smooth = _smoothed(losses, len(losses) // 80)
+        smooth = smoothed(losses, len(losses) // 80)
         axes.plot(steps, losses, color=PALETTE[0], alpha=0.22, lw=0.7)
         axes.plot(steps, smooth, color=PALETTE[0])
         # The height of the first step is that of guessing, and would press all that is of interest to the ground.
@@ -160,33 +213,29 @@ def _draw_losses(axes: Axes, metrics: Metrics, title: str) -> None:
         steps, losses = zip(*validation, strict=True)
         axes.plot(steps, losses, color=PALETTE[1], marker="o", ms=3)
         labels.append((losses[-1], f"validation {losses[-1]:.3f}", PALETTE[1]))
-    axes.set(title=title, ylabel="loss (nats per character)")
+    axes.set(title=title, ylabel="loss (nats)")
     _label_ends(axes, labels)
 
 
-def _draw_coefficients(axes: Axes, paths: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+def _draw_coefficients(axes: Axes, paths: Mapping[str, Points]) -> None:
     labels = []
     for index, ((name, points), colour) in enumerate(zip(paths.items(), _colours(), strict=False)):
         steps, values = zip(*points, strict=True)
         # Several stay at 1 together: each is thinner than the one below it, so that all are seen.
         axes.plot(steps, values, color=colour, lw=max(1.0, 2.6 - 0.3 * index))
         labels.append((values[-1], f"{SYMBOLS.get(name, name)}  {values[-1]:.3f}", colour))
-    axes.set(title="What the optimizer became", ylabel="coefficient", ylim=(-0.03, 1.03))
+    if paths.keys() <= LOGARITHMIC:
+        axes.set(ylabel="coefficient", yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
+    else:
+        axes.set(ylabel="coefficient", ylim=(-0.03, 1.03))
     _label_ends(axes, labels)
 
 
-def _coefficient_paths(metrics: Metrics) -> dict[str, list[tuple[int, float]]]:
-    paths: dict[str, list[tuple[int, float]]] = {}
-    for line in metrics:
-        for name, value in line.get("coefficients", {}).items():
-            paths.setdefault(name, []).append((line["step"], value))
-    return paths
-
-
-def _smoothed(values: Sequence[float], half: int) -> list[float]:
+def smoothed(values: Sequence[float], half: int) -> list[float]:
     """Mean over ``half`` values to each side: unlike an exponential average, it does not lag behind a falling loss.
 
-    >>> _smoothed([4.0, 2.0, 0.0, 1.0], 1)
+    >>> smoothed([4.0, 2.0, 0.0, 1.0], 1)
     [3.0, 2.0, 1.0, 0.5]
     """
     sums = [0.0, *itertools.accumulate(values)]
@@ -241,6 +290,20 @@ def _spread(heights: Sequence[float], gap: float, low: float, high: float) -> li
         placed[i] = min(placed[i], ceiling)
         ceiling = placed[i] - gap
     return placed
+
+
+def look(number: int) -> tuple[str, str]:
+    """Colour and dashes of a line by its number. The first 28 look different."""
+    return PALETTE[number % len(PALETTE)], DASHES[number // len(PALETTE) % len(DASHES)]
+
+
+def panel_looks(panel: Panel) -> dict[int, tuple[str, str]]:
+    """Colour and dashes of the lines of each group: a scale of colours where groups are in order."""
+    if not panel.ordered:
+        return {group: look(group) for group in panel.groups}
+    scale, last = matplotlib.colormaps["viridis"], max(panel.groups)
+    # The end of the scale is too light for a line.
+    return {group: (to_hex(scale(0.9 * group / last)), DASHES[0]) for group in panel.groups}
 
 
 def _colours() -> Iterator[str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mada_optim.experiments.run_folder import Metrics, RunFolder, finite
 from mada_optim.experiments.stats import mean_interval, paired_difference
-from mada_optim.experiments.train import Result
+from mada_optim.experiments.train import Result, summarize
 from mada_optim.tasks.stored import read_json
 
 REFERENCE = "adamw"
@@ -20,13 +20,17 @@ Table = list[list[str]]  # the first row is the header
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run that is over. ``betas`` is where they started; None: where the optimizer has them start."""
+    """A run that is over. ``betas`` is where they started; None: where the optimizer has them start.
+
+    ``name`` is that of its folder.
+    """
 
     lr: float
     betas: tuple[float, float] | None
     seed: int
     result: Result
     metrics: Metrics
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,11 @@ class Summary:
         """Learning rate with the lowest median final validation loss, a diverged run counting as the worst."""
         return min(self.lrs(), key=lambda lr: statistics.median(_losses(self.at(lr), "val_loss")))
 
+    def shown_lr(self) -> float:
+        """Where single runs are shown: the best learning rate, or that of the table of betas where these vary."""
+        best = self.best_lr()
+        return self.robust_lr() if best is None or len(self.betas()) > 1 else best
+
     def curves(self) -> dict[int, list[float]]:
         """Validation losses of all seeds by step, at the best learning rate."""
         curves: dict[int, list[float]] = {}
@@ -75,19 +84,35 @@ class Summary:
                     curves.setdefault(line["step"], []).append(line["val_loss"])
         return curves
 
+    def band(self) -> tuple[list[int], list[float], list[float], list[float]]:
+        """Steps, and mean, lowest and highest validation loss of all seeds at each, at the best learning rate."""
+        curves = sorted(self.curves().items())
+        means, lows, highs = ([pick(losses) for _, losses in curves] for pick in (statistics.fmean, min, max))
+        return [step for step, _ in curves], means, lows, highs
+
     def steps_to(self, target: float) -> int | None:
         """First validated step at which the mean over seeds is at ``target`` or below."""
         reached = (step for step, values in sorted(self.curves().items()) if statistics.fmean(values) <= target)
         return next(reached, None)
 
 
-def load_run(folder: RunFolder) -> StoredRun | None:
-    """A run from its folder; None where it is not over."""
-    if not folder.result_file.exists():
+def load_run(folder: RunFolder, under_way: bool = False) -> StoredRun | None:
+    """A run from its folder. None where it is not over, or, where it may be ``under_way``, has not begun."""
+    if not folder.result_file.exists() and not under_way:
         return None
-    config = folder.config()
-    result = Result(**read_json(folder.result_file))
-    return StoredRun(config.optimizer.lr, config.optimizer.betas, config.seed, result, folder.metrics())
+    config, metrics = folder.config(), folder.metrics()
+    if folder.result_file.exists():
+        result = Result(**read_json(folder.result_file))
+    elif metrics:
+        result = summarize(metrics, "interrupted", {}, 0)
+    else:
+        return None
+    return StoredRun(config.optimizer.lr, config.optimizer.betas, config.seed, result, metrics, folder.path.name)
+
+
+def load_summary(label: str, folders: Iterable[RunFolder]) -> Summary:
+    """The runs of these folders that are over."""
+    return Summary(label, [run for folder in folders if (run := load_run(folder)) is not None])
 
 
 def results(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
@@ -214,6 +239,23 @@ def markdown(table: Table) -> str:
     header, *rows = table
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def count(number: int, noun: str) -> str:
+    """
+    >>> count(1, "seed"), count(2, "seed")
+    ('1 seed', '2 seeds')
+    """
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """
+    >>> listed(["a", "b", "c", "d"], most=2), listed(["a"], most=2)
+    ('a, b and 2 others', 'a')
+    """
+    others = len(names) - most
+    return ", ".join(names[:most]) + (f" and {count(others, 'other')}" if others > 0 else "")
 
 
 def _plus_minus(mean: float, half: float | None, sign: str = "") -> str:

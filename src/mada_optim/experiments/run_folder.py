@@ -63,10 +63,14 @@ class RunFolder:
             raise InputError(f"resume must be the folder of a run, got {str(self.path)!r}, which has no config.json")
         return from_dict(read_json(self.config_file)["config"])
 
+    def recorded(self) -> dict[str, Any]:
+        """What config.json says beside the configuration: data, versions, machine."""
+        return {name: value for name, value in read_json(self.config_file).items() if name != "config"}
+
     def check_same(self, config: RunConfig, data: Mapping[str, Any]) -> None:
         """Raise unless this folder is of the same configuration on the same data."""
         found = differences(to_dict(config), to_dict(self.config()))
-        found += differences(data, read_json(self.config_file)["data"])
+        found += differences(data, self.recorded()["data"])
         if found:
             raise InputError(f"{self.path} is a run of another configuration ({'; '.join(found)}); choose a new folder")
 

@@ -5,6 +5,7 @@ runs/NAME               folder of a run
 table.md, results.json  what was found
 curves.png, .svg        losses over steps and learning rates
 betas.png, .svg         final losses over the betas, where these are an axis
+coefficients.png, .svg  paths of the coefficients, where any are learned
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from typing import Any
 from torch import nn
 
 from mada_optim.experiments import optimizers, report
-from mada_optim.experiments.config import TASKS, RunConfig, differences, from_dict, to_dict
+from mada_optim.experiments.config import RunConfig, differences, from_dict, to_dict
 from mada_optim.experiments.pool import Pool
 from mada_optim.experiments.run_folder import RunFolder, write_json
+from mada_optim.experiments.stage_folder import check_any_run, load_stage, without_paths
 from mada_optim.experiments.sweep import Experiment, changed, fixed
 from mada_optim.experiments.train import resolve, train
 from mada_optim.tasks import InputError, require
@@ -239,8 +241,7 @@ def _best_lr(summary: report.Summary, total: int) -> float:
 
 
 def _summary(folder: Path, label: str, names: Sequence[str] | Mapping[str, Any]) -> report.Summary:
-    runs = (report.load_run(RunFolder(folder / "runs" / name)) for name in names)
-    return report.Summary(label, [run for run in runs if run is not None])
+    return report.load_summary(label, (RunFolder(folder / "runs" / name) for name in names))
 
 
 def _open(folder: Path, configs: Configs) -> tuple[Configs, Configs]:
@@ -323,67 +324,25 @@ def _describe(experiment: Experiment, stage: str, folders: Mapping[str, Path]) -
 
 def make_report(folder: Path) -> tuple[list[report.Table], list[str]]:
     """Write table.md, results.json and the figures of what is stored in a stage's folder; the tables and notes."""
-    from mada_optim.experiments.figures import draw_betas, draw_comparison
+    from mada_optim.experiments.figures import draw_betas, draw_coefficients, draw_comparison
+    from mada_optim.experiments.paths import panels
 
-    if not (folder / "stage.json").exists():
-        raise InputError(f"report must be the folder of a comparison, got {str(folder)!r}, which has no stage.json")
-    stage = read_json(folder / "stage.json")
-    summaries = [_summary(folder, label, entry["runs"]) for label, entry in stage["contenders"].items()]
-    summaries = [summary for summary in summaries if summary.runs]
-    runs = [run for summary in summaries for run in summary.runs]
-    if not runs:
-        raise InputError(f"no run of {folder} is over yet")
-    data = _data(folder)
-    entries = report.results(summaries)
-    betas = [summary for summary in summaries if len(summary.betas()) > 1]
-    tables = [report.loss_table(entries), report.reference_table(entries)]
-    if any(len(entry["by_lr"]) > 1 for entry in entries):
-        tables.append(report.lr_table(entries))
-    lrs, seeds = sorted({run.lr for run in runs}), sorted({run.seed for run in runs})
-    settings = {key: value for key, value in stage["base"].items() if key not in ("optimizer", "seed")}
-    settings["task"] = _without_paths(settings["task"])
-    found = {"title": stage["title"], "stage": stage["stage"], "data": data, "settings": settings}
-    found |= {"lrs": lrs, "seeds": seeds, "results": entries}
-    source = data["source"] + (f" after {data['init']['source']}" if data.get("init") else "")
-    notes = _notes(stage, source, lrs, seeds, len(runs))
-    if betas:
-        threshold = stage["threshold"] if stage["threshold"] is not None else report.median_train_loss(betas)
-        found["betas"] = report.betas_results(betas, threshold)
-        tables.append(report.betas_table(found["betas"], threshold))
-        notes.append(
-            "Table of betas: all starts at the learning rate with the lowest median validation loss. Where the betas "
-            "vary, the other tables are over all starts, and so is ±."
-        )
-        draw_betas(found["betas"], folder / "betas", f"{source}, {settings['steps']} steps; mean over seeds")
+    stage = load_stage(folder)
+    check_any_run(folder, [stage])
+    described = stage.described
+    settings = {key: value for key, value in described["base"].items() if key not in ("optimizer", "seed")}
+    settings["task"] = without_paths(settings["task"])
+    found = {"title": described["title"], "stage": described["stage"], "data": stage.records[0]["data"]}
+    found |= {"settings": settings, "lrs": stage.lrs, "seeds": stage.seeds, "results": stage.entries}
+    if stage.betas:
+        found["betas"] = stage.betas
+        draw_betas(stage.betas, folder / "betas", f"{stage.caption}; mean over seeds")
     write_json(folder / "results.json", found)
+    tables, notes = list(stage.tables().values()), stage.notes()
     text = "\n".join([*map(report.markdown, tables), *(f"{note}\n" for note in notes)])
     (folder / "table.md").write_text(text, "utf-8")
-    caption = f"{source}, {settings['steps']} steps; mean and range over {len(seeds)} seeds"
-    draw_comparison(summaries, folder / "curves", caption)
+    title = f"{stage.caption}; mean and range over {len(stage.seeds)} seeds"
+    draw_comparison(stage.summaries, folder / "curves", title)
+    if paths := panels(stage.summaries):
+        draw_coefficients(paths, folder / "coefficients", f"{stage.caption}; a line for each run")
     return tables, notes
-
-
-def _data(folder: Path) -> dict[str, Any]:
-    configs = (RunFolder(path.parent).config_file for path in sorted(folder.glob("runs/*/result.json")))
-    data: dict[str, Any] = read_json(next(configs))["data"]
-    return data
-
-
-def _without_paths(task: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a task; paths mean nothing on another machine."""
-    return {name: value for name, value in task.items() if name not in TASKS[task["kind"]].paths}
-
-
-def _notes(stage: dict[str, Any], source: str, lrs: Sequence[float], seeds: Sequence[int], over: int) -> list[str]:
-    base = stage["base"]
-    task = {name: value for name, value in _without_paths(base["task"]).items() if name != "kind"}
-    total = sum(entry["total"] for entry in stage["contenders"].values())
-    notes = [
-        f"{source}; {', '.join(f'{name} {value}' for name, value in task.items())}; "
-        f"{base['steps']} steps, {len(seeds)} seeds; losses in nats. ±: half width of the 95 % t interval "
-        "over seeds; differences are paired by seed. Best lr: the lowest mean final validation loss."
-        + (" Last table: mean final validation loss." if len(lrs) > 1 else "")
-    ]
-    if over < total:
-        notes.append(f"INCOMPLETE: {over} of {total} runs are over.")
-    return notes

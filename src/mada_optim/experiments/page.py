@@ -1,0 +1,230 @@
+"""The report: one HTML file, with tables and interactive figures, of what is stored in folders. It needs no network."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.io import to_html
+from plotly.offline import get_plotlyjs
+
+import mada_optim
+from mada_optim.experiments import plots
+from mada_optim.experiments.paths import panels
+from mada_optim.experiments.report import Table, count
+from mada_optim.experiments.stage_folder import (
+    StoredStage,
+    check_any_run,
+    load_run_alone,
+    load_stage,
+    without_paths,
+)
+from mada_optim.experiments.stages import CONFIRM, TUNE
+from mada_optim.tasks import InputError, require
+
+_STYLE = """
+body { margin: 0; background: #fff; color: #222; font: 15px/1.5 system-ui, sans-serif; }
+main { max-width: 1160px; margin: 0 auto; padding: 1rem 1.5rem 3rem; }
+h1 { font-size: 1.6rem; margin: 1rem 0; }
+h2 { font-size: 1.3rem; margin: 3rem 0 0.5rem; border-bottom: 2px solid #0072B2; padding-bottom: 0.3rem; }
+h3 { font-size: 1rem; margin: 2rem 0 0.3rem; }
+p { margin: 0.3rem 0; }
+p, footer, dl { color: #555; font-size: 0.9rem; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.1rem 1rem; margin: 0.5rem 0; }
+dt { color: #222; font-weight: 600; }
+dd { margin: 0; }
+.table { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.25rem 0.9rem 0.25rem 0; text-align: right; border-bottom: 1px solid #e8e8e8; }
+th { vertical-align: bottom; border-color: #888; }
+th:first-child, td:first-child { text-align: left; }
+.problems { border-left: 4px solid #D55E00; background: #fdf3ec; padding: 0.5rem 1rem; margin: 1rem 0; }
+.problems ul { margin: 0; padding-left: 1.2rem; font-size: 0.9rem; overflow-wrap: anywhere; }
+footer { margin-top: 3rem; }
+"""
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>{style}</style>
+<script>{plotly}</script>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+{body}
+<footer>Made from stored metrics by mada report, mada-optim {version}.</footer>
+</main>
+</body>
+</html>
+"""
+
+
+# Nothing leaves the page: plotly would offer to share a figure through its maker's site.
+_PLOT_OPTIONS = {
+    "responsive": True,
+    "displaylogo": False,
+    "showSendToCloud": False,
+    "modeBarButtonsToRemove": ["select2d", "lasso2d"],
+}
+
+
+def write_page(folders: Sequence[Path], out: Path) -> None:
+    """Write the report.
+
+    Args:
+        folders: each is that of a sweep, of a stage or comparison, or of a run.
+        out: the HTML file.
+
+    Raises:
+        InputError: a folder is none of these or holds nothing to report, or ``out`` cannot be written.
+    """
+    stages = [stage for folder in folders for stage in _stages(folder)]
+    titles = {stage.described["title"] for stage in stages}
+    contents = "".join(f'<li><a href="#s{i}">{escape(stage.title)}</a></li>' for i, stage in enumerate(stages))
+    body = [f"<nav><ul>{contents}</ul></nav>"] if len(stages) > 1 else []
+    for number, stage in enumerate(stages):
+        body.append(f'<section id="s{number}">\n<h2>{escape(stage.title)}</h2>')
+        body += _section(stage, f"s{number}")
+        body.append("</section>")
+    page = _PAGE.format(
+        title=escape(titles.pop() if len(titles) == 1 else count(len(titles), "experiment")),
+        style=_STYLE,
+        plotly=get_plotlyjs(),
+        body="\n".join(body),
+        version=mada_optim.__version__,
+    )
+    try:
+        out.write_text(page, "utf-8")
+    except OSError as error:
+        raise InputError(f"out must be a file that can be written, got {str(out)!r}: {error.strerror}") from None
+
+
+def _stages(folder: Path) -> list[StoredStage]:
+    """What there is to report of a folder."""
+    if (folder / "config.json").exists():
+        return [load_run_alone(folder)]
+    begun = [path for path in (folder, folder / TUNE, folder / CONFIRM) if (path / "stage.json").exists()]
+    allowed = f"that of a sweep, a stage or a run, with {TUNE}/stage.json, stage.json or config.json in it"
+    require(bool(begun), "folder", str(folder), allowed)
+    stages = [load_stage(path) for path in begun]
+    check_any_run(folder, stages)
+    return stages
+
+
+def _section(stage: StoredStage, name: str) -> Iterator[str]:
+    """Everything about one stage. Its figures are elements ``name``-0, ``name``-1 and so on."""
+    yield _facts(stage)
+    if problems := stage.problems():
+        items = "".join(f"<li>{escape(problem)}</li>" for problem in problems)
+        yield f'<div class="problems"><ul>{items}</ul></div>'
+    if not stage.runs:
+        return
+    for title, table in stage.tables().items():
+        yield f"<h3>{escape(title)}</h3>\n{_table(table)}"
+    yield from (f"<p>{escape(note)}</p>" for note in stage.notes())
+    for number, (title, caption, figure) in enumerate(_figures(stage)):
+        options = {"include_plotlyjs": False, "full_html": False, "div_id": f"{name}-{number}"}
+        plot = to_html(figure, config=_PLOT_OPTIONS, **options)
+        yield f"<h3>{escape(title)}</h3>\n<p>{escape(caption)}</p>\n{plot}"
+
+
+def _figures(stage: StoredStage) -> Iterator[tuple[str, str, go.Figure]]:
+    """Title, caption and figure."""
+    if stage.described["stage"] is None:
+        yield (
+            "Losses",
+            "Training: the mean over neighbouring steps, and each step faintly.",
+            plots.losses(stage.runs[0]),
+        )
+    else:
+        over = "seeds and starts" if stage.betas else "seeds"
+        caption = f"Mean over {over}, in their range. Click on a name to hide it, twice to see it alone."
+        without = [summary.label for summary in stage.summaries if summary.best_lr() is None]
+        if without:
+            caption += f" Not shown, for at each learning rate a run diverged: {', '.join(without)}."
+        yield "Validation loss at each best learning rate", caption, plots.curves(stage.summaries)
+        caption = (
+            "A point for each run; lines or dashes: means, where no run diverged. Crosses at the top: runs that "
+            "diverged, or ended with a higher loss than they began with."
+        )
+        yield "Final validation losses", caption, plots.finals(stage.summaries)
+    for name, meaning in plots.LOSSES.items():
+        if stage.betas:
+            title = f"Final {meaning} loss over the start of the betas"
+            yield (
+                title,
+                "Means over seeds. Dots: the starts. Crosses: a run diverged.",
+                plots.contours(stage.betas, name),
+            )
+    for panel in panels(stage.summaries):
+        fixed = f" Not moved: {panel.fixed}." if panel.fixed else ""
+        caption = f"A line for each run{', coloured by where it starts' if panel.ordered else ''}.{fixed}"
+        yield ": ".join(filter(None, ("Paths of the coefficients", panel.title))), caption, plots.paths(panel)
+
+
+def _facts(stage: StoredStage) -> str:
+    """What was run, and on what."""
+    base = stage.described["base"]
+    task = {name: value for name, value in without_paths(base["task"]).items() if name != "kind"}
+    training = {name: value for name, value in base.items() if name not in ("task", "optimizer", "seed")}
+    over = [run for run in stage.runs if run.result.status != "interrupted"]
+    facts = {
+        "task": f"{base['task']['kind']}: {_listed(task)}",
+        "data": _distinct([_listed(_data(record["data"])) for record in stage.records]),
+        "training": _listed(training),
+        "learning rates": ", ".join(f"{lr:g}" for lr in stage.lrs),
+        "seeds": ", ".join(map(str, stage.seeds)),
+        "runs": f"{len(over)} of {stage.total} are over",
+        "versions": _distinct([_listed(record["versions"]) for record in stage.records]),
+        "machine": _distinct([_listed(record["machine"]) for record in stage.records]),
+    }
+    return f"<dl>{''.join(f'<dt>{name}</dt><dd>{escape(fact)}</dd>' for name, fact in facts.items() if fact)}</dl>"
+
+
+def _data(described: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of the data. A vocabulary of characters is stored whole; here its size will do."""
+    vocabulary = described.get("vocabulary")
+    size = len(vocabulary) if isinstance(vocabulary, str) else vocabulary
+    return {**described, "task": None, "vocabulary": size}
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    """
+    >>> _listed({"eval_every": 5, "gpu": None, "train": {"tokens": 100}})
+    'eval every 5, train (tokens 100)'
+    """
+    return ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in values.items() if value is not None)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"({_listed(value)})"
+    # Of a sha256, the beginning is enough to tell data apart.
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def _distinct(texts: Sequence[str]) -> str:
+    """With how many runs there are of each, where they differ.
+
+    >>> _distinct(["a", "b", "a"])
+    'a (2 runs); b (1 run)'
+    """
+    counts = Counter(texts)
+    if len(counts) < 2:
+        return "".join(counts)
+    return "; ".join(f"{text} ({count(number, 'run')})" for text, number in counts.most_common())
+
+
+def _table(table: Table) -> str:
+    (header, *rows) = table
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
+    return f'<div class="table"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody>\n</table></div>'

@@ -1,0 +1,281 @@
+"""Interactive figures of what is stored, drawn with plotly for the report. Losses are in nats."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from mada_optim.experiments.display import SYMBOLS
+from mada_optim.experiments.figures import DASHES, colour_levels, look, panel_looks, smoothed
+from mada_optim.experiments.paths import LOGARITHMIC, Panel
+from mada_optim.experiments.report import StoredRun, Summary
+
+LOSSES = {"train_loss": "training", "val_loss": "validation"}
+_COLUMNS = 3
+_PLOTLY_DASHES = dict(zip(DASHES, ("solid", "dash", "dot", "dashdot"), strict=True))
+_AXIS = {
+    "gridcolor": "#e8e8e8",
+    "linecolor": "#888888",
+    "showline": True,
+    "ticks": "outside",
+    "tickcolor": "#888888",
+    "zeroline": False,
+    "automargin": True,
+    "title": {"standoff": 8},
+}
+
+
+def curves(summaries: Sequence[Summary]) -> go.Figure:
+    """Validation losses over steps, each contender at its best learning rate: the mean over seeds, in their range."""
+    figure = _figure(440, "step", "validation loss (nats)", hovermode="x unified")
+    late = []
+    for number, summary in enumerate(summaries):
+        steps, means, lows, highs = summary.band()
+        if not steps:
+            continue
+        colour, line = _line(look(number))
+        name = {"name": _text(f"{summary.label}, lr {summary.best_lr():g}"), "legendgroup": str(number)}
+        if lows != highs:
+            around = {"x": [*steps, *steps[::-1]], "y": [*highs, *lows[::-1]], "fill": "toself", "mode": "none"}
+            faint = {"fillcolor": colour, "opacity": 0.15, "hoverinfo": "skip", "showlegend": False}
+            figure.add_scatter(**around, **faint, **name)
+        figure.add_scatter(x=steps, y=means, mode="lines", line=line, hovertemplate="%{y:.4f}", **name)
+        # Beside the first steep fall, or a single run that goes wrong, differences would not be seen.
+        first = 0.15 * steps[-1]
+        late += [loss for losses in (lows, means) for step, loss in zip(steps, losses, strict=True) if step >= first]
+    figure.update_yaxes(range=_around(late))
+    return figure
+
+
+def finals(summaries: Sequence[Summary]) -> go.Figure:
+    """Final validation losses, a point for each run: over learning rates, or over contenders that have one rate each.
+
+    Lines, in the second case dashes, are means. Crosses at the top are runs that diverged, or ended with a higher loss
+    than they began with.
+    """
+    over_lrs = any(len(summary.lrs()) > 1 for summary in summaries)
+    figure = _figure(440, "learning rate" if over_lrs else "", "final validation loss (nats)", hovermode="closest")
+    shown = []
+    for number, summary in enumerate(summaries):
+        colour, line = _line(look(number))
+        group = {"name": _text(summary.label), "legendgroup": str(number)}
+        places = {lr: lr if over_lrs else _text(f"{summary.label}, lr {lr:g}") for lr in summary.lrs()}
+        style = {"mode": "lines", "line": line} if over_lrs else {"mode": "markers", "marker": _dash(colour)}
+        means = [summary.mean_final(lr) for lr in places]
+        figure.add_scatter(x=list(places.values()), y=means, hovertemplate="mean %{y:.4f}", **style, **group)
+        good = [run for run in summary.runs if _learned(run)]
+        bad = [run for run in summary.runs if not _learned(run)]
+        heights = [run.result.val_loss or 0.0 for run in good]
+        shown += heights
+        for runs, at, marker, axis in (
+            (good, heights, {"symbol": "circle", "size": 6}, "y"),
+            (bad, [0.97] * len(bad), {"symbol": "x", "size": 9}, "y2"),
+        ):
+            if runs:
+                figure.add_scatter(
+                    x=[places[run.lr] for run in runs],
+                    y=at,
+                    mode="markers",
+                    marker={"color": colour, "opacity": 0.7, **marker},
+                    yaxis=axis,
+                    hovertext=[_text(_final(run)) for run in runs],
+                    hoverinfo="text+name",
+                    showlegend=False,
+                    **group,
+                )
+    if over_lrs:
+        lrs = sorted({lr for summary in summaries for lr in summary.lrs()})
+        figure.update_xaxes(type="log", tickvals=lrs, ticktext=[f"{lr:g}" for lr in lrs])
+    figure.update_layout(showlegend=over_lrs)
+    figure.update_yaxes(range=_around(shown))
+    # Heights on this axis are shares of the plot's, at any zoom.
+    figure.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True})
+    return figure
+
+
+def contours(entries: Sequence[Mapping[str, Any]], name: str) -> go.Figure:
+    """Final losses over where the betas start, a contender to each plot, all in the same colours.
+
+    Dots are the starts, crosses those with a diverged run.
+
+    Args:
+        entries: as :func:`report.betas_results` makes them.
+        name: one of ``LOSSES``.
+    """
+    figure, places = _grid([f"{entry['optimizer']}, lr {entry['lr']:g}" for entry in entries], "β1", height=300)
+    levels = colour_levels(entries, name)
+    for entry, place in zip(entries, places, strict=True):
+        starts = {tuple(start["betas"]): start[name] for start in entry["starts"] if name in start}
+        beta1, beta2 = (sorted({start[axis] for start in starts}) for axis in (0, 1))
+        if levels and len(beta1) > 1 and len(beta2) > 1:
+            size = levels[1] - levels[0]
+            figure.add_contour(
+                x=beta1,
+                y=beta2,
+                z=[[starts.get((x, y)) for x in beta1] for y in beta2],
+                # A start with a diverged run is a hole. Starts that are no grid leave holes that mean nothing.
+                connectgaps=len(starts) < len(beta1) * len(beta2),
+                contours={"start": levels[0], "end": levels[-1], "size": size},
+                autocontour=False,
+                line={"width": 0.5, "color": "#ffffff"},
+                coloraxis="coloraxis",
+                hoverinfo="skip",
+                **place,
+            )
+        for diverged, symbol in ((False, "circle"), (True, "x")):
+            chosen = [start for start, loss in starts.items() if (loss is None) == diverged]
+            figure.add_scatter(
+                x=[x for x, _ in chosen],
+                y=[y for _, y in chosen],
+                mode="markers",
+                marker={"color": "#333333", "size": 6, "symbol": symbol, "opacity": 0.7},
+                cliponaxis=False,
+                hovertext=[f"β1 {x:g}, β2 {y:g}: {_number(starts[x, y])}" for x, y in chosen],
+                hoverinfo="text",
+                showlegend=False,
+                **place,
+            )
+    bar = {
+        "title": {"text": f"final {LOSSES[name]} loss (nats)", "side": "right"},
+        "thickness": 14,
+        "tickformat": ".3g",
+    }
+    limits = {"cmin": levels[0], "cmax": levels[-1]} if levels else {}
+    figure.update_layout(coloraxis={"colorscale": "Viridis", "reversescale": True, "colorbar": bar, **limits})
+    figure.update_yaxes(title_text="β2", col=1)
+    return figure
+
+
+def paths(panel: Panel) -> go.Figure:
+    """Paths of the coefficients over steps, a small plot for each, a line for each run. Crosses: it diverged there."""
+    figure, places = _grid([SYMBOLS.get(name, name) for name in panel.moving], "step", height=230)
+    looks = panel_looks(panel)
+    named: set[int] = set()
+    for name, place in zip(panel.moving, places, strict=True):
+        for run in (line for line in panel.lines if name in line.points):
+            steps, values = zip(*run.points[name], strict=True)
+            group = {"name": _text(run.label), "legendgroup": str(run.group)}
+            colour, line = _line(looks[run.group], width=1.3)
+            hover = f"{_text(run.run)}<br>step %{{x}}: %{{y:.4g}}<extra></extra>"
+            first = run.group not in named
+            named.add(run.group)
+            figure.add_scatter(
+                x=steps,
+                y=[float(f"{value:.7g}") for value in values],
+                mode="lines",
+                line=line,
+                hovertemplate=hover,
+                showlegend=first,
+                **group,
+                **place,
+            )
+            if run.diverged:
+                cross = {"symbol": "x", "size": 8, "color": colour}
+                end = {"x": steps[-1:], "y": values[-1:], "hovertemplate": f"diverged<br>{hover}"}
+                figure.add_scatter(**end, mode="markers", marker=cross, showlegend=False, **group, **place)
+        if name in LOGARITHMIC:
+            figure.update_yaxes(type="log", dtick="D2", row=place["row"], col=place["col"])
+    return figure
+
+
+def losses(run: StoredRun) -> go.Figure:
+    """Training and validation losses of one run over steps."""
+    figure = _figure(440, "step", "loss (nats)", hovermode="x unified")
+    points = [(line["step"], line["loss"]) for line in run.metrics if line.get("loss") is not None]
+    if points:
+        steps, values = zip(*points, strict=True)
+        smooth = smoothed(values, len(values) // 80)
+        every = -(-len(steps) // 1000)
+        colour, line = _line(look(0))
+        raw = {"line": {"color": colour, "width": 0.7}, "opacity": 0.3, "hoverinfo": "skip"}
+        figure.add_scatter(x=steps[::every], y=values[::every], name="training, each step", mode="lines", **raw)
+        hover = {"hovertemplate": "%{y:.4f}"}
+        figure.add_scatter(x=steps[::every], y=smooth[::every], name="training", mode="lines", line=line, **hover)
+        figure.update_yaxes(range=_around([min(values), max(smooth[len(smooth) // 40 :])]))
+    points = [(line["step"], line["val_loss"]) for line in run.metrics if line.get("val_loss") is not None]
+    steps, values = zip(*points, strict=True) if points else ((), ())
+    _, line = _line(look(1))
+    hover = {"hovertemplate": "%{y:.4f}"}
+    figure.add_scatter(x=steps, y=values, name="validation", mode="lines+markers", line=line, **hover)
+    return figure
+
+
+def _figure(height: int, x: str, y: str, hovermode: str) -> go.Figure:
+    figure = go.Figure()
+    _style(figure, height, hovermode=hovermode)
+    figure.update_xaxes(title_text=x)
+    figure.update_yaxes(title_text=y)
+    return figure
+
+
+def _grid(titles: Sequence[str], x: str, height: int) -> tuple[go.Figure, list[dict[str, int]]]:
+    """Small plots with these titles, three to a row, and the place of each."""
+    columns = min(_COLUMNS, len(titles))
+    rows = -(-len(titles) // columns)
+    total = 90 + height * rows
+    gaps = {"horizontal_spacing": 0.21 / columns, "vertical_spacing": 70 / total, "shared_xaxes": "all"}
+    figure = make_subplots(rows, columns, subplot_titles=[_text(title) for title in titles], **gaps)
+    _style(figure, total, hovermode="closest")
+    figure.update_annotations(font={"size": 13, "color": "#333333"})
+    figure.update_xaxes(showticklabels=True)
+    places = [{"row": index // columns + 1, "col": index % columns + 1} for index in range(len(titles))]
+    for place in places[-columns:]:
+        figure.update_xaxes(title_text=x, **place)
+    return figure, places
+
+
+def _style(figure: go.Figure, height: int, **layout: Any) -> None:
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"t": 36, "r": 20, "b": 54, "l": 64},
+        font={"family": "system-ui, sans-serif", "size": 12, "color": "#333333"},
+        hoverlabel={"namelength": -1},
+        legend={"font": {"size": 12}, "tracegroupgap": 0},
+        **layout,
+    )
+    figure.update_xaxes(**_AXIS)
+    figure.update_yaxes(**_AXIS)
+
+
+def _line(looks: tuple[str, str], width: float = 2) -> tuple[str, dict[str, Any]]:
+    """The colour, and the line in it."""
+    colour, dashes = looks
+    return colour, {"color": colour, "dash": _PLOTLY_DASHES[dashes], "width": width}
+
+
+def _dash(colour: str) -> dict[str, Any]:
+    """A marker that is a horizontal dash."""
+    return {"symbol": "line-ew-open", "size": 26, "color": colour, "line": {"width": 2}}
+
+
+def _text(label: str) -> str:
+    """plotly reads some HTML in its texts."""
+    return html.escape(label, quote=False)
+
+
+def _around(values: Sequence[float]) -> list[float] | None:
+    """A range of an axis with all of them in it."""
+    if not values:
+        return None
+    margin = 0.05 * (max(values) - min(values)) or 0.05
+    return [min(values) - margin, max(values) + margin]
+
+
+def _learned(run: StoredRun) -> bool:
+    before = next((line["val_loss"] for line in run.metrics if line.get("val_loss") is not None), math.inf)
+    return run.result.val_loss is not None and run.result.val_loss <= before
+
+
+def _final(run: StoredRun) -> str:
+    start = "" if run.betas is None else f", β from {run.betas[0]:g}, {run.betas[1]:g}"
+    return f"{_number(run.result.val_loss)}, lr {run.lr:g}, seed {run.seed}{start}"
+
+
+def _number(loss: float | None) -> str:
+    return "diverged" if loss is None else f"{loss:.4f}"
