@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mada_optim import MADA, OMADA, AVGrad, HypergradientOptimizer, MADAFamily, OMADAFamily
+from mada_optim import MADA, OMADA, AVGrad, HypergradientOptimizer, MADAFamily
 
 if TYPE_CHECKING:
     from mada_optim.bench.workloads import Training
@@ -90,7 +90,6 @@ def contenders() -> list[Contender]:
         Contender("generic engine, plain", "ours", partial(generic, fused=False)),
         Contender("OMADA, no matrices", "ours", partial(OMADA, lr=LR)),
         Contender("OMADA", "ours", _omada),
-        Contender("OMADA, everything", "ours", partial(_omada, hyper_lr=_everything())),
         Contender("Muon and AdamW (torch)", "torch", _Muon),
         Contender("schedule-free AdamW", "peer", _schedule_free),
         Contender("Adan (pytorch-optimizer)", "peer", partial(_peer, "pytorch_optimizer", "Adan")),
@@ -115,17 +114,12 @@ class _Muon(Optimizer):
             part.step(closure)
 
 
-def _omada(params: Params, **options: Any) -> Optimizer:
+def _omada(params: Params) -> Optimizer:
     """With the same matrices as :class:`_Muon`."""
     groups = [
         {"params": [p for p in params if (p.dim() == 2) == wanted], "matrices": wanted} for wanted in (True, False)
     ]
-    return OMADA([group for group in groups if group["params"]], lr=LR, **options)
-
-
-def _everything() -> dict[str, float]:
-    """Step sizes of all that OMADA can learn."""
-    return {c.name: c.hyper_lr for c in (*MADAFamily.coefficients, *OMADAFamily.coefficients) if c.hyper_lr > 0.0}
+    return OMADA([group for group in groups if group["params"]], lr=LR)
 
 
 def _peer(module: str, name: str, params: Params) -> Optimizer:
