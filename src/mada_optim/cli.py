@@ -20,6 +20,7 @@ examples:
   mada sweep experiments/shakespeare.toml --data-root DIR   an experiment, with its grid, from a file
   mada report runs/NAME                           tables and interactive figures of what is stored, as an HTML file
   mada bounds --beta2 0.99 --steps 100000         what theory says of Adam, AVGrad and what lies between
+  mada online --betas 0.95 0.99                   the online problem on which Adam goes wrong
 """
 _TRAIN_EPILOG = """\
 examples:
@@ -60,6 +61,13 @@ examples:
   mada report runs/grid runs/digits/confirm runs/one --out all.html
 
 The file needs no network. Figures for papers are beside the tables of each stage: mada compare --report FOLDER.
+"""
+_ONLINE_EPILOG = """\
+problems:
+  theorem      3 x at each third step, -x at the others (Theorem 1 of Reddi et al.)
+  periodic     1010 x at each 101st step, -10 x at the others (their experiments)
+  stochastic   1010 x with probability 0.01, else -10 x
+each on [-1, 1], with the best point at -1. docs/online.md says what is seen.
 """
 _BENCH_EPILOG = """\
 workloads:
@@ -127,6 +135,9 @@ def _parser() -> argparse.ArgumentParser:
     command("optimizers", "list the optimizers", "", commands.run_optimizers)
     _add_bounds(
         command("bounds", "draw the convergence bound over rho, beside what is measured", "", commands.run_bounds)
+    )
+    _add_online(
+        command("online", "play the online problem on which Adam goes wrong", _ONLINE_EPILOG, commands.run_online)
     )
     return parser
 
@@ -263,6 +274,31 @@ def _add_bounds(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(f"--{name}", type=kind, metavar="X" if kind is float else "N", help=meaning)
     parser.add_argument("--out", metavar="FILE", help="figure, without suffix (default: bounds)")
+
+
+def _add_online(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--problem", metavar="NAME", help="theorem, periodic or stochastic (default: periodic)")
+    parser.add_argument(
+        "--betas",
+        type=float,
+        nargs=2,
+        action=_Pair,
+        metavar=("B1", "B2"),
+        help="of all optimizers (default: 0.95 0.99; theorem: 0 0.1)",
+    )
+    for name, kind, meaning in (
+        ("alpha", float, "the learning rate is alpha/√t (default: 2)"),
+        ("steps", int, "(default: 10100)"),
+        ("hyper-lr", float, "step size of rho (default: 0.1)"),
+        ("seeds", int, "runs of the stochastic problem (default: 4)"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, metavar="X" if kind is float else "N", help=meaning)
+    parser.add_argument(
+        "--scan",
+        action="store_true",
+        help="instead of a figure, tables in Markdown over betas, step sizes of rho, and values at which it is held",
+    )
+    parser.add_argument("--out", metavar="FILE", help="figure, without suffix (default: online)")
 
 
 def _add_data_and_model(parser: argparse.ArgumentParser) -> None:

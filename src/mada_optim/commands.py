@@ -243,6 +243,29 @@ def run_bounds(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_online(arguments: argparse.Namespace) -> int:
+    from mada_optim.experiments.online import Setting, draw_online, scan, summarize
+    from mada_optim.tasks import InputError
+
+    options = {name: value for name, value in vars(arguments).items() if name not in ("run", "command", "out", "scan")}
+    out = Path(getattr(arguments, "out", "online"))
+    try:
+        setting = Setting(**options)
+        if hasattr(arguments, "scan"):
+            for line in scan(setting):
+                print(line, flush=True)
+            return 0
+        played = {}
+        for name, line, traces in summarize(setting):
+            print(line, flush=True)
+            played[name] = traces
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    draw_online(setting, {name: traces for name, traces in played.items() if name}, out)
+    print(f"Written: {out.with_suffix('.png')}, {out.with_suffix('.svg')}")
+    return 0
+
+
 def _config(arguments: argparse.Namespace) -> RunConfig:
     """The configuration that the options describe; what was not given keeps the default of the dataclasses."""
     from mada_optim.experiments.config import OptimizerConfig, RunConfig, make_task

@@ -90,7 +90,7 @@ def draw_comparison(summaries: Sequence[Summary], path: Path, title: str) -> Non
                 values = summary.finals(lr)
                 right.plot([lr] * len(values), values, "_", color=colour, ms=9, alpha=0.6)
         _zoom_to_end(left, summaries)
-        _label_ends(left, labels)
+        label_ends(left, labels)
         left.set(title="At each optimizer's best learning rate", xlabel="step", ylabel="validation loss")
         right.set(title="At every learning rate", xlabel="learning rate", ylabel="final validation loss", xscale="log")
         lrs = sorted({lr for summary in summaries for lr in summary.lrs()})
@@ -214,7 +214,7 @@ def _draw_losses(axes: Axes, metrics: Metrics, title: str) -> None:
         axes.plot(steps, losses, color=PALETTE[1], marker="o", ms=3)
         labels.append((losses[-1], f"validation {losses[-1]:.3f}", PALETTE[1]))
     axes.set(title=title, ylabel="loss (nats)")
-    _label_ends(axes, labels)
+    label_ends(axes, labels)
 
 
 def _draw_coefficients(axes: Axes, paths: Mapping[str, Points]) -> None:
@@ -229,7 +229,7 @@ def _draw_coefficients(axes: Axes, paths: Mapping[str, Points]) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
     else:
         axes.set(ylabel="coefficient", ylim=(-0.03, 1.03))
-    _label_ends(axes, labels)
+    label_ends(axes, labels)
 
 
 def smoothed(values: Sequence[float], half: int) -> list[float]:
@@ -257,17 +257,20 @@ def _zoom_to_end(axes: Axes, summaries: Sequence[Summary]) -> None:
         axes.set_ylim(min(late) - margin, max(late) + margin)
 
 
-def _label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
+def label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     """Name each line at its right end, in its colour, with as much distance as text needs."""
-    low, high = axes.get_ylim()
-    gap = (high - low) * 12 / (axes.get_window_extent().height * 72 / axes.figure.dpi)
+    # In shares of the height, which are even on any scale.
+    to_share = axes.transData + axes.transAxes.inverted()
+    right = axes.get_xlim()[1]
     ordered = sorted(labels)
-    heights = _spread([min(max(value, low), high) for value, _, _ in ordered], gap, low, high)
+    shares = [float(to_share.transform((right, value))[1]) for value, _, _ in ordered]
+    gap = 12 / (axes.get_window_extent().height * 72 / axes.figure.dpi)
+    heights = _spread([min(max(share, 0.0), 1.0) for share in shares], gap, 0.0, 1.0)
     for (_, text, colour), height in zip(ordered, heights, strict=True):
         axes.annotate(
             text,
             (1, height),
-            xycoords=("axes fraction", "data"),
+            xycoords="axes fraction",
             xytext=(6, 0),
             textcoords="offset points",
             color=colour,

@@ -1,0 +1,248 @@
+"""``mada online``: Adam, AMSGrad, AVGrad and MADA on the problem of :mod:`mada_optim.tasks.online`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+from torch import nn
+from torch.optim.optimizer import Optimizer
+
+from mada_optim.experiments.figures import PALETTE, label_ends, save_figure, style
+from mada_optim.experiments.stats import mean_interval
+from mada_optim.points import MADA, AVGrad, load_optimizer
+from mada_optim.tasks import require
+from mada_optim.tasks.online import HIGH, LOW, PROBLEMS, Trace, play
+
+Make = Callable[[list[nn.Parameter]], Optimizer]
+Traces = Sequence[Trace]  # one for each seed
+
+ADAM, AMSGRAD, AVGRAD, FROM_ADAM, FROM_AVGRAD = "Adam", "AMSGrad", "AVGrad", "MADA from Adam", "MADA from ρ = 0"
+_COLOURS = dict(
+    zip(
+        (ADAM, AMSGRAD, AVGRAD, FROM_ADAM, FROM_AVGRAD),
+        (PALETTE[1], PALETTE[3], PALETTE[2], PALETTE[0], PALETTE[5]),
+        strict=True,
+    )
+)
+# What ``mada online --scan`` goes through; the theorem is about no momentum, and a β2 that forgets within a period.
+_SCAN_BETAS = {
+    "theorem": [(0.0, beta2) for beta2 in (0.1, 0.3, 0.5)],
+    "periodic": [(beta1, beta2) for beta1 in (0.0, 0.9, 0.95) for beta2 in (0.99, 0.999)],
+}
+_SCAN_HYPER_LR = (0.01, 0.1, 1.0, 10.0)
+_SCAN_RHO = (0.3, 0.1, 0.03)  # and 1 and 0
+_POINTS = 100  # of a line in the figure, at most
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What ``mada online`` plays.
+
+    Args:
+        problem: a name in :data:`mada_optim.tasks.online.PROBLEMS`.
+        betas: of all optimizers, never learned. None: (0, 0.1) for the theorem, (0.95, 0.99) for the others.
+        alpha: α; the learning rate is α/√t.
+        steps: T. Default: a hundred periods of the periodic problem.
+        hyper_lr: step size of ρ.
+        seeds: runs of the stochastic problem; the others are played once.
+
+    Raises:
+        ValueError: a value is not allowed.
+    """
+
+    problem: str = "periodic"
+    betas: tuple[float, float] | None = None
+    alpha: float = 2.0
+    steps: int = 10_100
+    hyper_lr: float = 0.1
+    seeds: int = 4
+
+    def __post_init__(self) -> None:
+        require(self.problem in PROBLEMS, "problem", self.problem, f"one of {', '.join(PROBLEMS)}")
+        require(self.steps >= 1, "steps", self.steps, "an integer >= 1")
+        require(self.seeds >= 1, "seeds", self.seeds, "an integer >= 1")
+        # Whoever uses the other values checks them: before the first optimizer is played for nothing.
+        for make in self.contenders().values():
+            play(PROBLEMS[self.problem].slopes(1), make, self.alpha)
+
+    @property
+    def resolved_betas(self) -> tuple[float, float]:
+        """``betas``, or the problem's own."""
+        return self.betas or ((0.0, 0.1) if self.problem == "theorem" else (0.95, 0.99))
+
+    def contenders(self) -> dict[str, Make]:
+        """The constructor of each optimizer by name, for a list of parameters."""
+        betas = self.resolved_betas
+        return {
+            ADAM: partial(load_optimizer("adam"), betas=betas),
+            AMSGRAD: partial(torch.optim.Adam, betas=betas, amsgrad=True),
+            AVGRAD: partial(AVGrad, betas=betas, weight_decay=0.0),
+            FROM_ADAM: self.learned(1.0),
+            FROM_AVGRAD: self.learned(0.0),
+        }
+
+    def learned(self, start: float) -> Make:
+        """MADA that learns ρ alone."""
+        return partial(self._mada, rho=start)
+
+    def held(self, rho: float) -> Make:
+        """MADA at a fixed ρ, whose hypergradient is taken all the same: its box is a point."""
+        return partial(self._mada, rho=rho, bounds={"rho": (rho, rho)})
+
+    def _mada(self, params: list[nn.Parameter], **options: Any) -> Optimizer:
+        options["hyper_lr"] = {"rho": self.hyper_lr}
+        return MADA(params, betas=self.resolved_betas, weight_decay=0.0, **options)
+
+    def play(self, make: Make) -> Traces:
+        """One run for each seed."""
+        problem = PROBLEMS[self.problem]
+        seeds = range(self.seeds if problem.stochastic else 1)
+        return [play(problem.slopes(self.steps, seed), make, self.alpha) for seed in seeds]
+
+
+def summarize(setting: Setting) -> Iterator[tuple[str, str, Traces]]:
+    """Name, line of the table, and runs of each optimizer, as soon as it was played; the header comes first.
+
+    >>> for _, line, _ in summarize(Setting("theorem", steps=300)):
+    ...     print(line)
+                       final iterate    average regret         final ρ
+    Adam                        0.95             0.760            1.00
+    AMSGrad                    -0.96             0.135
+    AVGrad                     -0.94             0.196            0.00
+    MADA from Adam              0.28             0.728            0.34
+    MADA from ρ = 0            -0.93             0.204            0.26
+    """
+    yield "", f"{'':<16}{'final iterate':>16}{'average regret':>18}{'final ρ':>16}", ()
+    for name, make in setting.contenders().items():
+        traces = setting.play(make)
+        iterate, rho = (_with_interval(_finals(traces, kind)) for kind in ("iterates", "rho"))
+        regret = _with_interval([trace.average_regret[-1].item() for trace in traces], 3)
+        yield name, f"{name:<16}{iterate:>16}{regret:>18}{rho:>16}".rstrip(), traces
+
+
+def scan(setting: Setting) -> Iterator[str]:
+    """Two tables in Markdown, line by line: where the iterate ends, ρ being learned, and ρ being held at some values.
+
+    They go through lists of betas and step sizes of ρ in place of the setting's own. With ρ held, h is its mean
+    hypergradient, times 1000.
+    """
+    fixed = (1.0, *_SCAN_RHO, 0.0)
+    held_rows = []
+    from_adam = [f"{FROM_ADAM}, {hyper_lr:g}" for hyper_lr in _SCAN_HYPER_LR]
+    yield from _header(ADAM, AVGRAD, *from_adam, f"{FROM_AVGRAD}, {setting.hyper_lr:g}")
+    for betas in _SCAN_BETAS["theorem" if setting.problem == "theorem" else "periodic"]:
+        here = replace(setting, betas=betas)
+        held = [here.play(here.held(rho)) for rho in fixed]
+        learned = [here.play(replace(here, hyper_lr=hyper_lr).learned(1.0)) for hyper_lr in _SCAN_HYPER_LR]
+        learned.append(here.play(here.learned(0.0)))
+        ends = [_mean(traces, "iterates") for traces in (held[0], held[-1])]
+        yield _row(betas, *ends, *(f"{_mean(traces, 'iterates')} (ρ {_mean(traces, 'rho')})" for traces in learned))
+        cells = (f"{_mean(traces, 'iterates')} (h {_mean(traces, 'hypergradient', 1e3)})" for traces in held)
+        held_rows.append(_row(betas, *cells))
+    yield ""
+    yield from _header(*(f"ρ = {rho:g}" for rho in fixed))
+    yield from held_rows
+
+
+def draw_online(setting: Setting, played: Mapping[str, Traces], path: Path) -> None:
+    """``path``.png and .svg: iterate, average regret and ρ over the steps.
+
+    A point of a line is the mean over seeds, and over the steps since the last point: a period, or some.
+
+    Args:
+        setting: what was played.
+        played: the runs of each of ``setting.contenders()``, by name.
+        path: where to write.
+    """
+    with style():
+        figure = Figure(figsize=(8, 8.4), layout="constrained")
+        iterate, regret, rho = figure.subplots(3, 1, sharex=True, height_ratios=(1.2, 1.2, 1))
+        iterate.set(title="Iterate: the best is -1", ylim=(LOW - 0.05, HIGH + 0.05), yticks=(-1, -0.5, 0, 0.5, 1))
+        _draw_paths(iterate, setting, played, "iterates")
+        regret.set(title="Average regret")
+        _draw_paths(regret, setting, played, "average_regret")
+        rho.set(title="ρ, where it is learned", ylim=(-0.05, 1.05), xlabel="step")
+        rho.set_yticks((0, 0.5, 1), ("AVGrad 0", "0.5", "Adam 1"))
+        _draw_paths(rho, setting, {name: played[name] for name in (FROM_ADAM, FROM_AVGRAD)}, "rho")
+        beta1, beta2 = setting.resolved_betas
+        problem = PROBLEMS[setting.problem]
+        when = f"with probability 1/{problem.period}" if problem.stochastic else f"in 1 of {problem.period} steps"
+        figure.suptitle(
+            f"{problem.rare:g}x {when}, else -{problem.common:g}x; β = ({beta1:g}, {beta2:g}), α = {setting.alpha:g}, "
+            f"step size of ρ {setting.hyper_lr:g}"
+            + (f"; means of {setting.seeds} seeds" if problem.stochastic else ""),
+            x=0.01,
+            ha="left",
+            color="#555555",
+            fontsize=10,
+        )
+        save_figure(figure, path)
+
+
+def _draw_paths(axes: Axes, setting: Setting, played: Mapping[str, Traces], kind: str) -> None:
+    period = PROBLEMS[setting.problem].period
+    periods = max(1, setting.steps // period)
+    numbers = sorted({round(periods ** (i / _POINTS)) for i in range(_POINTS + 1)})
+    ends = [min(period * number, setting.steps) for number in numbers]
+    labels, lowest = [], math.inf
+    for name, traces in played.items():
+        values = torch.stack([getattr(trace, kind) for trace in traces]).mean(0)
+        # Within a period the iterate goes up and down: without means one would see bands.
+        path = [values[begin:end].mean().item() for begin, end in itertools.pairwise([0, *ends])]
+        # Some coincide: each is thinner than the one below it.
+        axes.plot(ends, path, color=_COLOURS[name], lw=2.6 - 0.3 * list(_COLOURS).index(name))
+        labels.append((path[-1], f"{name}  {path[-1]:.2f}", _COLOURS[name]))
+        lowest = min(lowest, *path)
+    axes.set(xscale="log", xlim=(ends[0], max(ends[-1], ends[0] + 1)))
+    scales: list[Axis] = [axes.xaxis]
+    if kind == "average_regret":
+        # Beside the first losses, which few steps share, nothing else would be seen on a linear scale.
+        axes.set_yscale("log" if lowest > 0 else "symlog")
+        scales += [axes.yaxis] if lowest > 0 else []
+    for axis in scales:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:,g}")
+        axis.set_minor_locator(NullLocator())
+    label_ends(axes, labels)
+
+
+def _finals(traces: Traces, kind: str) -> list[float]:
+    """The mean of each run's last tenth: within a period, and where it is learned fast, a single value says little."""
+    return [getattr(trace, kind)[-max(1, len(trace.iterates) // 10) :].nanmean().item() for trace in traces]
+
+
+def _with_interval(values: Sequence[float], digits: int = 2) -> str:
+    """Mean, and with several runs the half width of its 95 % confidence interval; nothing for what is not there."""
+    if any(map(math.isnan, values)):
+        return ""
+    mean, half = mean_interval(values)
+    return _number(mean, digits) + ("" if half is None else f" ± {half:.{digits}f}")
+
+
+def _mean(traces: Traces, kind: str, factor: float = 1.0) -> str:
+    return _number(factor * mean_interval(_finals(traces, kind))[0], 2)
+
+
+def _number(value: float, digits: int) -> str:
+    # Without a zero's sign.
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def _header(*names: str) -> Iterator[str]:
+    yield "| β1, β2 | " + " | ".join(names) + " |"
+    yield "| --- |" + " ---: |" * len(names)
+
+
+def _row(betas: tuple[float, float], *cells: str) -> str:
+    return f"| {betas[0]:g}, {betas[1]:g} | " + " | ".join(cells) + " |"

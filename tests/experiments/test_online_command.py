@@ -1,0 +1,88 @@
+"""``mada online``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from mada_optim.cli import main
+from mada_optim.experiments.online import Setting
+from mada_optim.tasks.online import PROBLEMS
+
+NUMBER = r"-?\d+\.\d+"
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_table_and_figure(problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--problem", problem, "--steps", "60", "--seeds", "2", "--out", str(tmp_path / "figure")]
+    assert main(["online", *options]) == 0
+    header, *rows, written = capsys.readouterr().out.splitlines()
+    assert header.split() == ["final", "iterate", "average", "regret", "final", "ρ"]
+    cell = NUMBER + (rf" ± {NUMBER}" if problem == "stochastic" else "")
+    for row, name in zip(rows, ("Adam", "AMSGrad", "AVGrad", "MADA from Adam", "MADA from ρ = 0"), strict=True):
+        assert re.fullmatch(rf"{name}( +{cell}){{{2 if name == 'AMSGrad' else 3}}}", row), row
+    assert written == f"Written: {tmp_path / 'figure.png'}, {tmp_path / 'figure.svg'}"
+    assert {path.name for path in tmp_path.iterdir()} == {"figure.png", "figure.svg"}
+    # Each line is named where it ends, in the panels that it is in.
+    drawn = (tmp_path / "figure.svg").read_text("utf-8")
+    assert (drawn.count("AMSGrad "), drawn.count("MADA from Adam ")) == (2, 3)
+
+
+def test_the_table_is_that_of_the_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = ["--betas", "0", "0.5", "--alpha", "0.3", "--steps", "40", "--hyper-lr", "0.7", "--problem", "theorem"]
+    assert main(["online", *options, "--out", str(tmp_path / "figure")]) == 0
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("MADA from Adam"))
+    setting = Setting("theorem", (0.0, 0.5), 0.3, 40, 0.7)
+    (trace,) = setting.play(setting.learned(1.0))
+    values = trace.iterates[-4:].mean(), trace.average_regret[-1], trace.rho[-4:].mean()
+    assert [float(cell) for cell in row.split()[-3:]] == pytest.approx([value.item() for value in values], abs=5e-3)
+
+
+def test_scan(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["online", "--problem", "theorem", "--steps", "60", "--scan"]) == 0
+    learned, held = capsys.readouterr().out.strip().split("\n\n")
+    assert learned.startswith("| β1, β2 | Adam | AVGrad | MADA from Adam, 0.01 |")
+    assert held.startswith("| β1, β2 | ρ = 1 |")
+    for table, cell in ((learned, rf"{NUMBER} \(ρ {NUMBER}\)"), (held, rf"{NUMBER} \(h {NUMBER}\)")):
+        header, _, *rows = table.splitlines()
+        assert len({line.count("|") for line in table.splitlines()}) == 1, header
+        assert "0, 0.1" in rows[0]
+        assert all(re.search(cell, row) for row in rows)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_help_names_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["online", "--help"])
+    options = " ".join(capsys.readouterr().out.split("options:")[1].split())
+    for field in fields(Setting):
+        stated = re.search(rf"--{field.name.replace('_', '-')} .*?default: ([^)]*)", options)
+        assert stated is not None, field.name
+        if field.name == "betas":
+            expected = [Setting(problem).resolved_betas for problem in ("periodic", "theorem")]
+            assert stated[1] == "{} {}; theorem: {:g} {}".format(*expected[0], *expected[1])
+        else:
+            assert stated[1] == f"{field.default}".removesuffix(".0")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--problem", "x"], "problem must be one of theorem, periodic, stochastic, got 'x'"),
+        (["--steps", "0"], "steps must be an integer >= 1, got 0"),
+        (["--seeds", "0"], "seeds must be an integer >= 1, got 0"),
+        (["--alpha", "0"], "alpha must be a finite number > 0, got 0.0"),
+        (["--betas", "1.5", "0.9"], "beta1 must be a number in [0.0, 0.9999999999999999], its domain, got 1.5"),
+        (["--hyper-lr", "-1"], "hyper_lr of rho must be a finite number >= 0, got -1.0"),
+    ],
+)
+def test_errors_are_one_line(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["online", *options, "--out", str(tmp_path / "figure")]) == 2
+    assert capsys.readouterr() == ("", f"mada: {message}\n")
+    assert not list(tmp_path.iterdir())
