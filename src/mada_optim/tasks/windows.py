@@ -87,6 +87,8 @@ class WindowsTask:
             n_embd=size.width,
             n_layer=size.layers,
             n_head=size.heads,
+            # GPT-2's own activation, by one operation of torch instead of eight: a tenth of the step on a CPU.
+            activation_function="gelu_pytorch_tanh",
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
