@@ -62,6 +62,13 @@ examples:
 
 The file needs no network. Figures for papers are beside the tables of each stage: mada compare --report FOLDER.
 """
+_PACK_EPILOG = """\
+examples:
+  mada pack runs/shakespeare --out shakespeare.tar.gz
+  mkdir again && tar -xzf shakespeare.tar.gz -C again && mada report again
+
+Configurations, results and curves of the runs that are over; no weights. mada sweep --out again goes on from there.
+"""
 _ONLINE_EPILOG = """\
 problems:
   theorem      3 x at each third step, -x at the others (Theorem 1 of Reddi et al.)
@@ -131,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
             commands.run_report,
         )
     )
+    _add_pack(command("pack", "put what a sweep found into one small file", _PACK_EPILOG, commands.run_pack))
     _add_bench(command("bench", "time optimizer steps against torch's fused AdamW", _BENCH_EPILOG, commands.run_bench))
     command("optimizers", "list the optimizers", "", commands.run_optimizers)
     _add_bounds(
@@ -241,6 +249,11 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="(default: report.html in the first folder, or here where that cannot be written to)",
     )
+
+
+def _add_pack(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="of a sweep, of a stage or comparison")
+    parser.add_argument("--out", metavar="FILE", help="(default: the folder's name with .tar.gz, here)")
 
 
 def _add_workers(parser: argparse._ActionsContainer) -> None:

@@ -162,6 +162,16 @@ def run_report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_pack(arguments: argparse.Namespace) -> int:
+    from mada_optim.experiments.archive import pack
+
+    folder = Path(arguments.folder)
+    out = Path(getattr(arguments, "out", f"{folder.resolve().name}.tar.gz"))
+    runs = pack(folder, out)
+    print(f"Written: {out}, {runs} runs, {out.stat().st_size / 1024:.0f} KiB")
+    return 0
+
+
 def run_tokens(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn

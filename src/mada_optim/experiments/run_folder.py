@@ -99,7 +99,7 @@ class RunFolder:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint. Raises OSError where it cannot be written; the last one is then still there."""
-        with _replacing(self.checkpoint_file) as file:
+        with replacing(self.checkpoint_file) as file:
             try:
                 torch.save(state, file)
             except RuntimeError as error:
@@ -130,12 +130,12 @@ def finite(value: float) -> float | None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(content)
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of ``path`` when all of it is on the disk, and is gone after any error."""
     temporary = path.with_name(path.name + _TEMPORARY)
     try:

@@ -21,13 +21,14 @@ from typing import Any
 from torch import nn
 
 from mada_optim.experiments import optimizers, report
+from mada_optim.experiments.archive import named_paths
 from mada_optim.experiments.config import RunConfig, differences, from_dict, to_dict
 from mada_optim.experiments.pool import Pool
 from mada_optim.experiments.run_folder import RunFolder, write_json
 from mada_optim.experiments.stage_folder import check_any_run, load_stage, without_paths
 from mada_optim.experiments.sweep import Experiment, changed, fixed
 from mada_optim.experiments.train import resolve, train
-from mada_optim.tasks import InputError, require
+from mada_optim.tasks import InputError, TaskConfig, require
 from mada_optim.tasks.stored import read_json
 
 TUNE, CONFIRM = "tune", "confirm"
@@ -147,7 +148,7 @@ def _resolved_base(base: RunConfig) -> RunConfig:
 
 
 def _check(experiment: Experiment, folders: Mapping[str, Path], stages: Sequence[str], labels: Sequence[str]) -> None:
-    tasks = []
+    tasks: list[TaskConfig] = []
     for label in experiment.contenders:
         start = _first_coefficients(experiment, label)
         for stage in (TUNE, CONFIRM) if experiment.confirm else (TUNE,):
@@ -155,18 +156,30 @@ def _check(experiment: Experiment, folders: Mapping[str, Path], stages: Sequence
                 config = resolve(config if start is None else fixed(config, start))
                 if config.task not in tasks:
                     tasks.append(config.task)
+    begun: dict[Path, RunConfig] = {}
     for stage in stages:
         _check_folder(folders[stage], _stage_base(experiment, stage))
         for label in experiment.contenders:
             try:
-                _open(folders[stage], _plan(experiment, stage, folders, label))
+                over, _ = _open(folders[stage], _plan(experiment, stage, folders, label))
+                begun |= {folders[stage] / "runs" / name: config for name, config in over.items()}
             except AllDiverged:
                 pass
             except NotReady as reason:
                 if TUNE not in stages and label in labels and experiment.contenders[label].coefficients_from is None:
                     raise InputError(f"{CONFIRM} needs {TUNE}: {reason}") from None
-    for task in tasks:
-        task.build()
+    data = [task.build().describe() for task in tasks]
+    for path, config in begun.items():
+        here, there = data[tasks.index(config.task)], RunFolder(path).recorded()["data"]
+        if found := differences(_content(here), _content(there)):
+            raise InputError(f"{path} is a run on other data ({'; '.join(found)}); choose a new folder")
+
+
+def _content(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a task's description says of the data themselves, wherever they came from."""
+    return {
+        key: _content(value) if key == "init" and value else value for key, value in data.items() if key != "source"
+    }
 
 
 def _first_coefficients(experiment: Experiment, label: str) -> dict[str, float] | None:
@@ -186,9 +199,14 @@ def _check_folder(folder: Path, base: RunConfig) -> None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"out must be a new or empty folder or one of an experiment, got {str(folder)!r}")
         return
-    found = differences(_common(to_dict(base)), _common(read_json(stored)["base"]))
+    found = differences(_common(_portable(to_dict(base))), _common(_portable(read_json(stored)["base"])))
     if found:
         raise InputError(f"{folder} is of another configuration ({'; '.join(found)}); choose a new folder")
+
+
+def _portable(config: dict[str, Any]) -> dict[str, Any]:
+    """What must be equal in two configurations on two machines; where the data lie need not be. Their hashes are."""
+    return {**config, "task": named_paths(config["task"])}
 
 
 def _common(base: dict[str, Any]) -> dict[str, Any]:
@@ -251,7 +269,7 @@ def _open(folder: Path, configs: Configs) -> tuple[Configs, Configs]:
     for name, config in configs.items():
         config, run = resolve(config), RunFolder(folder / "runs" / name)
         if run.config_file.exists():
-            found = differences(to_dict(config), to_dict(run.config()))
+            found = differences(_portable(to_dict(config)), _portable(to_dict(run.config())))
             if found:
                 raise InputError(f"{run.path} is a run of another configuration ({'; '.join(found)})")
         (over if run.result_file.exists() else left)[name] = config
