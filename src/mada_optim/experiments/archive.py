@@ -1,8 +1,8 @@
 """A sweep as one small file: what its runs found, to keep in a repository, and to go on with on another machine.
 
-A run that is over is worth its configuration, its result and its curves. Checkpoints and events are left out, steps
-between validations are thinned and rounded to six digits, and paths of data are cut down to names. Unpacked, the folder
-is one that ``mada report`` shows and that ``mada sweep`` adds to.
+A run that is over is worth its configuration, its result and its curves. Left out are checkpoints, events, most steps
+between validations (the others are rounded to six digits) and paths of data, whose hashes say what they were. Unpacked,
+the folder is one that ``mada report`` shows and that ``mada sweep`` adds to.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from mada_optim.experiments.config import TASKS
 from mada_optim.experiments.run_folder import Metrics, RunFolder, replacing
+from mada_optim.experiments.stage_folder import without_paths
 from mada_optim.tasks import require
 from mada_optim.tasks.stored import read_json
 
@@ -52,21 +52,15 @@ def pack(folder: Path, out: Path) -> int:
 
 def _files(stage: Path, root: Path) -> Iterator[tuple[PurePath, bytes]]:
     described = read_json(stage / "stage.json")
-    described["base"]["task"] = named_paths(described["base"]["task"])
+    described["base"]["task"] = without_paths(described["base"]["task"])
     yield (stage / "stage.json").relative_to(root), _line(described)
     for path in sorted(stage.glob("runs/*/result.json")):
         run = RunFolder(path.parent)
         config = read_json(run.config_file)
-        config["config"]["task"] = named_paths(config["config"]["task"])
+        config["config"]["task"] = without_paths(config["config"]["task"])
         yield run.config_file.relative_to(root), _line(config)
         yield run.metrics_file.relative_to(root), b"".join(map(_line, thinned(run.metrics())))
         yield run.result_file.relative_to(root), _line(read_json(run.result_file))
-
-
-def named_paths(task: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a task with names in place of paths, which mean nothing on another machine."""
-    paths = TASKS[task["kind"]].paths
-    return {key: Path(value).name if key in paths and value is not None else value for key, value in task.items()}
 
 
 def thinned(metrics: Metrics) -> Metrics:

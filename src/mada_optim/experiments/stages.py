@@ -21,7 +21,6 @@ from typing import Any
 from torch import nn
 
 from mada_optim.experiments import optimizers, report
-from mada_optim.experiments.archive import named_paths
 from mada_optim.experiments.config import RunConfig, differences, from_dict, to_dict
 from mada_optim.experiments.pool import Pool
 from mada_optim.experiments.run_folder import RunFolder, write_json
@@ -205,8 +204,8 @@ def _check_folder(folder: Path, base: RunConfig) -> None:
 
 
 def _portable(config: dict[str, Any]) -> dict[str, Any]:
-    """What must be equal in two configurations on two machines; where the data lie need not be. Their hashes are."""
-    return {**config, "task": named_paths(config["task"])}
+    """What must be equal in two configurations on two machines: not where the data lie; their hashes are compared."""
+    return {**config, "task": without_paths(config["task"])}
 
 
 def _common(base: dict[str, Any]) -> dict[str, Any]:
@@ -268,11 +267,15 @@ def _open(folder: Path, configs: Configs) -> tuple[Configs, Configs]:
     left: Configs = {}
     for name, config in configs.items():
         config, run = resolve(config), RunFolder(folder / "runs" / name)
+        is_over = run.result_file.exists()
         if run.config_file.exists():
-            found = differences(_portable(to_dict(config)), _portable(to_dict(run.config())))
+            here, there = to_dict(config), to_dict(run.config())
+            if is_over:  # what is not is to be resumed, and that is possible only with the data where they were
+                here, there = _portable(here), _portable(there)
+            found = differences(here, there)
             if found:
                 raise InputError(f"{run.path} is a run of another configuration ({'; '.join(found)})")
-        (over if run.result_file.exists() else left)[name] = config
+        (over if is_over else left)[name] = config
     return over, left
 
 
