@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import plotly.graph_objects as go
+import pytest
 from tiny import stored_run as run
 
 from mada_optim.experiments import plots
+from mada_optim.experiments.figures import colour_levels
 from mada_optim.experiments.paths import panels
 from mada_optim.experiments.report import Summary
 
@@ -34,6 +36,15 @@ def test_contours() -> None:
     assert not contour.connectgaps
     assert list(dots.hovertext)[1] == "β1 0.1, β2 0.9: 2.0000"
     assert (crosses.x, crosses.y, crosses.hovertext) == ((0.3,), (0.9,), ("β1 0.3, β2 0.9: diverged",))
+
+
+def test_losses_that_blew_up_leave_colours_for_the_others() -> None:
+    losses = {(0.1 * i, 0.5): 1.0 + 0.01 * i for i in range(8)}
+    levels = colour_levels([contour_entry(losses)], "val_loss")
+    assert (levels[0], levels[-1]) == pytest.approx((1.0, 1.07))
+    levels = colour_levels([contour_entry(losses | {(0.9, 0.5): 1e12, (0.9, 0.6): 1e9})], "val_loss")
+    assert levels[0] == 1.0
+    assert levels[-1] < 1.3
 
 
 def test_contours_of_starts_that_are_no_grid() -> None:

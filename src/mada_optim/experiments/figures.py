@@ -171,11 +171,13 @@ def _draw_panel(figure: SubFigure, panel: Panel) -> None:
 
 def colour_levels(entries: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     """Thirteen losses from the lowest to a high one, for all contours of the loss ``name``; none: all runs diverged."""
-    losses = sorted(start[name] for entry in entries for start in entry["starts"] if start.get(name) is not None)
+    losses = [start[name] for entry in entries for start in entry["starts"] if start.get(name) is not None]
     if not losses:
         return []
-    # The few worst would leave no colours for the others.
-    low, high = losses[0], losses[int(0.95 * (len(losses) - 1))]
+    low, high = min(losses), max(losses)
+    # What blew up would leave no colours for the others. Where it starts is Tukey's outer fence.
+    quarter, three_quarters = np.quantile(losses, (0.25, 0.75)).tolist()
+    high = min(high, three_quarters + 3 * (three_quarters - quarter))
     return [low + (high - low or 1.0) * i / 12 for i in range(13)]
 
 
