@@ -66,7 +66,7 @@ TABLE = [
         "omada",
         OMADA,
         ADAM | {"ortho": 0.0, "scale": 1.0},
-        8,
+        9,
         learns=True,
         kwargs={"hyper_lr": OMADA_HYPER_LR, "hyper_warmup": 3, "betas": (0.9, 0.999), "scale": 1.0},
     ),

@@ -125,16 +125,18 @@ def test_hypergradients_equal_finite_differences():
 
 
 def test_the_scales_hypergradient_is_that_of_all_steps():
+    """⟨g, 0.55 x + 0.45 x̄ - x_1⟩ with x̄ the running mean of the iterates from the second on, begun at the first."""
     model = Deep(torch.float64)
     first = [param.detach().clone() for param in model.parameters()]
+    means = [param.clone() for param in first]
     optimizer = OMADA(model, 1e-2, hyper_lr={"scale": 0.03})
     for step in range(8):
         optimizer.zero_grad()
         loss_of(model, step).backward()
-        expected = sum(
-            ((param.detach() - one) * param.grad).sum().item()
-            for param, one in zip(model.parameters(), first, strict=True)
-        )
+        expected = 0.0
+        for param, one, mean in zip(model.parameters(), first, means, strict=True):
+            mean.copy_(0.9 * mean + 0.1 * param.detach())
+            expected += ((0.55 * param.detach() + 0.45 * mean - one) * param.grad).sum().item()
         optimizer.step()
         if step:
             assert optimizer.hypergradients()["scale"] == pytest.approx(expected, rel=1e-9)
@@ -200,18 +202,34 @@ def test_a_small_learning_rate_is_raised_and_a_large_one_lowered():
     assert factors[1] < 0.8
 
 
-def test_the_scale_does_not_undo_a_schedule():
-    """Its steps fall with the square of the learning rate; while that rises they are whole."""
+def test_what_is_normalized_does_not_undo_a_schedule():
+    """Steps of κ and ω fall with the eighth power of the learning rate."""
     moves = []
-    for factor in (1.0, 0.1):
+    for factor in (1.0, 0.5):
         model = Deep(torch.float64)
-        optimizer = OMADA(model, 1e-3, hyper_lr={"scale": 0.1})
+        optimizer = OMADA(model, 1e-3, ortho=0.5, hyper_lr={"ortho": 0.01, "scale": 0.1})
         train(model, optimizer, 10)
         for group in optimizer.param_groups:
             group["lr"] *= factor
         train(model, optimizer, 1, first=10)
-        before = optimizer.coefficients()["scale"]
+        before = optimizer.coefficients()
         train(model, optimizer, 1, first=11)
-        moves.append(math.log(optimizer.coefficients()["scale"] / before))
-    assert abs(moves[0]) > 1e-4
-    assert 0.005 < abs(moves[1] / moves[0]) < 0.02
+        after = optimizer.coefficients()
+        moves.append((math.log(after["scale"] / before["scale"]), after["ortho"] - before["ortho"]))
+    for whole, less in zip(*moves, strict=True):
+        assert abs(whole) > 1e-4
+        assert 0.5 < abs(less / whole) / 0.5**8 < 2
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+def test_the_scale_does_not_rise_while_the_learning_rate_does(tensor: bool):
+    model = Deep()
+    optimizer = OMADA(model, torch.tensor(1e-4) if tensor else 1e-4, scale=1.0)
+    seen = []
+    for step in range(20):
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] + 1e-5 if step < 10 else group["lr"]
+        train(model, optimizer, 1, first=step)
+        seen.append(optimizer.coefficients()["scale"])
+    assert seen[9] <= 1.0
+    assert seen[19] > 1.2

@@ -15,6 +15,8 @@ from mada_optim.family import Coefficient, Family
 
 # Of the running means by which normalized hypergradients are divided, as Adam's defaults but for a shorter memory.
 _MEAN_DECAY, _SQUARE_DECAY = 0.9, 0.99
+# With which power of the learning rate their steps fall. Others need none: a hypergradient has the learning rate in it.
+_ANNEALING = 8
 
 HyperLR = float | Mapping[str, float] | None
 Bounds = Mapping[str, tuple[float, float]]
@@ -183,6 +185,7 @@ class LearningRule:
         boxes: Sequence[tuple[float, float]],
         due: bool | Tensor = True,
         of_peak: float | Tensor = 1.0,
+        rising: bool | Tensor = False,
     ) -> None:
         """Move the coefficients in place, without waiting for the device.
 
@@ -197,7 +200,8 @@ class LearningRule:
             step_sizes: α for each coefficient, 0 where it is frozen.
             boxes: (low, high) for each coefficient.
             due: False: nothing changes.
-            of_peak: the learning rate as a share of its highest value so far.
+            of_peak: the learning rate of the last step as a share of the highest so far.
+            rising: whether that of the next step is higher than all before.
         """
         h = hypergradient
         finite = torch.isfinite(h).all()
@@ -206,7 +210,7 @@ class LearningRule:
         momentum = self.momentum * learned.momentum + h.clamp(-self.clip, self.clip)
         new = LearnedTensors(learned.values - alpha * momentum, momentum, learned.square, learned.taken + 1)
         if any(one.normalized or one.logarithmic or one.cumulative for one in coefficients):
-            new = _normalize(learned, new, h, alpha, tuple(coefficients), of_peak)
+            new = _normalize(learned, new, h, alpha, tuple(coefficients), of_peak, rising)
         moved = torch.minimum(torch.maximum(new.values, low), high)
         new = replace(new, values=torch.where(alpha > 0, moved, learned.values))
         for item in fields(LearnedTensors):
@@ -222,6 +226,7 @@ def _normalize(
     alpha: Tensor,
     coefficients: tuple[Coefficient, ...],
     of_peak: float | Tensor,
+    rising: bool | Tensor,
 ) -> LearnedTensors:
     """What ``plain`` gradient descent makes of ``before``, but for coefficients that are learned in another way."""
     normalized, logarithmic, cumulative = _kinds(coefficients, h.device)
@@ -230,8 +235,8 @@ def _normalize(
     square = _SQUARE_DECAY * before.square + (1 - _SQUARE_DECAY) * h * h
     size = (square / (1 - _SQUARE_DECAY**taken)).sqrt()
     ratio = torch.where(size > 0, mean / (1 - _MEAN_DECAY**taken) / size, 0.0)
-    change = alpha * torch.where(normalized, ratio, plain.momentum)
-    change = torch.where(cumulative, change * of_peak**2, change)
+    change = alpha * torch.where(normalized, ratio * of_peak**_ANNEALING, plain.momentum)
+    change = torch.where(cumulative & rising, change.clamp(min=0.0), change)
     values = torch.where(logarithmic, before.values * torch.exp(-change), before.values - change)
     return LearnedTensors(values, torch.where(normalized, mean, plain.momentum), square, plain.taken)
 

@@ -51,7 +51,7 @@ def buffer_names(family: Family, group: Group) -> tuple[str, ...]:
     names = family.buffers(q)
     if _differentiated(family, group):
         names = (*names, "pending_grad")
-    return (*names, horizon.INITIAL) if _cumulative(family, group) else names
+    return (*names, *horizon.BUFFERS) if _cumulative(family, group) else names
 
 
 def init_state(family: Family, param: Tensor, group: Group) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
     due: bool | Tensor = rule.due(steps)
     team = find_team(param for group in groups for param in group["params"]) if learning else None
     hypergradient = _settle(family, groups, state, values, keep, team)
-    way = None if due is False else _along_the_way(family, groups, state, team)
+    way = _along_the_way(family, groups, state, team, wanted=due is not False)
     if way is not None:
         way = way.to(values) * _cumulative_mask(family, shared, values.device)
         hypergradient = way if hypergradient is None else hypergradient + way
@@ -103,8 +103,8 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
         hypergradient = hypergradient * grad_scale
         learned = LearnedTensors(*(shared[key] for key in LEARNED_TENSORS))
         step_sizes, boxes = tuple(shared["hyper_lr"].values()), tuple(shared["bounds"].values())
-        skipped, of_peak = shared["hyper_skipped"], _of_peak(shared)
-        rule.learn(learned, skipped, hypergradient, family.coefficients, step_sizes, boxes, due, of_peak)
+        skipped, phase = shared["hyper_skipped"], _phase(shared)
+        rule.learn(learned, skipped, hypergradient, family.coefficients, step_sizes, boxes, due, *phase)
     for group in groups:
         if family.prepares:
             _prepare(family, group, state)
@@ -137,15 +137,16 @@ def _settle(
     return total
 
 
-def _along_the_way(family: Family, groups: list[Group], state: State, team: Team | None) -> Tensor | None:
-    """The hypergradient of cumulative coefficients, where parameters have gradients.
+def _along_the_way(family: Family, groups: list[Group], state: State, team: Team | None, wanted: bool) -> Tensor | None:
+    """The hypergradient of cumulative coefficients, where it is wanted and parameters have gradients.
 
     With a team, it is this process's part of the sum.
     """
     ways = []
     for group in groups if _cumulative(family, groups[0]) else ():
         moving = [(p, state[p]) for p in group["params"] if p.grad is not None and horizon.INITIAL in state.get(p, ())]
-        if moving:
+        horizon.follow(moving)
+        if wanted and moving:
             ways.append(horizon.along_the_way(group, moving, team))
     return torch.as_tensor(sum(ways)) if ways else None
 
@@ -201,12 +202,14 @@ def _add_up(team: Team, part: Tensor | None, values: Tensor, due: bool | Tensor)
     return total[:-1], (total[-1] > 0) & due
 
 
-def _of_peak(group: Group) -> float | Tensor:
-    """The last step's learning rate as a share of the highest so far; 1 where all were 0."""
-    lr, peak = group["previous_lr"], group["peak_lr"]
+def _phase(group: Group) -> tuple[float | Tensor, bool | Tensor]:
+    """The last step's learning rate as a share of the highest so far (1 where all were 0), and whether it rises."""
+    lr, peak, device = group["previous_lr"], group["peak_lr"], group["coefficients"].device
+    rising = group["lr"] > peak
+    rising = rising.reshape(()).to(device) if isinstance(rising, Tensor) else bool(rising)
     if isinstance(peak, Tensor):
-        return torch.where(peak > 0, lr / peak, 1.0).to(group["coefficients"])
-    return float(lr) / peak if peak > 0 else 1.0
+        return torch.where(peak > 0, lr / peak, 1.0).to(group["coefficients"]), rising
+    return float(lr) / peak if peak > 0 else 1.0, rising
 
 
 def _remember_lr(group: Group) -> None:
@@ -236,7 +239,8 @@ def _finish_step(state: dict[str, Any], stepped: bool, keep: bool, differentiate
         state.pop("pending", None)
         state.pop("pending_grad", None)
     if not cumulative:
-        state.pop(horizon.INITIAL, None)
+        for name in horizon.BUFFERS:
+            state.pop(name, None)
 
 
 def _batches(family: Family, group: Group, state: State, pending: bool = False) -> Iterator[tuple[Kernels, Batch]]:

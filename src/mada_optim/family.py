@@ -40,11 +40,11 @@ class Coefficient:
         domain: closed interval outside which the update makes no sense, learned or not.
         special: values at which, when frozen, it is handed to the update as a plain float.
         normalized: its hypergradient is divided by the root of its own running mean square, so that ``hyper_lr`` means
-            the same however loss, parameters and learning rate are scaled.
+            the same however loss, parameters and learning rate are scaled. Steps fall with the eighth power of the
+            learning rate, from its peak on.
         logarithmic: its logarithm is what is learned: a step multiplies it.
         cumulative: it scales all steps alike, and its hypergradient is that of all steps since the first (see
-            :mod:`mada_optim.horizon`) instead of the last one alone. Its step size falls with the square of the
-            learning rate, from its peak on: it must not undo what a schedule does.
+            :mod:`mada_optim.horizon`) instead of the last one alone. While the learning rate rises it may only fall.
     """
 
     name: str
