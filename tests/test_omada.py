@@ -125,7 +125,7 @@ def test_hypergradients_equal_finite_differences():
 
 
 def test_the_scales_hypergradient_is_that_of_all_steps():
-    """⟨g, 0.55 x + 0.45 x̄ - x_1⟩ with x̄ the running mean of the iterates from the second on, begun at the first."""
+    """⟨g, (x + x̄)/2 - x_1⟩ with x̄ the running mean of the iterates from the second on, begun at the first."""
     model = Deep(torch.float64)
     first = [param.detach().clone() for param in model.parameters()]
     means = [param.clone() for param in first]
@@ -136,7 +136,7 @@ def test_the_scales_hypergradient_is_that_of_all_steps():
         expected = 0.0
         for param, one, mean in zip(model.parameters(), first, means, strict=True):
             mean.copy_(0.9 * mean + 0.1 * param.detach())
-            expected += ((0.55 * param.detach() + 0.45 * mean - one) * param.grad).sum().item()
+            expected += ((0.5 * (param.detach() + mean) - one) * param.grad).sum().item()
         optimizer.step()
         if step:
             assert optimizer.hypergradients()["scale"] == pytest.approx(expected, rel=1e-9)

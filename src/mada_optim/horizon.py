@@ -24,7 +24,7 @@ from mada_optim.sharding import Team, local
 INITIAL, MEAN = "initial_param", "mean_param"
 BUFFERS = (INITIAL, MEAN)
 DECAY = 0.9
-SWING_SHARE = 0.55
+SWING_SHARE = 0.5
 
 
 def start(param: Tensor) -> dict[str, Tensor]:
