@@ -90,6 +90,7 @@ def contenders() -> list[Contender]:
         Contender("generic engine, plain", "ours", partial(generic, fused=False)),
         Contender("OMADA, no matrices", "ours", partial(OMADA, lr=LR)),
         Contender("OMADA", "ours", _omada),
+        Contender("OMADA at Muon's corner", "ours", partial(_omada, ortho=1.0, scale=1.0, hyper_lr=0.0)),
         Contender("Muon and AdamW (torch)", "torch", _Muon),
         Contender("schedule-free AdamW", "peer", _schedule_free),
         Contender("Adan (pytorch-optimizer)", "peer", partial(_peer, "pytorch_optimizer", "Adan")),
@@ -114,12 +115,12 @@ class _Muon(Optimizer):
             part.step(closure)
 
 
-def _omada(params: Params) -> Optimizer:
+def _omada(params: Params, **options: Any) -> Optimizer:
     """With the same matrices as :class:`_Muon`."""
     groups = [
         {"params": [p for p in params if (p.dim() == 2) == wanted], "matrices": wanted} for wanted in (True, False)
     ]
-    return OMADA([group for group in groups if group["params"]], lr=LR)
+    return OMADA([group for group in groups if group["params"]], lr=LR, **options)
 
 
 def _peer(module: str, name: str, params: Params) -> Optimizer:
