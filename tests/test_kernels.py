@@ -114,9 +114,12 @@ def test_native_agrees_with_plain_in_half_precision(row: Row, dtype):
         for key, value in state.items():
             if key not in ("step", "pending"):
                 assert value.dtype == (dtype if key == INITIAL else torch.float32)
-                # A mean of parameters is as close as they are.
-                rtol, atol = (torch.finfo(dtype).eps, 2.1e-2) if key == MEAN else (FLOAT32, 1e-7)
-                torch.testing.assert_close(value, other_state[key], rtol=rtol, atol=atol)
+                if key == MEAN:  # a tenth of what the parameters are apart
+                    far = ~torch.isclose(value, other_state[key], rtol=0.1 * torch.finfo(dtype).eps, atol=1e-6)
+                    assert int(far.sum()) <= 1
+                    assert value.numel() == 0 or not torch.equal(value, state[INITIAL].float())
+                else:
+                    torch.testing.assert_close(value, other_state[key], rtol=FLOAT32, atol=1e-7)
 
 
 @pytest.mark.parametrize("row", [row for row in TABLE if row.learns], ids=lambda row: row.name)
@@ -526,7 +529,7 @@ def test_no_warning_where_the_kernels_can_be_built():
 
 @pytest.mark.parametrize("row", TABLE, ids=IDS)
 def test_fast_steps_allocate_nothing_of_the_size_of_a_parameter(row: Row):
-    param = nn.Parameter(torch.randn(300, 1000))
+    param = nn.Parameter(torch.randn(5000, 1000))
     optimizer = row([param], lr=1e-3)
     for _ in range(5):
         param.grad = torch.randn_like(param)

@@ -221,15 +221,54 @@ def test_what_is_normalized_does_not_undo_a_schedule():
         assert 0.5 < abs(less / whole) / 0.5**8 < 2
 
 
-@pytest.mark.parametrize("tensor", [False, True])
-def test_the_scale_does_not_rise_while_the_learning_rate_does(tensor: bool):
+def warm_up(lr: float, rising: int, tensor: bool = False, scale: float = 1.0) -> list[float]:
+    """κ after each of 20 steps, in the first half of which the learning rate of a group rises a little."""
     model = Deep()
-    optimizer = OMADA(model, torch.tensor(1e-4) if tensor else 1e-4, scale=1.0)
-    seen = []
+    optimizer = OMADA(model, torch.tensor(lr) if tensor else lr, scale=scale, weight_decay=0.0)
+    found = []
     for step in range(20):
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"] + 1e-5 if step < 10 else group["lr"]
+        if step < 10:
+            optimizer.param_groups[rising]["lr"] = optimizer.param_groups[rising]["lr"] * 1.01
         train(model, optimizer, 1, first=step)
-        seen.append(optimizer.coefficients()["scale"])
-    assert seen[9] <= 1.0
-    assert seen[19] > 1.2
+        found.append(optimizer.coefficients()["scale"])
+    return found
+
+
+@pytest.mark.parametrize("rising", [0, 1])
+@pytest.mark.parametrize("tensor", [False, True])
+def test_the_scale_does_not_rise_while_a_learning_rate_does(tensor: bool, rising: int):
+    found = warm_up(1e-4, rising, tensor)
+    assert found[9] <= 1.0
+    assert found[19] > 1.2
+
+
+def test_the_scale_may_fall_while_the_learning_rate_rises():
+    found = warm_up(1.0, 0, scale=10.0)
+    assert found[9] < 7.0
+
+
+def test_the_scale_multiplies_the_weight_decay():
+    """As if the learning rate were as many times as high."""
+    weights = []
+    for lr, scale in ((1e-2, 3.0), (3e-2, 1.0)):
+        model = Deep(torch.float64)
+        train(model, OMADA(model, lr, ortho=0.3, scale=scale, weight_decay=0.5, **ADAMW), 10)
+        weights.append(torch.cat([param.detach().flatten() for param in model.parameters()]))
+    torch.testing.assert_close(*weights, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_learning_again_after_a_freeze(fused: bool | None):
+    model = Deep()
+    optimizer = OMADA(model, 1e-3, ortho=0.5, fused=fused)
+    hyper_lr = optimizer.param_groups[0]["hyper_lr"]
+    train(model, optimizer, 5)
+    optimizer.freeze()
+    train(model, optimizer, 2, first=5)
+    assert not any("mean_param" in optimizer.state[param] for param in model.parameters())
+    frozen = optimizer.coefficients()
+    for group in optimizer.param_groups:
+        group["hyper_lr"] = hyper_lr
+    train(model, optimizer, 5, first=7)
+    for name in ("ortho", "scale"):
+        assert optimizer.coefficients()[name] != frozen[name]

@@ -112,6 +112,10 @@ def fill_state(
             tensor = groups[0][key].to("cpu" if on_host else device)
             for group in groups:
                 group[key] = tensor
+        for group in groups:
+            if group["capturable"]:
+                for key in ("previous_lr", "peak_lr"):
+                    group[key] = torch.as_tensor(group[key], dtype=torch.float64).to(device)
     for group, saved_group in zip(own, saved["param_groups"], strict=True):
         for param, saved_id in zip(group["params"], saved_group["params"], strict=True):
             buffers = saved["state"].get(saved_id)
@@ -129,6 +133,8 @@ def _with_tuples(value: Any, example: Any) -> Any:
 
 
 def _check_shape(name: str, value: Any, shape: torch.Size, where: str) -> None:
+    if value is None:
+        raise ValueError(f"state_dict has no {name!r} {where}; was it written by another version?")
     found = tuple(value.shape) if isinstance(value, Tensor) else None
     if found != tuple(shape):
         raise ValueError(f"state_dict has {name} of shape {found} {where}, expected {tuple(shape)}")

@@ -15,7 +15,7 @@ from mada_optim.family import Coefficient, Family
 
 # Of the running means by which normalized hypergradients are divided, as Adam's defaults but for a shorter memory.
 _MEAN_DECAY, _SQUARE_DECAY = 0.9, 0.99
-# With which power of the learning rate their steps fall. Others need none: a hypergradient has the learning rate in it.
+# With which power of the learning rate steps fall that do not fall with it anyway, as plain hypergradients do.
 _ANNEALING = 8
 
 HyperLR = float | Mapping[str, float] | None
@@ -190,7 +190,8 @@ class LearningRule:
         """Move the coefficients in place, without waiting for the device.
 
         A hypergradient with a NaN or an infinity changes nothing but ``skipped``, which counts it. Coefficients that
-        are ``normalized`` are not clipped: they move by α times the running mean of h over its root mean square.
+        are ``normalized`` are not clipped: they move by α times the running mean of h over its root mean square, and
+        less when the learning rate has fallen. Those that are ``cumulative`` do not rise while it rises.
 
         Args:
             learned: changed in place.
@@ -200,8 +201,8 @@ class LearningRule:
             step_sizes: α for each coefficient, 0 where it is frozen.
             boxes: (low, high) for each coefficient.
             due: False: nothing changes.
-            of_peak: the learning rate of the last step as a share of the highest so far.
-            rising: whether that of the next step is higher than all before.
+            of_peak: the learning rate as a share of the highest so far.
+            rising: whether it is higher than ever before.
         """
         h = hypergradient
         finite = torch.isfinite(h).all()
@@ -235,7 +236,8 @@ def _normalize(
     square = _SQUARE_DECAY * before.square + (1 - _SQUARE_DECAY) * h * h
     size = (square / (1 - _SQUARE_DECAY**taken)).sqrt()
     ratio = torch.where(size > 0, mean / (1 - _MEAN_DECAY**taken) / size, 0.0)
-    change = alpha * torch.where(normalized, ratio * of_peak**_ANNEALING, plain.momentum)
+    change = alpha * torch.where(normalized, ratio, plain.momentum)
+    change = torch.where(normalized | cumulative, change * of_peak**_ANNEALING, change)
     change = torch.where(cumulative & rising, change.clamp(min=0.0), change)
     values = torch.where(logarithmic, before.values * torch.exp(-change), before.values - change)
     return LearnedTensors(values, torch.where(normalized, mean, plain.momentum), square, plain.taken)

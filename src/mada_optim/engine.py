@@ -54,6 +54,19 @@ def buffer_names(family: Family, group: Group) -> tuple[str, ...]:
     return (*names, *horizon.BUFFERS) if _cumulative(family, group) else names
 
 
+def prepare_state(family: Family, group: Group, state: State) -> None:
+    """Give parameters that have a gradient the state that they need.
+
+    That is all of it before their first step, and later what coefficients need that were not learned until now.
+    """
+    needed = buffer_names(family, group)
+    for param in group["params"]:
+        if param.grad is not None:
+            own = state.get(param) or {}
+            if not own or any(name not in own for name in needed):
+                state[param] = {**init_state(family, param, group), **own}
+
+
 def init_state(family: Family, param: Tensor, group: Group) -> dict[str, Any]:
     """State of a parameter before its first step: what the group's learned and non-neutral coefficients need."""
     real = group["state_dtype"] or torch.promote_types(param.dtype.to_real(), torch.float32)
@@ -64,9 +77,11 @@ def init_state(family: Family, param: Tensor, group: Group) -> dict[str, Any]:
     state: dict[str, Any] = {"step": torch.zeros((), dtype=counted, device=device)}
     if _differentiated(family, group):
         state["pending"] = torch.zeros((), dtype=torch.bool, device="cpu")
-    for name in buffer_names(family, group):
-        state[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-    if horizon.INITIAL in state:
+    names = buffer_names(family, group)
+    for name in names:
+        if name not in horizon.BUFFERS:
+            state[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+    if horizon.INITIAL in names:
         state |= horizon.start(param)
     return state
 
@@ -93,17 +108,17 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
     due: bool | Tensor = rule.due(steps)
     team = find_team(param for group in groups for param in group["params"]) if learning else None
     hypergradient = _settle(family, groups, state, values, keep, team)
-    way = _along_the_way(family, groups, state, team, wanted=due is not False)
-    if way is not None:
-        way = way.to(values) * _cumulative_mask(family, shared, values.device)
-        hypergradient = way if hypergradient is None else hypergradient + way
+    along = _follow(family, groups, state, values, team, wanted=due is not False)
+    if along is not None:
+        along = along * _cumulative_mask(family, shared, values.device)
+        hypergradient = along if hypergradient is None else hypergradient + along
     if team is not None:
         hypergradient, due = _add_up(team, hypergradient, values, due)
     if hypergradient is not None:
         hypergradient = hypergradient * grad_scale
         learned = LearnedTensors(*(shared[key] for key in LEARNED_TENSORS))
         step_sizes, boxes = tuple(shared["hyper_lr"].values()), tuple(shared["bounds"].values())
-        skipped, phase = shared["hyper_skipped"], _phase(shared)
+        skipped, phase = shared["hyper_skipped"], _phase(family, groups)
         rule.learn(learned, skipped, hypergradient, family.coefficients, step_sizes, boxes, due, *phase)
     for group in groups:
         if family.prepares:
@@ -137,18 +152,21 @@ def _settle(
     return total
 
 
-def _along_the_way(family: Family, groups: list[Group], state: State, team: Team | None, wanted: bool) -> Tensor | None:
-    """The hypergradient of cumulative coefficients, where it is wanted and parameters have gradients.
+def _follow(
+    family: Family, groups: list[Group], state: State, values: Tensor, team: Team | None, wanted: bool
+) -> Tensor | None:
+    """Follow the parameters that have gradients, for cumulative coefficients; their hypergradient, where it is wanted.
 
     With a team, it is this process's part of the sum.
     """
-    ways = []
+    total: Tensor | None = None
     for group in groups if _cumulative(family, groups[0]) else ():
-        moving = [(p, state[p]) for p in group["params"] if p.grad is not None and horizon.INITIAL in state.get(p, ())]
-        horizon.follow(moving)
-        if wanted and moving:
-            ways.append(horizon.along_the_way(group, moving, team))
-    return torch.as_tensor(sum(ways)) if ways else None
+        for _, batch in _batches(family, group, state):
+            along = horizon.follow(batch, wanted)
+            if along is not None:
+                share = 1.0 if team is None else team.share(batch.params[0])
+                total = share * along.to(values) + (0.0 if total is None else total)
+    return total
 
 
 def _cumulative_mask(family: Family, group: Group, device: torch.device) -> Tensor:
@@ -202,28 +220,49 @@ def _add_up(team: Team, part: Tensor | None, values: Tensor, due: bool | Tensor)
     return total[:-1], (total[-1] > 0) & due
 
 
-def _phase(group: Group) -> tuple[float | Tensor, bool | Tensor]:
-    """The last step's learning rate as a share of the highest so far (1 where all were 0), and whether it rises."""
-    lr, peak, device = group["previous_lr"], group["peak_lr"], group["coefficients"].device
-    rising = group["lr"] > peak
-    rising = rising.reshape(()).to(device) if isinstance(rising, Tensor) else bool(rising)
-    if isinstance(peak, Tensor):
-        return torch.where(peak > 0, lr / peak, 1.0).to(group["coefficients"]), rising
-    return float(lr) / peak if peak > 0 else 1.0, rising
+def _phase(family: Family, groups: list[Group]) -> tuple[float | Tensor, bool | Tensor]:
+    """The learning rate as a share of its highest so far, 1 where all were 0, and whether it is higher than ever.
+
+    Of several groups, the largest share, and whether it is so in any. A share is of the last step's learning rate or of
+    the next one's, whichever is smaller.
+    """
+    if not any(coefficient.normalized or coefficient.cumulative for coefficient in family.coefficients):
+        return 1.0, False  # of no use
+    keys = ("lr", "previous_lr", "peak_lr")
+    rates = [tuple(_number(group[key]) for key in keys) for group in groups]
+    if not any(isinstance(rate, Tensor) for row in rates for rate in row):
+        shares = [min(lr, previous) / peak for lr, previous, peak in rates if peak > 0]
+        return max(shares, default=1.0), any(lr > peak for lr, _, peak in rates)
+    device = groups[0]["coefficients"].device
+    on_device = [
+        rate.to(device, torch.float64)
+        if isinstance(rate, Tensor)
+        else torch.full((), rate, dtype=torch.float64, device=device)
+        for row in rates
+        for rate in row
+    ]
+    lr, previous, peak = torch.stack(on_device).view(-1, 3).unbind(1)
+    share = torch.where(peak > 0, torch.minimum(lr, previous) / peak, 0.0).amax()
+    return torch.where((peak > 0).any(), share, 1.0), (lr > peak).any()
+
+
+def _number(rate: float | Tensor) -> Any:
+    """A learning rate as a float, unless it is a tensor on a device, for which the program would have to wait."""
+    if isinstance(rate, Tensor):
+        return float(rate) if rate.device.type == "cpu" else rate.detach().reshape(())
+    return rate
 
 
 def _remember_lr(group: Group) -> None:
     lr = group["lr"].detach().reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
-    for name in ("previous_lr", "peak_lr"):
-        before = group[name]
-        value = lr
-        if name == "peak_lr":
-            tensors = isinstance(lr, Tensor) or isinstance(before, Tensor)
-            value = torch.maximum(torch.as_tensor(lr), torch.as_tensor(before)) if tensors else max(lr, before)
-        if isinstance(value, Tensor) and isinstance(before, Tensor):
-            before.copy_(value)  # the same tensor on each replay of a captured graph
-        else:
-            group[name] = value.clone() if isinstance(value, Tensor) else value
+    previous, peak = group["previous_lr"], group["peak_lr"]
+    if isinstance(previous, Tensor):  # the same tensors on each replay of a captured graph
+        previous.fill_(lr)
+        peak.clamp_(min=lr)
+    elif isinstance(lr, Tensor):
+        group.update(previous_lr=lr.clone(), peak_lr=lr.clamp(min=peak))
+    else:
+        group.update(previous_lr=lr, peak_lr=max(lr, peak))
 
 
 def _finish_step(state: dict[str, Any], stepped: bool, keep: bool, differentiated: bool, cumulative: bool) -> None:

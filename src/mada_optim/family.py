@@ -41,10 +41,11 @@ class Coefficient:
         special: values at which, when frozen, it is handed to the update as a plain float.
         normalized: its hypergradient is divided by the root of its own running mean square, so that ``hyper_lr`` means
             the same however loss, parameters and learning rate are scaled. Steps fall with the eighth power of the
-            learning rate, from its peak on.
+            learning rate, once that falls.
         logarithmic: its logarithm is what is learned: a step multiplies it.
         cumulative: it scales all steps alike, and its hypergradient is that of all steps since the first (see
-            :mod:`mada_optim.horizon`) instead of the last one alone. While the learning rate rises it may only fall.
+            :mod:`mada_optim.horizon`) instead of the last one alone. While the learning rate is higher than ever
+            before it may only fall, and its steps are as those of ``normalized`` ones.
     """
 
     name: str
@@ -155,6 +156,10 @@ class Family(ABC):
     def idle(self, constants: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG002
         """Names of coefficients that change nothing in groups with these constants, so that they cost nothing there."""
         return ()
+
+    def decay_factor(self, q: Mapping[str, Any]) -> Scalar:  # noqa: ARG002
+        """By what the weight decay is multiplied, beside the learning rate; ``q`` as in :meth:`update`."""
+        return 1.0
 
     def validate_constants(self, constants: Mapping[str, Any]) -> None:  # noqa: B027 (checks are optional)
         """Raise ValueError, naming constant and value, where a constant makes no sense."""
@@ -295,9 +300,9 @@ class OMADAFamily(MADAFamily):
         O_t = 0.2 √max(rows, columns) orthogonal(μ M_t + (1-μ) g_t)  ortho (Nesterov; see orthogonalize)
         Δ_t = κ ((1-ω) D_t + ω O_t)
 
-    and for all others Δ_t = κ D_t. At ω = κ = 1 matrices are optimized as by torch.optim.Muon, at ω = 0, κ = 1 this is
-    MADA. ∂Δ/∂ω = κ (O_t - D_t): nothing is differentiated through the orthogonalization. κ scales all steps alike, and
-    is learned from all of them, see :mod:`mada_optim.horizon`.
+    and for all others Δ_t = κ D_t. κ multiplies the weight decay, too. At ω = κ = 1 matrices are optimized as by
+    torch.optim.Muon, at ω = 0, κ = 1 this is MADA. ∂Δ/∂ω = κ (O_t - D_t): nothing is differentiated through the
+    orthogonalization. κ scales all steps alike, and is learned from all of them, see :mod:`mada_optim.horizon`.
     """
 
     coefficients: ClassVar[tuple[Coefficient, ...]] = (
@@ -364,6 +369,11 @@ class OMADAFamily(MADAFamily):
             direction, new = super().update(state, grad, q, step)
             direction = (1 - weight) * direction + weight * state["ortho"]
         return direction if is_special(scale, 1.0) else scale * direction, new
+
+    def decay_factor(self, q: Mapping[str, Any]) -> Scalar:
+        """See :meth:`Family.decay_factor`: κ, as if the learning rate were κ times as high."""
+        scale: Scalar = q["scale"]
+        return scale
 
     def validate_constants(self, constants: Mapping[str, Any]) -> None:
         """See :meth:`Family.validate_constants`."""

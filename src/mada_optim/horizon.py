@@ -7,24 +7,23 @@ fallen. So they are told apart from the way that has been gone. With x̄ the run
     x̄_{t+1} = 0.9 x̄_t + 0.1 x_{t+1},   x̃ = σ x_{t+1} + (1-σ) x̄_{t+1},   h = ⟨g_{t+1}, x̃ - x_1⟩:
 
 is the loss still falling along the way, if swings count by a share σ? At σ = 1 that is the derivative of the loss by a
-factor of all steps so far. At σ = 0 nothing would hold the factor back before it is too late.
+factor of all steps so far, decay included. At σ = 0 nothing would hold the factor back before it is too late.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from mada_optim.sharding import Team, local
+from mada_optim.kernels.base import Batch
+from mada_optim.kernels.blocks import make_blocks
 
 # The parameter before its first step, in its dtype, and the running mean of its values, at least in float32.
 INITIAL, MEAN = "initial_param", "mean_param"
 BUFFERS = (INITIAL, MEAN)
 DECAY = 0.9
 SWING_SHARE = 0.5
+_PIECE = 1 << 15
 
 
 def start(param: Tensor) -> dict[str, Tensor]:
@@ -36,30 +35,31 @@ def start(param: Tensor) -> dict[str, Tensor]:
     return dict(zip(BUFFERS, copies, strict=True))
 
 
-def follow(states: Iterable[tuple[Tensor, dict[str, Any]]]) -> None:
-    """Bring the running means of the iterates up to date, before each step."""
-    for param, state in states:
-        mean = local(state[MEAN])
-        mean.lerp_(local(param.detach()).to(mean.dtype), 1 - DECAY)
-
-
-def along_the_way(
-    group: dict[str, Any], states: Iterable[tuple[Tensor, dict[str, Any]]], team: Team | None
-) -> Tensor | float:
-    """h over parameters of a group that have a gradient.
+def follow(batch: Batch, wanted: bool) -> Tensor | None:
+    """Bring the running means up to date, before a step.
 
     Args:
-        group: parameter group.
-        states: parameters, and what is kept for each.
-        team: the processes over which parameters are spread; the sum is then this one's part.
+        batch: parameters that have a gradient and :data:`BUFFERS`.
+        wanted: whether to compute h.
+
+    Returns:
+        h, if it is wanted: float64, 0-dimensional. Of parameters that are spread over processes, this one's part.
     """
-    total: Tensor | float = 0.0
-    for param, state in states:
-        tensors = (param.grad, param, state[INITIAL], state[MEAN])
-        grad, now, first, mean = (local(tensor.detach()).flatten() for tensor in tensors if tensor is not None)
-        grad = grad.to(torch.promote_types(param.dtype, torch.float32))
-        share = (1.0 if team is None else team.share(param)) * (-1.0 if group["maximize"] else 1.0)
-        # Products in place of differences: nothing of the parameter's size is allocated.
-        now, first, mean = (torch.vdot(grad, x.to(grad.dtype)) for x in (now, first, mean))
-        total = total + share * (SWING_SHARE * now + (1 - SWING_SHARE) * mean - first).real.double()
-    return total
+    total = torch.zeros((), dtype=torch.float64, device=batch.device) if wanted else None
+    for block in make_blocks(batch.roles, elementwise=True, gather=batch.group["foreach"] is not False, cut=False):
+        (param, _), (first, _), (mean, stored) = (block.flat(role) for role in ("param", *BUFFERS))
+        # On a CPU in pieces that stay in its cache.
+        size = min(_PIECE, len(param)) if batch.device.type == "cpu" else len(param)
+        way = torch.empty(size, dtype=batch.dtype, device=batch.device)
+        for start in range(0, len(param), size):
+            piece = slice(start, start + size)
+            now, average = param[piece].to(batch.dtype), mean[piece]
+            average.lerp_(now, 1 - DECAY)
+            if total is not None:
+                grad = block.flat("grad")[0][piece].to(batch.dtype)
+                # Differences first: the weights are large beside the way that they have come.
+                came = torch.lerp(average, now, SWING_SHARE, out=way[: len(now)]).sub_(first[piece])
+                total += torch.dot(grad, came)
+        if not stored:
+            block.write_flat(MEAN, mean)
+    return -total if total is not None and batch.group["maximize"] else total

@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from mada_optim.checkpoint import LATER_ARGUMENTS, check_fits, complete_groups, fill_state
 from mada_optim.coefficients import Bounds, HyperLR, is_number, resolve_settings
-from mada_optim.engine import SET_SETTINGS, SET_TENSORS, Group, init_state, learning_rule, take_step
+from mada_optim.engine import SET_SETTINGS, SET_TENSORS, Group, learning_rule, prepare_state, take_step
 from mada_optim.family import Family
 from mada_optim.kernels import check_fused
 from mada_optim.sharding import any_process, check_placements, local, place_gradient
@@ -197,13 +197,13 @@ class HypergradientOptimizer(Optimizer):
             hyper_lr=settings.hyper_lr,
             bounds=settings.bounds,
             special=settings.special,
-            previous_lr=0.0,
-            peak_lr=0.0,
         )
+        device = next((tensor.device for tensor in map(_tensor, group["params"])), torch.device("cpu"))
+        for name in ("previous_lr", "peak_lr"):
+            group[name] = torch.zeros((), dtype=torch.float64, device=device) if group["capturable"] else 0.0
         if first is not None and not per_group:
             group.update({key: first[key] for key in (*SET_SETTINGS, *SET_TENSORS, "special")})
         else:
-            device = next((tensor.device for tensor in map(_tensor, group["params"])), torch.device("cpu"))
             values = torch.tensor(list(settings.start.values()), dtype=torch.float64, device=device)
             group.update(
                 coefficients=values,
@@ -300,9 +300,8 @@ class HypergradientOptimizer(Optimizer):
         with torch.no_grad():
             self._check_gradients()
             phantom = self._is_phantom_step()
-            for param, group in self._params_with_grad():
-                if not self.state.get(param):
-                    self.state[param] = init_state(self.family, param, group)
+            for group in self.param_groups:
+                prepare_state(self.family, group, self.state)
             if phantom or not self._unscale():
                 return
         with torch.set_grad_enabled(self.defaults["differentiable"]):

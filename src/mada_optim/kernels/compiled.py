@@ -86,7 +86,8 @@ class CompiledKernels(PlainKernels):
             q, state = self._read(batch, tensors, values)
             grad = self._oriented(batch, tensors["grad"])
             direction, advanced = self.family.update(state, grad, q, t)
-            param = tensors["param"].to(batch.dtype) * (1 - lr * weight_decay) - lr * direction
+            shrunk = 1 - lr * weight_decay * self.family.decay_factor(q)
+            param = tensors["param"].to(batch.dtype) * shrunk - lr * direction
             self._store(batch, tensors, {"param": param, **({"pending_grad": grad} if keep else advanced)}, seed)
             return []
 

@@ -128,7 +128,7 @@ class NativeKernels(PlainKernels):
             *q["lion_betas"],
             t,
             float(group["lr"]),
-            group["weight_decay"],
+            group["weight_decay"] * float(self.family.decay_factor(q)),
             group["maximize"],
             keep,
             # With differences of gradients, settle() stores the gradient where that costs least.

@@ -46,7 +46,7 @@ class PlainKernels(Kernels):
         """See :meth:`Kernels.step`."""
         q = self._q(batch, values)
         step = number_tensor(batch, batch.step + 1)
-        lr, weight_decay = batch.group["lr"], batch.group["weight_decay"]
+        lr, weight_decay = batch.group["lr"], batch.group["weight_decay"] * self.family.decay_factor(q)
         if isinstance(lr, Tensor):
             lr = lr.reshape(())  # a tensor of one element may have any number of dimensions
         for number, block in enumerate(self._blocks(batch)):
