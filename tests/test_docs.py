@@ -13,7 +13,7 @@ from problems import Net, train
 from torch import nn
 
 import mada_optim
-from mada_optim import MADA, AVGrad, load_optimizer
+from mada_optim import MADA, OMADA, AVGrad, load_optimizer
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
@@ -34,13 +34,13 @@ MEMORY = [match.groups() for match in ROW.finditer((DOCS / "memory.md").read_tex
 
 
 def test_the_table_of_memory_is_read():
-    assert len(MEMORY) == 11
+    assert len(MEMORY) == 12
 
 
 @pytest.mark.parametrize(("code", "count", "names"), MEMORY, ids=[code for code, *_ in MEMORY])
 def test_the_table_of_memory(code: str, count: str, names: str):
     weight = nn.Parameter(torch.ones(5, 3))
-    known = {"MADA": MADA, "AVGrad": AVGrad, "load_optimizer": load_optimizer}
+    known = {"MADA": MADA, "OMADA": OMADA, "AVGrad": AVGrad, "load_optimizer": load_optimizer}
     optimizer = eval(code, known | {"params": [weight]})
     weight.grad = torch.ones(5, 3)
     optimizer.step()

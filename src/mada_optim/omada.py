@@ -32,12 +32,13 @@ class OMADA(WithBetas, HypergradientOptimizer):
         lr: learning rate η, which the learned factor κ multiplies. Default: 3e-3.
         betas, eps, weight_decay, beta3, rho, c, gamma, lion_betas: as in :class:`MADA`.
         ortho: where ω starts, the weight of the orthogonalized direction in the step of a matrix. Default: 0.
-        scale: where κ starts. Default: 0.1. From below it finds its way in some 50 steps; steps that are too large
-            at first are not taken back.
+        scale: where κ starts. Default: 0.1. From below it finds its way in some 50 steps after the warm-up; steps
+            that are too large at first are not taken back.
         ortho_momentum: μ. Default: 0.95.
         hyper_lr: as in :class:`MADA`, but that by default ω and κ alone are learned, with 0.1. Their
             hypergradients are normalized, so this is the length of a step when all hypergradients agree; that of κ is a
-            share of it. MADA's coefficients can be learned with them: ``{"ortho": 0.1, "scale": 0.1, "rho": 0.1}``.
+            share of it. Both fall with the eighth power of the learning rate, once that falls. MADA's coefficients can
+            be learned with them: ``{"ortho": 0.1, "scale": 0.1, "rho": 0.1}``.
         hyper_momentum, hyper_clip, hyper_warmup, hyper_every, bounds, hyper_per_group, foreach, maximize, capturable,
             differentiable, fused, state_dtype, stochastic_rounding: see :class:`HypergradientOptimizer`. Boxes: as
             MADA's, ω [0, 1], κ [0.001, 1000].
