@@ -161,11 +161,11 @@ def _follow(
     """
     total: Tensor | None = None
     for group in groups if _cumulative(family, groups[0]) else ():
-        for _, batch in _batches(family, group, state):
-            along = horizon.follow(batch, wanted)
+        for kernels, batch in _batches(family, group, state):
+            along = kernels.follow(batch, values, wanted)
             if along is not None:
                 share = 1.0 if team is None else team.share(batch.params[0])
-                total = share * along.to(values) + (0.0 if total is None else total)
+                total = share * along + (0.0 if total is None else total)
     return total
 
 

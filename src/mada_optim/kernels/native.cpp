@@ -25,7 +25,8 @@
 struct bfloat16 { uint16_t bits; };
 
 // What Python hands over (native.py mirrors it): one row for each parameter, null where there is no such tensor, ...
-enum Role { PARAMETER, GRADIENT, PENDING, EXP_AVG, EXP_AVG_SQ, MEAN_EXP_AVG_SQ, EXP_AVG_DIFF, PREVIOUS, LION, ORTHOGONAL, ROLES };
+enum Role { PARAMETER, GRADIENT, PENDING, EXP_AVG, EXP_AVG_SQ, MEAN_EXP_AVG_SQ, EXP_AVG_DIFF, PREVIOUS, LION, ORTHOGONAL,
+            INITIAL, MEAN_PARAM, ROLES };
 
 struct Row {
     int64_t numel;
@@ -37,6 +38,7 @@ struct Row {
 struct Settings {
     double beta1, beta2, beta3, rho, c, gamma, ortho, scale;
     double eps, kappa1, kappa2, t, lr, weight_decay;
+    double mean_decay, swing_share;      // mada_follow
     int32_t maximize;
     int32_t keep;                        // mada_step: leave the moments as they are; mada_settle: that will be done
     int32_t stored;                      // mada_step with keep: mada_settle has stored the gradient already
@@ -281,6 +283,24 @@ void advance(const Coefficients& given, const Settings&, const Row& row, int64_t
         tensors.store(i, take(q, tensors.moments(i), cut(read(tensors.pending[i]))).next);
 }
 
+// The running mean of the parameters, and the loss's derivative along the way that they have come; see horizon.py.
+void follow(const Coefficients&, const Settings& settings, const Row& row, int64_t start, int64_t end, double* sums) {
+    const PARAM* param = static_cast<PARAM*>(row.data[PARAMETER]);
+    const GRAD* grad = static_cast<GRAD*>(row.data[GRADIENT]);
+    const PARAM* initial = static_cast<PARAM*>(row.data[INITIAL]);
+    REAL* means = static_cast<REAL*>(row.data[MEAN_PARAM]);
+    const REAL moves = 1 - settings.mean_decay, share = settings.swing_share;
+    REAL sum = 0;
+    EACH
+    for (int64_t i = start; i < end; ++i) {
+        const REAL now = read(param[i]), mean = means[i] + moves * (now - means[i]);
+        // Differences first: the weights are large beside the way that they have come.
+        sum += read(grad[i]) * (mean + share * (now - mean) - read(initial[i]));
+        means[i] = mean;
+    }
+    sums[0] += settings.maximize ? -sum : sum;
+}
+
 // The step of the parameters.
 template <bool KEEP, bool STORED>
 void step(const Coefficients& given, const Settings& settings, const Row& row, int64_t start, int64_t end, double*) {
@@ -315,10 +335,8 @@ void run(const Settings& settings, const Row* rows, int64_t count, double* sums,
         for (int64_t start = task.start; start < task.end; start += SUMMED)
             pass(q, settings, row, start, std::min(start + SUMMED, task.end), &partial[k * COEFFICIENTS]);
     }
-    if (sums) {
+    if (sums)
         for (size_t k = 0; k < partial.size(); ++k) sums[k % COEFFICIENTS] += partial[k];
-        q.scale(sums);
-    }
 }
 
 }  // namespace
@@ -327,10 +345,17 @@ extern "C" {
 
 void mada_settle(const Settings* settings, const Row* rows, int64_t count, double* sums) {
     run(*settings, rows, count, sums, settings->keep ? settle<true> : settle<false>);
+    Coefficients(*settings).scale(sums);
 }
 
 void mada_advance(const Settings* settings, const Row* rows, int64_t count) {
     run(*settings, rows, count, nullptr, advance);
+}
+
+void mada_follow(const Settings* settings, const Row* rows, int64_t count, double* h) {
+    double sums[COEFFICIENTS] = {};
+    run(*settings, rows, count, sums, follow);
+    if (h) *h = sums[0];
 }
 
 void mada_step(const Settings* settings, const Row* rows, int64_t count) {

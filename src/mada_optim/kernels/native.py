@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mada_optim import horizon
 from mada_optim.kernels.base import Batch, coefficients_and_constants
 from mada_optim.kernels.blocks import Roles
 from mada_optim.kernels.plain import PlainKernels
@@ -36,7 +37,7 @@ _TYPES = {torch.float64: "double", torch.float32: "float", torch.bfloat16: "bflo
 _STATE_ROLES = ("exp_avg", "exp_avg_sq", "mean_exp_avg_sq", "exp_avg_diff", "previous_grad", "lion_exp_avg", "ortho")
 # In the order of native.cpp's Role; of what else a state holds it knows nothing.
 _BUFFERS = ("pending_grad", *_STATE_ROLES)
-_ROLES = ("param", "grad", *_BUFFERS)
+_ROLES = ("param", "grad", *_BUFFERS, *horizon.BUFFERS)
 # By which native.cpp differentiates, in its order.
 _DIFFERENTIATED = ("beta1", "beta2", "beta3", "rho", "c", "gamma", "ortho")
 
@@ -47,6 +48,7 @@ class _Settings(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_double) for name in (*_DIFFERENTIATED, "scale")),
         *((name, ctypes.c_double) for name in ("eps", "kappa1", "kappa2", "t", "lr", "weight_decay")),
+        *((name, ctypes.c_double) for name in ("mean_decay", "swing_share")),
         *((name, ctypes.c_int32) for name in ("maximize", "keep", "stored", "threads")),
     )
 
@@ -104,6 +106,20 @@ class NativeKernels(PlainKernels):
             rows = _Rows(native)
             load(variant).mada_step(ctypes.byref(settings), rows.pointer, len(rows))
 
+    def follow(self, batch: Batch, values: Tensor, wanted: bool) -> Tensor | None:
+        """See :meth:`Kernels.follow`."""
+        native, rest = self._split(batch)
+        total = super().follow(rest, values, wanted) if rest else None
+        if native is None:
+            return total
+        settings, variant = self._settings(native, values, float(native.step) + 1, keep=False)
+        rows, h = _Rows(native), (ctypes.c_double * 1)()
+        load(variant).mada_follow(ctypes.byref(settings), rows.pointer, len(rows), h if wanted else None)
+        if not wanted:
+            return None
+        found = torch.tensor(h[0], dtype=torch.float64, device=values.device)
+        return found if total is None else total + found
+
     def _split(self, batch: Batch) -> tuple[Batch | None, Batch | None]:
         """The parameters that the library can work on, and the others."""
         dense = [_is_dense(roles) for roles in batch.roles]
@@ -129,6 +145,8 @@ class NativeKernels(PlainKernels):
             t,
             float(group["lr"]),
             group["weight_decay"] * float(self.family.decay_factor(q)),
+            horizon.DECAY,
+            horizon.SWING_SHARE,
             group["maximize"],
             keep,
             # With differences of gradients, settle() stores the gradient where that costs least.
@@ -197,6 +215,7 @@ def _is_dense(roles: Roles) -> bool:
     buffers = [tensor for role, tensor in roles.items() if role in _BUFFERS]
     if any(tensor.dtype != buffers[0].dtype or tensor.device != param.device for tensor in buffers):
         return False
+    buffers += [roles[name] for name in horizon.BUFFERS if name in roles]
     if param.is_contiguous():
         return all(tensor.is_contiguous() for tensor in buffers)
     if any(tensor.stride() != param.stride() for tensor in buffers):
@@ -246,9 +265,9 @@ def load(variant: Variant) -> ctypes.CDLL:
             built.replace(path)  # atomic: several processes may build it at once
     library = ctypes.CDLL(str(path))
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-    library.mada_settle.argtypes = [pointer, pointer, count, pointer]
+    library.mada_settle.argtypes = library.mada_follow.argtypes = [pointer, pointer, count, pointer]
     library.mada_advance.argtypes = library.mada_step.argtypes = [pointer, pointer, count]
-    for function in (library.mada_settle, library.mada_advance, library.mada_step):
+    for function in (library.mada_settle, library.mada_advance, library.mada_follow, library.mada_step):
         function.restype = None
     return library
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mada_optim.family import Family
+from mada_optim.horizon import BUFFERS, DECAY, MEAN, SWING_SHARE
 from mada_optim.hypergradient import alignment_gradient
 from mada_optim.kernels.base import Batch, Kernels, coefficients_and_constants
 from mada_optim.kernels.blocks import Block, make_blocks
@@ -41,6 +42,20 @@ class PlainKernels(Kernels):
             _, advanced = self.family.update(state, grad, q, step)
             self._write(batch, block, advanced, number)
         return None if total is None else spread(self.family, learned, total.to(values.device))
+
+    def follow(self, batch: Batch, values: Tensor, wanted: bool) -> Tensor | None:
+        """See :meth:`Kernels.follow`."""
+        total = torch.zeros((), dtype=torch.float64, device=batch.device) if wanted else None
+        gather, cut = batch.group["foreach"] is not False, batch.device.type == "cpu"
+        for block in make_blocks(batch.roles, elementwise=True, gather=gather, cut=cut):
+            now, first, mean = (block.read(name, batch.dtype) for name in ("param", *BUFFERS))
+            mean = mean.lerp(now, 1 - DECAY)
+            block.write(MEAN, mean)
+            if total is not None:
+                # Differences first: the weights are large beside the way that they have come.
+                way = mean.lerp_(now, SWING_SHARE).sub_(first)
+                total += torch.dot(self._grad(batch, block).reshape(-1), way.reshape(-1))
+        return None if total is None else total.to(values.device)
 
     def step(self, batch: Batch, values: Tensor, keep: bool) -> None:
         """See :meth:`Kernels.step`."""
