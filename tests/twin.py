@@ -55,17 +55,21 @@ class Twin:
             out.append((delta, {"m": m, "v": v, "vbar": vbar, "n": n, "l": l, "g": g.clone()}))
         return out
 
+    def shrink(self, q: dict[str, float]) -> float:
+        """Weight decay; κ multiplies the learning rate there, too."""
+        return 1 - q.get("scale", 1.0) * self.lr * self.wd
+
     def peek(self, gradients: list[Tensor], q: dict[str, float]) -> list[Tensor]:
         """x_{t+1}, had this step been taken with ``q``."""
         return [
-            (1 - self.lr * self.wd) * x - self.lr * delta
+            self.shrink(q) * x - self.lr * delta
             for x, (delta, _) in zip(self.x, self.directions(gradients, q), strict=True)
         ]
 
     def step(self, gradients: list[Tensor]) -> None:
         out = self.directions(gradients)
         for i, (delta, state) in enumerate(out):
-            self.x[i].mul_(1 - self.lr * self.wd).sub_(self.lr * delta)
+            self.x[i].mul_(self.shrink(self.q)).sub_(self.lr * delta)
             self.states[i] = state
         self.t += 1
 
