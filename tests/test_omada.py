@@ -272,3 +272,18 @@ def test_learning_again_after_a_freeze(fused: bool | None):
     train(model, optimizer, 5, first=7)
     for name in ("ortho", "scale"):
         assert optimizer.coefficients()[name] != frozen[name]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_model_that_changes_its_dtype(dtype: torch.dtype):
+    """What OMADA remembers of the weights keeps the dtype that they had."""
+    weights = []
+    for fused in (None, False):
+        model = Deep()
+        optimizer = OMADA(model, 1e-3, fused=fused)
+        train(model, optimizer, 5)
+        model.to(dtype)
+        train(model, optimizer, 5, first=5)
+        weights.append(torch.cat([param.detach().flatten().float() for param in model.parameters()]))
+        assert optimizer.skipped_hypergradients == 0
+    torch.testing.assert_close(*weights, rtol=torch.finfo(dtype).eps, atol=1e-5)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mada_optim.coefficients import is_number
-from mada_optim.engine import SET_SETTINGS, SET_TENSORS, Group, State, buffer_names, init_state
+from mada_optim.engine import LR_MEMORY, SET_SETTINGS, SET_TENSORS, Group, State, buffer_names, init_state
 from mada_optim.family import Family
 from mada_optim.sharding import fill
 
@@ -28,7 +28,7 @@ LATER_ARGUMENTS = {
     "stochastic_rounding": False,
 }
 # What a parameter group holds beside the arguments and SET_TENSORS.
-_OWN_KEYS = ("family", "special", "previous_lr", "peak_lr")
+_OWN_KEYS = ("family", "special", *LR_MEMORY)
 
 
 def complete_groups(saved: list[Group], own: list[Group], per_group: bool) -> list[Group]:
@@ -114,7 +114,7 @@ def fill_state(
                 group[key] = tensor
         for group in groups:
             if group["capturable"]:
-                for key in ("previous_lr", "peak_lr"):
+                for key in LR_MEMORY:
                     group[key] = torch.as_tensor(group[key], dtype=torch.float64).to(device)
     for group, saved_group in zip(own, saved["param_groups"], strict=True):
         for param, saved_id in zip(group["params"], saved_group["params"], strict=True):

@@ -31,6 +31,9 @@ SET_SETTINGS = ("hyper_lr", "bounds", "hyper_momentum", "hyper_clip", "hyper_war
 LEARNED_TENSORS = ("coefficients", "hyper_momentum_buffer", "hyper_square_buffer", "hyper_taken")
 SET_TENSORS = (*LEARNED_TENSORS, "hyper_skipped", "hyper_steps")
 
+# What each group remembers of its learning rate: that of the last step, and the highest.
+LR_MEMORY = ("previous_lr", "peak_lr")
+
 Group = dict[str, Any]
 State = MutableMapping[Tensor, dict[str, Any]]
 
@@ -228,8 +231,7 @@ def _phase(family: Family, groups: list[Group]) -> tuple[float | Tensor, bool | 
     """
     if not any(coefficient.normalized or coefficient.cumulative for coefficient in family.coefficients):
         return 1.0, False  # of no use
-    keys = ("lr", "previous_lr", "peak_lr")
-    rates = [tuple(_number(group[key]) for key in keys) for group in groups]
+    rates = [tuple(_number(group[key]) for key in ("lr", *LR_MEMORY)) for group in groups]
     if not any(isinstance(rate, Tensor) for row in rates for rate in row):
         shares = [min(lr, previous) / peak for lr, previous, peak in rates if peak > 0]
         return max(shares, default=1.0), any(lr > peak for lr, _, peak in rates)

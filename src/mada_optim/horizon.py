@@ -25,8 +25,11 @@ SWING_SHARE = 0.5
 
 def start(param: Tensor) -> dict[str, Tensor]:
     """The buffers of a parameter before its first step."""
-    precise = torch.promote_types(param.dtype, torch.float32)
-    copies = (
-        param.detach().to(dtype, copy=True, memory_format=torch.preserve_format) for dtype in (param.dtype, precise)
-    )
+    original = param.detach()
+    copies = (original.to(dtype, copy=True, memory_format=torch.preserve_format) for dtype in dtypes(param))
     return dict(zip(BUFFERS, copies, strict=True))
+
+
+def dtypes(param: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """Of :data:`BUFFERS`."""
+    return param.dtype, torch.promote_types(param.dtype, torch.float32)

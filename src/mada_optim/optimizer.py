@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from mada_optim.checkpoint import LATER_ARGUMENTS, check_fits, complete_groups, fill_state
 from mada_optim.coefficients import Bounds, HyperLR, is_number, resolve_settings
-from mada_optim.engine import SET_SETTINGS, SET_TENSORS, Group, learning_rule, prepare_state, take_step
+from mada_optim.engine import LR_MEMORY, SET_SETTINGS, SET_TENSORS, Group, learning_rule, prepare_state, take_step
 from mada_optim.family import Family
 from mada_optim.kernels import check_fused
 from mada_optim.sharding import any_process, check_placements, local, place_gradient
@@ -199,7 +199,7 @@ class HypergradientOptimizer(Optimizer):
             special=settings.special,
         )
         device = next((tensor.device for tensor in map(_tensor, group["params"])), torch.device("cpu"))
-        for name in ("previous_lr", "peak_lr"):
+        for name in LR_MEMORY:
             group[name] = torch.zeros((), dtype=torch.float64, device=device) if group["capturable"] else 0.0
         if first is not None and not per_group:
             group.update({key: first[key] for key in (*SET_SETTINGS, *SET_TENSORS, "special")})

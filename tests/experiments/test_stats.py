@@ -57,7 +57,8 @@ def test_tables_by_hand() -> None:
     assert entries[1]["difference"] == pytest.approx(-0.25)
     assert entries[1]["difference_ci95"] == pytest.approx(12.706 * 0.05)
     assert [entry["steps_to_adamw"] for entry in entries] == [20, 10]
-    assert reference_table(entries)[2] == ["mada", "-0.2500 ± 0.6353", "10", "20.0", "1.0"]
+    assert reference_table(entries)[2] == ["mada", "-0.2500 ± 0.6353", "-", "10", "20.0", "1.0"]
+    assert reference_table(entries)[1][:3] == ["adamw", "-", "+0.2500 ± 0.6353"]
     assert loss_table(entries)[1][:2] == ["adamw", "0.1"]
     assert lr_table(entries)[1:] == [["adamw", "2.1000", "-"], ["mada", "1.8500", "1 of 2 diverged"]]
     assert markdown([["a", "b"], ["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |\n"
@@ -66,4 +67,4 @@ def test_tables_by_hand() -> None:
 def test_diverged_everywhere() -> None:
     entries = results([Summary("mada", [_run(0.1, 0, [5.0], "diverged")])])
     assert loss_table(entries)[1] == ["mada", "-", "diverged", "-", "-"]
-    assert reference_table(entries)[1] == ["mada", "-", "-", "-", "-"]
+    assert reference_table(entries)[1] == ["mada", "-", "-", "-", "-", "-"]

@@ -118,10 +118,12 @@ def load_summary(label: str, folders: Iterable[RunFolder]) -> Summary:
 def results(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
     """One entry for each optimizer, as JSON values: everything that the tables say, unrounded."""
     reference = next((summary for summary in summaries if summary.label == REFERENCE), None)
-    return [_entry(summary, reference) for summary in summaries]
+    usable = [summary for summary in summaries if summary.best_lr() is not None]
+    best = min(usable, key=lambda summary: statistics.fmean(summary.finals(summary.best_lr())), default=None)
+    return [_entry(summary, reference, best) for summary in summaries]
 
 
-def _entry(summary: Summary, reference: Summary | None) -> dict[str, Any]:
+def _entry(summary: Summary, reference: Summary | None, best_of_all: Summary | None) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "optimizer": summary.label,
         "by_lr": [{"lr": lr, "val_loss": summary.finals(lr), "diverged": summary.diverged(lr)} for lr in summary.lrs()],
@@ -134,13 +136,14 @@ def _entry(summary: Summary, reference: Summary | None) -> dict[str, Any]:
         entry[name], entry[f"{name}_ci95"] = mean_interval([getattr(run.result, name) for run in best])
     for name in ("step_seconds", "optimizer_seconds"):
         entry[name] = statistics.median(getattr(run.result, name) for run in best)
-    theirs = reference.at(reference.best_lr()) if reference is not None else []
-    if reference is not None and theirs:
+    if reference is not None and reference.at(reference.best_lr()):
         target = statistics.fmean(reference.finals(reference.best_lr()))
         entry[f"steps_to_{REFERENCE}"] = summary.steps_to(target)
-        if summary is not reference and [run.seed for run in best] == [run.seed for run in theirs]:
+    for name, other in (("difference", reference), ("difference_to_best", best_of_all)):
+        theirs = other.at(other.best_lr()) if other is not None and other is not summary else []
+        if [run.seed for run in best] == [run.seed for run in theirs]:
             pair = paired_difference(*([run.result.val_loss or 0.0 for run in runs] for runs in (best, theirs)))
-            entry["difference"], entry["difference_ci95"] = pair
+            entry[name], entry[f"{name}_ci95"] = pair
     return entry
 
 
@@ -158,16 +161,19 @@ def loss_table(entries: Sequence[dict[str, Any]]) -> Table:
 
 
 def reference_table(entries: Sequence[dict[str, Any]]) -> Table:
-    """Each optimizer against AdamW, both at their best learning rates, and what it costs."""
-    header = f"optimizer|final val loss minus {REFERENCE}'s|steps to {REFERENCE}'s final|ms per step|of these optimizer"
-    table = [header.split("|")]
+    """Each optimizer against AdamW and the best, all at their best learning rates, and what it costs."""
+    losses = f"final val loss minus {REFERENCE}'s|minus the best's|steps to {REFERENCE}'s final"
+    table = [f"optimizer|{losses}|ms per step|of these optimizer".split("|")]
     for entry in entries:
-        difference = _plus_minus(entry["difference"], entry["difference_ci95"], "+") if "difference" in entry else "-"
+        differences = [
+            _plus_minus(entry[name], entry[f"{name}_ci95"], "+") if name in entry else "-"
+            for name in ("difference", "difference_to_best")
+        ]
         steps = entry.get(f"steps_to_{REFERENCE}")
         times = [
             f"{1000 * entry[name]:.1f}" if name in entry else "-" for name in ("step_seconds", "optimizer_seconds")
         ]
-        table.append([entry["optimizer"], difference, "-" if steps is None else str(steps), *times])
+        table.append([entry["optimizer"], *differences, "-" if steps is None else str(steps), *times])
     return table
 
 

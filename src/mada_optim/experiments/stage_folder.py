@@ -92,7 +92,9 @@ class StoredStage:
         """By title."""
         tables = {
             "Losses at each best learning rate": report.loss_table(self.entries),
-            f"Difference to {report.REFERENCE}, and time of a step": report.reference_table(self.entries),
+            f"Difference to {report.REFERENCE} and to the best, and time of a step": report.reference_table(
+                self.entries
+            ),
         }
         if self._several_lrs:
             tables["Mean final validation loss at every learning rate"] = report.lr_table(self.entries)

@@ -215,7 +215,11 @@ def _is_dense(roles: Roles) -> bool:
     buffers = [tensor for role, tensor in roles.items() if role in _BUFFERS]
     if any(tensor.dtype != buffers[0].dtype or tensor.device != param.device for tensor in buffers):
         return False
-    buffers += [roles[name] for name in horizon.BUFFERS if name in roles]
+    followed = [roles[name] for name in horizon.BUFFERS if name in roles]
+    # native.cpp takes their types from the parameter's, which may have changed since they were made.
+    if followed and [tensor.dtype for tensor in followed] != list(horizon.dtypes(param)):
+        return False
+    buffers += followed
     if param.is_contiguous():
         return all(tensor.is_contiguous() for tensor in buffers)
     if any(tensor.stride() != param.stride() for tensor in buffers):
