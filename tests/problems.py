@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mada_optim import MADA, OMADA, AVGrad, HypergradientOptimizer, MADAFamily, load_optimizer
+from mada_optim import MADA, OMADA, AVGrad, HypergradientOptimizer, load_optimizer
 
 # Every coefficient inside its box, none neutral.
 INTERIOR = {"beta1": 0.8, "beta2": 0.9, "beta3": 0.3, "rho": 0.4, "c": 0.6, "gamma": 0.7}
 # Step sizes with which OMADA learns all that it can.
-OMADA_HYPER_LR = {c.name: c.hyper_lr for c in MADAFamily.coefficients} | {"ortho": 0.1, "scale": 0.1}
+OMADA_HYPER_LR = {"beta1": 5e-4, "beta2": 5e-4, **dict.fromkeys(("beta3", "rho", "c", "gamma", "ortho", "scale"), 0.1)}
 ADAM = {"beta1": 0.9, "beta2": 0.999, "beta3": 0.0, "rho": 1.0, "c": 1.0, "gamma": 1.0}
 
 
@@ -46,9 +46,10 @@ TABLE = [
     Row("avgrad", AVGrad, ADAM | {"rho": 0.0}, 3),
     Row("hyperadam", load_optimizer("hyperadam"), ADAM, 3, learns=True, kwargs={"hyper_warmup": 3}),
     Row("mada", MADA, ADAM, 7, learns=True, kwargs={"hyper_warmup": 3}),
+    # It starts in the interior of the family, where nothing is neutral.
     Row(
-        "mada-interior",
-        MADA,
+        "mada-paper",
+        load_optimizer("mada-paper"),
         INTERIOR,
         7,
         learns=True,

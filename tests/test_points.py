@@ -185,7 +185,17 @@ def test_memory_is_what_the_coefficients_need(row: Row):
 
 
 def test_names():
-    assert set(available_optimizers()) == {"adam", "adamw", "adan", "avgrad", "hyperadam", "lion", "mada", "yogi"}
+    assert set(available_optimizers()) == {
+        "adam",
+        "adamw",
+        "adan",
+        "avgrad",
+        "hyperadam",
+        "lion",
+        "mada",
+        "mada-paper",
+        "yogi",
+    }
     assert load_optimizer("avgrad") is AVGrad
     with pytest.raises(ValueError, match="adamw.*got 'sgd'"):
         load_optimizer("sgd")

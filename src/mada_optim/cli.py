@@ -163,7 +163,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="X",
         help="step size of the coefficients: a number, or NAME=NUMBER pairs, what is not named being frozen "
-        "(default: 5e-4 for beta1 and beta2, 0.1 for the others)",
+        "(default: 5e-4 for beta1, 0 for beta2, 0.1 for the others)",
     )
     group = _add_training(parser, steps=1000, eval_every="100")
     group.add_argument("--seed", type=int, help="of the initial weights and the data order (default: 0)")

@@ -199,7 +199,8 @@ class MADAFamily(Family):
 
     coefficients: ClassVar[tuple[Coefficient, ...]] = (
         _beta("beta1", 0.9, (0.01, 0.99), 5e-4),
-        _beta("beta2", 0.999, (0.5, 0.999), 5e-4),
+        # Not learned unless the user wants it: measured, that costs what the others gain.
+        _beta("beta2", 0.999, (0.5, 0.999), 0.0),
         _beta("beta3", 0.0, (0.0, 0.99), 0.1, special=(0.0,)),
         _weight("rho", special=(1.0,)),
         _weight("c", special=(1.0,)),

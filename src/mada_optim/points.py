@@ -57,9 +57,10 @@ class MADA(WithBetas):
         beta3, rho, c, gamma: where the other coefficients start: β3 brings in Adan's gradient differences, ρ = 0 is
             AVGrad's averaged second moment, c = 0 Yogi's, γ = 0 Lion. Default: Adam's point.
         lion_betas: κ, the two momentum coefficients of Lion, not learned. Default: (0.95, 0.98).
-        hyper_lr: step sizes of the coefficients. None, the default: the authors' for language models, 5e-4 for β1 and
-            β2 and 0.1 for the others. A number: one for all. A mapping, ``{"beta1": 5e-4, "rho": 0.1}``: what is not
-            named is frozen. 0.0: nothing is learned.
+        hyper_lr: step sizes of the coefficients. None, the default: the authors' for language models, 5e-4 for β1
+            and 0.1 for the others, but 0 for β2, which they learn with 5e-4: ``load_optimizer("mada-paper")``. A
+            number: one for all. A mapping, ``{"beta1": 5e-4, "rho": 0.1}``: what is not named is frozen. 0.0: nothing
+            is learned.
         hyper_momentum, hyper_clip, hyper_warmup, hyper_every, bounds, hyper_per_group, foreach, maximize, capturable,
             differentiable, fused, state_dtype, stochastic_rounding: see :class:`HypergradientOptimizer`. Boxes:
             β1 [0.01, 0.99], β2 [0.5, 0.999], β3 [0, 0.99], others [0, 1].
@@ -170,6 +171,9 @@ class AVGrad(MADA):
         )
 
 
+# The step sizes of Ozkara et al. for language models.
+_PAPER_HYPER_LR = {"beta1": 5e-4, "beta2": 5e-4, "beta3": 0.1, "rho": 0.1, "c": 0.1, "gamma": 0.1}
+
 _POINTS: dict[str, Callable[..., Optimizer]] = {
     "adam": partial(MADA, weight_decay=0.0, hyper_lr=0.0),
     "adamw": partial(MADA, hyper_lr=0.0),
@@ -178,6 +182,7 @@ _POINTS: dict[str, Callable[..., Optimizer]] = {
     "hyperadam": partial(MADA, hyper_lr={"beta1": 5e-4, "beta2": 5e-4}),
     "lion": partial(MADA, lr=1e-4, gamma=0.0, hyper_lr=0.0),
     "mada": MADA,
+    "mada-paper": partial(MADA, hyper_lr=_PAPER_HYPER_LR),
     "yogi": partial(MADA, c=0.0, hyper_lr=0.0),
 }
 
@@ -186,7 +191,7 @@ def available_optimizers() -> tuple[str, ...]:
     """Names that :func:`load_optimizer` knows.
 
     >>> available_optimizers()
-    ('adam', 'adamw', 'adan', 'avgrad', 'hyperadam', 'lion', 'mada', 'yogi')
+    ('adam', 'adamw', 'adan', 'avgrad', 'hyperadam', 'lion', 'mada', 'mada-paper', 'yogi')
     """
     return tuple(_POINTS)
 

@@ -165,18 +165,18 @@ class EvenNet(Net):
 
 
 def check_ddp(world: World) -> None:
-    for name in ("mada-interior", "mada-every-3", "adamw"):
+    for name in ("mada-paper", "mada-every-3", "adamw"):
         like_one_process(world, data_parallel, lambda p, name=name: ROWS[name](p, lr=5e-3), sharded=False)
 
 
 def check_fsdp(world: World) -> None:
-    for name in ("mada-interior", "mada-every-3", "adamw"):
+    for name in ("mada-paper", "mada-every-3", "adamw"):
         like_one_process(world, sharded, lambda p, name=name: ROWS[name](p, lr=5e-3))
 
 
 def check_fsdp_with_other_kernels(world: World) -> None:
     for kwargs in ({"foreach": False}, {"foreach": True}, {"capturable": True}):
-        like_one_process(world, sharded, lambda p, kw=kwargs: ROWS["mada-interior"](p, lr=5e-3, **kw), steps=4)
+        like_one_process(world, sharded, lambda p, kw=kwargs: ROWS["mada-paper"](p, lr=5e-3, **kw), steps=4)
 
 
 def omada(params: Any) -> HypergradientOptimizer:
@@ -214,13 +214,13 @@ def check_fsdp_mixed_with_plain(world: World) -> None:
             dist.all_reduce(param.grad)
             param.grad /= world.size
 
-    like_one_process(world, spread, lambda p: ROWS["mada-interior"](p, lr=5e-3), after_backward=average)
+    like_one_process(world, spread, lambda p: ROWS["mada-paper"](p, lr=5e-3), after_backward=average)
 
 
 def check_hsdp(world: World) -> None:
     """Copies of shards: 2-D mesh."""
     mesh = init_device_mesh("cpu", (2, world.size // 2), mesh_dim_names=("replicate", "shard"))
-    like_one_process(world, partial(sharded, mesh=mesh), lambda p: ROWS["mada-interior"](p, lr=5e-3))
+    like_one_process(world, partial(sharded, mesh=mesh), lambda p: ROWS["mada-paper"](p, lr=5e-3))
 
 
 def check_tensor_parallel_and_fsdp(world: World) -> None:
@@ -232,7 +232,7 @@ def check_tensor_parallel_and_fsdp(world: World) -> None:
         parallelize_module(model, mesh["tensor"], plan)
         return sharded(model, mesh=mesh["data"])
 
-    like_one_process(world, spread, lambda p: ROWS["mada-interior"](p, lr=5e-3), shares=world.size // 2, net=EvenNet)
+    like_one_process(world, spread, lambda p: ROWS["mada-paper"](p, lr=5e-3), shares=world.size // 2, net=EvenNet)
 
 
 def check_500_steps_bit_for_bit(world: World) -> None:
@@ -267,7 +267,7 @@ def check_nan_on_one_rank(world: World) -> None:
             local(param.grad).view(-1)[0] = float("nan")
 
     model = sharded(Net())
-    optimizer = ROWS["mada-interior"](model.parameters(), lr=5e-3)
+    optimizer = ROWS["mada-paper"](model.parameters(), lr=5e-3)
     train_share(world, model, optimizer, 8)
     before = learned(optimizer).clone()
     train_share(world, model, optimizer, 1, first=8, after_backward=lambda step: spoil(model, step))
@@ -276,7 +276,7 @@ def check_nan_on_one_rank(world: World) -> None:
     assert_same_on_all_ranks(world, learned(optimizer))
 
     model = data_parallel(Net())
-    optimizer = ROWS["mada-interior"](model.parameters(), lr=5e-3)
+    optimizer = ROWS["mada-paper"](model.parameters(), lr=5e-3)
     train_share(world, model, optimizer, 8)
     before = learned(optimizer).clone()
     x, y = batch(8)
@@ -290,7 +290,7 @@ def check_nan_on_one_rank(world: World) -> None:
 
 def check_a_rank_without_gradients_takes_part(world: World) -> None:
     model = sharded(Net())
-    optimizer = ROWS["mada-interior"](model.parameters(), lr=5e-3)
+    optimizer = ROWS["mada-paper"](model.parameters(), lr=5e-3)
 
     def drop(step: int) -> None:
         if step % 3 == 2 and world.rank == 0:
@@ -312,7 +312,7 @@ def check_partial_gradients(world: World) -> None:
         torch.manual_seed(0)
         alone = nn.Parameter(torch.randn(5, 3, dtype=torch.float64))
         param = nn.Parameter(distribute_tensor(alone.detach().clone(), mesh, [placement]))
-        optimizers = [ROWS["mada-interior"]([p], lr=5e-3) for p in (alone, param)]
+        optimizers = [ROWS["mada-paper"]([p], lr=5e-3) for p in (alone, param)]
         for _ in range(6):
             alone.grad = torch.randn(5, 3, dtype=torch.float64)
             param.grad = DTensor.from_local(alone.grad / world.size, mesh, [Partial()])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mada_optim import MADA, OMADA, AVGrad, HypergradientOptimizer, MADAFamily
+from mada_optim import MADA, OMADA, AVGrad, HypergradientOptimizer, MADAFamily, load_optimizer
 
 if TYPE_CHECKING:
     from mada_optim.bench.workloads import Training
@@ -75,6 +75,7 @@ def contenders() -> list[Contender]:
         return Contender(name, "ours", make, unit=every or 1, words=count)
 
     mada = partial(MADA, lr=LR, hyper_warmup=0)
+    paper = partial(load_optimizer("mada-paper"), lr=LR, hyper_warmup=0)
     generic = partial(HypergradientOptimizer, family=GenericFamily(), lr=LR, hyper_warmup=0)
     return [
         Contender("AdamW, fused", "torch", partial(torch.optim.AdamW, lr=LR, fused=True), words=7),
@@ -83,9 +84,9 @@ def contenders() -> list[Contender]:
         ours("AVGrad", 3, 0, partial(AVGrad, lr=LR), every=None),
         ours("MADA, β1 β2 ρ", 3, 0, partial(mada, hyper_lr=three)),
         ours("MADA, β1 β2 ρ, hyper_every=10", 3, 0, partial(mada, hyper_lr=three, hyper_every=10), every=10),
-        ours("MADA, everything", 6, 1, mada),
-        ours("MADA, everything, hyper_every=10", 6, 1, partial(mada, hyper_every=10), every=10),
-        Contender("MADA, everything, bfloat16 state", "ours", partial(mada, state_dtype=torch.bfloat16)),
+        ours("MADA, everything", 6, 1, paper),
+        ours("MADA, everything, hyper_every=10", 6, 1, partial(paper, hyper_every=10), every=10),
+        Contender("MADA, everything, bfloat16 state", "ours", partial(paper, state_dtype=torch.bfloat16)),
         Contender("generic engine, compiled", "ours", partial(generic, fused=True)),
         Contender("generic engine, plain", "ours", partial(generic, fused=False)),
         Contender("OMADA, no matrices", "ours", partial(OMADA, lr=LR)),
