@@ -28,7 +28,7 @@ def weight() -> torch.nn.Parameter:
         ({"lion_betas": (0.9, 1.5)}, ValueError, "lion_betas must be"),
         ({"betas": 0.9}, ValueError, "betas must be two numbers .* got 0.9"),
         ({"betas": (1.0, 0.999)}, ValueError, r"beta1 must be a number in \[0.01, 0.99\].* got 1.0"),
-        ({"betas": (0.9, 0.9999), "hyper_lr": 1e-3}, ValueError, r"beta2 must be .* in \[0.5, 0.999\].*bounds.* got 0.9999"),
+        ({"betas": (0.9, 0.9999), "hyper_lr": 1e-3}, ValueError, r"beta2 must be .* in \[0.5, 0.999\].*bounds.* got"),
         ({"betas": (0.9, 1.0), "hyper_lr": 0.0}, ValueError, "beta2 must be .* its domain, got 1.0"),
         ({"betas": (0.9, None)}, ValueError, "beta2 must be .* got None"),
         ({"rho": 1.5}, ValueError, r"rho must be a number in \[0.0, 1.0\].* got 1.5"),
