@@ -200,8 +200,9 @@ def load_optimizer(name: str) -> Callable[..., Optimizer]:
     """The constructor of an optimizer by name: a fixed point of the family, a subspace, or MADA itself.
 
     It takes the parameters and :class:`MADA`'s arguments (:class:`AVGrad`'s for ``"avgrad"``), with defaults that make
-    it that optimizer. ``"hyperadam"`` learns β1 and β2 only, ``"mada"`` all but β2, ``"mada-paper"`` all six; the others
-    learn nothing. Yogi's and Lion's weight decay is decoupled, as AdamW's; ``"adam"`` is ``"adamw"`` without weight decay.
+    it that optimizer. ``"hyperadam"`` learns β1 and β2 only, ``"mada"`` all but β2, ``"mada-paper"`` all six; the
+    others learn nothing. Yogi's and Lion's weight decay is decoupled, as AdamW's; ``"adam"`` is ``"adamw"`` without
+    weight decay.
 
     Raises:
         ValueError: there is no optimizer of that name.
