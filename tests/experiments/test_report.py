@@ -303,7 +303,7 @@ def test_contours_and_paths(page: Page) -> None:
     ]
     together, starts = figures["s0-4"], figures["s0-5"]
     titles = [annotation["text"] for annotation in together["layout"]["annotations"]]
-    assert set(titles) >= {"β1", "β2", "ω", "κ"}
+    assert set(titles) >= {"β1", "β3", "ω", "κ"}
     logarithmic = [name for name, axis in together["layout"].items() if name.startswith("yaxis") and "type" in axis]
     assert logarithmic == [f"yaxis{titles.index('κ') + 1}"]
     assert {trace["name"] for trace in starts["data"]} == {

@@ -68,7 +68,7 @@ def ignore(_: RunReport) -> None:
 def test_shakespeare() -> None:
     experiment = load(SHAKESPEARE, "/texts")
     labels = list(experiment.contenders)
-    assert len(labels) == 16
+    assert len(labels) == 17
     assert all(len(experiment.tune(label)) == 10 for label in labels)
     assert all(len(experiment.confirmed(label, 1e-2)) == 5 for label in labels)
     assert {config.optimizer.lr for config in experiment.tune("prodigy").values()} == {0.1, 0.3, 1, 3, 10}
