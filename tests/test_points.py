@@ -197,6 +197,10 @@ def test_names():
         "yogi",
     }
     assert load_optimizer("avgrad") is AVGrad
+    weight = [torch.nn.Parameter(torch.zeros(2))]
+    step_sizes = MADA(weight).param_groups[0]["hyper_lr"]
+    assert step_sizes["beta2"] == 0.0
+    assert load_optimizer("mada-paper")(weight).param_groups[0]["hyper_lr"] == {**step_sizes, "beta2": 5e-4}
     with pytest.raises(ValueError, match="adamw.*got 'sgd'"):
         load_optimizer("sgd")
 
