@@ -1,18 +1,25 @@
-"""All checks and timings that need a GPU, in one call: ``python benchmarks/gpu_check.py [OUT]``.
+"""All checks and timings that need a GPU, in one call: ``python benchmarks/gpu_check.py [--out OUT] [--checks-only]``.
 
 Prints, and writes to OUT (default: benchmarks/results/DATE-DEVICE): agreement with the CPU for every named optimizer
-and dtype, steps without a wait for the device, a captured graph, recompilations, `mada bench`, and a short training
-of GPT-2 124M with AdamW and MADA. Nothing is skipped silently: what fails is listed at the end, and is the exit code.
+and dtype, steps without a wait for the device, a captured graph, recompilations; then, one after the other, a short
+training of GPT-2 124M with AdamW and MADA, and `mada bench`. Nothing is skipped silently: what fails is listed at the
+end, and is the exit code.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import io
+import multiprocessing
+import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -20,7 +27,7 @@ import torch
 from torch import nn
 
 import mada_optim
-from mada_optim import MADA
+from mada_optim import MADA, OMADA
 from mada_optim.cli import main as mada
 
 SHAPES = [(), (7,), (65, 129), (300, 400), (1 << 20,)]
@@ -31,9 +38,16 @@ Optimizer = Callable[..., torch.optim.Optimizer]
 
 
 def optimizers() -> dict[str, Optimizer]:
-    """Every named point, and MADA inside its box."""
+    """Every named point, MADA inside its box, and OMADA without and with matrices."""
     named = {name: mada_optim.load_optimizer(name) for name in mada_optim.available_optimizers()}
-    return {**named, "mada inside": lambda params, **kwargs: MADA(params, **EVERYTHING, **kwargs)}
+    return {**named, "mada inside": partial(MADA, **EVERYTHING), "omada": OMADA, "omada, matrices": _omada}
+
+
+def _omada(params: list[nn.Parameter], **kwargs: object) -> torch.optim.Optimizer:
+    groups = [
+        {"params": [p for p in params if (p.dim() == 2) is wanted], "matrices": wanted} for wanted in (True, False)
+    ]
+    return OMADA(groups, **kwargs)
 
 
 def train(make: Optimizer, device: str, dtype: torch.dtype, **kwargs: object) -> list[torch.Tensor]:
@@ -48,34 +62,36 @@ def train(make: Optimizer, device: str, dtype: torch.dtype, **kwargs: object) ->
     return [param.detach().cpu().double() for param in params]
 
 
-def check_agreement() -> None:
-    """Fused on the GPU, plain on the GPU, and the CPU."""
-    for name, make in optimizers().items():
-        for dtype in (torch.float64, torch.float32, torch.bfloat16):
-            expected = train(make, "cpu", dtype, fused=False)
-            for fused in (None, False):
-                found = train(make, "cuda", dtype, fused=fused)
-                error = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
-                allowed = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 4e-2}[dtype]
-                print(f"  {name:<12} {dtype!s:<15} fused={fused!s:<5} largest difference {error:.1e}")
-                # A sign that turns at zero moves an element by twice the learning rate.
-                assert error <= max(allowed, 2.1e-3 if "lion" in name or "mada" in name else 0.0), f"{name} {dtype}"
+# Checks, which may run side by side.
 
 
-def check_no_waiting() -> None:
+def check_agreement(name: str) -> None:
+    """Fused on the GPU, and plain on the GPU, with the CPU."""
+    make, failed = optimizers()[name], []
+    for dtype, allowed in {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 4e-2}.items():
+        expected = train(make, "cpu", dtype, fused=False)
+        for fused in (None, False):
+            found = train(make, "cuda", dtype, fused=fused)
+            error = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+            print(f"  {dtype!s:<15} fused={fused!s:<5} largest difference {error:.1e}")
+            # A sign that turns at zero moves an element by twice the learning rate.
+            if not error <= max(allowed, 2.1e-3 if "lion" in name or "mada" in name else 0.0):
+                failed.append(f"{dtype} fused={fused}")
+    assert not failed, failed
+
+
+def check_no_waiting(name: str) -> None:
     """torch raises where the host waits for the device."""
-    for name, make in optimizers().items():
-        params = [nn.Parameter(torch.randn(shape, device="cuda")) for shape in SHAPES]
-        optimizer = make(params, lr=1e-3)
-        for step in range(12):
-            for param in params:
-                param.grad = torch.randn_like(param)
-            torch.cuda.set_sync_debug_mode("error" if step >= 6 else "default")
-            try:
-                optimizer.step()
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-        print(f"  {name}: no wait in 6 steps")
+    params = [nn.Parameter(torch.randn(shape, device="cuda")) for shape in SHAPES]
+    optimizer = optimizers()[name](params, lr=1e-3)
+    for step in range(12):
+        for param in params:
+            param.grad = torch.randn_like(param)
+        torch.cuda.set_sync_debug_mode("error" if step >= 6 else "default")
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def check_graph() -> None:
@@ -127,7 +143,10 @@ def check_recompilations() -> None:
     assert len(set(counts)) == 1
 
 
-def compare_training(steps: int = 60, tokens: int = 1024, batch: int = 96) -> None:
+# Timings, one after the other.
+
+
+def compare_training(steps: int = 40, tokens: int = 1024, batch: int = 96) -> None:
     """Whole training steps of GPT-2 124M in bfloat16 autocast, in turn: time, memory, loss."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -190,34 +209,67 @@ class _Tee:
             stream.flush()
 
 
-def run(out: Path) -> int:
-    """All of it; the number of checks that failed."""
-    failed = []
-    print(f"{date.today()}, {torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
-    checks: list[Callable[[], object]] = [check_agreement, check_no_waiting, check_graph, check_recompilations]
-    for check in (*checks, compare_training):
-        print(f"\n{check.__doc__.splitlines()[0]}")
+def run_alone(function: Callable[..., None], *arguments: str) -> tuple[str, bool]:
+    """What a check prints, and whether it holds."""
+    with contextlib.redirect_stdout(io.StringIO()) as text:
         try:
-            check()
+            function(*arguments)
         except Exception:
-            failed.append(check.__name__)
             print(traceback.format_exc())
-    print("\nmada bench")
-    if mada(["bench", "--device", "cuda", "--seconds", "3", "--out", str(out / "bench")]):
-        failed.append("bench")
+            return text.getvalue(), False
+    return text.getvalue(), True
+
+
+def run_checks() -> list[str]:
+    """All of them, each in a process of its own, since compiling takes most of the time; the names of what failed."""
+    checks: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
+        "captured graph": (check_graph, ()),
+        "recompilations": (check_recompilations, ()),
+        **{f"agreement of {name}": (check_agreement, (name,)) for name in optimizers()},
+        **{f"no waiting in {name}": (check_no_waiting, (name,)) for name in optimizers()},
+    }
+    failed = []
+    workers = min(len(checks), os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(run_alone, check, *arguments): name for name, (check, arguments) in checks.items()}
+        for future in as_completed(futures):
+            text, holds = future.result()
+            print(f"{futures[future]}: {'holds' if holds else 'FAILED'}\n{text}", end="", flush=True)
+            if not holds:
+                failed.append(futures[future])
+    return failed
+
+
+def run(out: Path, arguments: argparse.Namespace) -> int:
+    """All of it; the number of what failed."""
+    print(f"{date.today()}, {torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
+    failed = run_checks()
+    if not arguments.checks_only:
+        print(f"\n{compare_training.__doc__}")
+        text, holds = run_alone(compare_training)
+        print(f"{text}\nmada bench")
+        failed += [] if holds else ["training"]
+        bench = ["--device", "cuda", "--seconds", str(arguments.seconds), "--workloads", arguments.workloads]
+        failed += ["bench"] if mada(["bench", *bench, "--out", str(out / "bench")]) else []
     print(f"\nFailed: {', '.join(failed) or 'nothing'}")
     return len(failed)
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description="All checks and timings that need a GPU.")
+    parser.add_argument("--out", type=Path, help="(default: benchmarks/results/DATE-DEVICE)")
+    parser.add_argument("--checks-only", action="store_true", help="no timings")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of mada bench, for each contender (default: 3)")
+    parser.add_argument("--workloads", default="abc", help="of mada bench (default: abc)")
+    arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("No GPU here: nothing was checked.")
         return 2
     device = torch.cuda.get_device_name().replace(" ", "-")
-    out = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "results" / f"{date.today()}-{device}"
+    out = arguments.out or Path(__file__).parent / "results" / f"{date.today()}-{device}"
     out.mkdir(parents=True, exist_ok=True)
     with (out / "output.txt").open("w") as file, contextlib.redirect_stdout(_Tee(sys.stdout, file)):
-        return run(out)
+        return run(out, arguments)
 
 
 if __name__ == "__main__":

@@ -334,6 +334,7 @@ def _add_data_and_model(parser: argparse.ArgumentParser) -> None:
         ("val-windows", "windows to validate on", "256"),
     ):
         group.add_argument(f"--{name}", type=int, metavar="N", help=f"{meaning} (default: {default})")
+    group.add_argument("--dropout", type=float, metavar="X", help="language, tokens: share left out (default: 0)")
     group.add_argument("--size", metavar="NAME", help="tokens: gpt2, gpt2-medium, ..., for layers, heads and width")
     group.add_argument(
         "--init",
@@ -354,7 +355,7 @@ def _add_data_and_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--autocast",
         action=argparse.BooleanOptionalAction,
-        help="tokens: products in bfloat16 (default: where there is a GPU)",
+        help="language, tokens: products in bfloat16 (default: no; tokens: where there is a GPU)",
     )
 
 

@@ -286,7 +286,7 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
         return {name: given[name] for name in names if name in given}
 
     data = pick("data", "characters_of", "wikitext", "lambada")
-    model = pick("init", "layers", "heads", "width", "context", "size", "autocast", "model", "augment")
+    model = pick("init", "layers", "heads", "width", "context", "dropout", "autocast", "size", "model", "augment")
     task = make_task(pick("kind", "batch", "val_windows") | data | model)
     options = pick("beta3", "rho", "c", "gamma")
     if "hyper_lr" in given:

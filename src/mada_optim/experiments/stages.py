@@ -198,7 +198,9 @@ def _check_folder(folder: Path, base: RunConfig) -> None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"out must be a new or empty folder or one of an experiment, got {str(folder)!r}")
         return
-    found = differences(_common(_portable(to_dict(base))), _common(_portable(read_json(stored)["base"])))
+    # As a configuration, which gives fields that came later their defaults.
+    there = to_dict(from_dict(read_json(stored)["base"]))
+    found = differences(_common(_portable(to_dict(base))), _common(_portable(there)))
     if found:
         raise InputError(f"{folder} is of another configuration ({'; '.join(found)}); choose a new folder")
 

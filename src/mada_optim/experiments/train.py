@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -153,7 +154,10 @@ class _Run:
     def go(self, on_step: Callable[[StepReport], None] | None, stop: threading.Event, draw: bool) -> Result:
         config = self.config
         self._set_mode(training=True)
-        with _Metrics(self.folder, self.step, self.processes.first) as metrics:
+        with (
+            torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
+            _Metrics(self.folder, self.step, self.processes.first) as metrics,
+        ):
 
             def checkpoint() -> None:
                 # Metrics first: a checkpoint may not know of steps that metrics.jsonl lacks.
@@ -192,6 +196,8 @@ class _Run:
     def _train_step(self) -> dict[str, Any]:
         config, began = self.config, self._now()
         self.step += 1
+        # Dropout depends on the step alone, and so a resumed run draws what an uninterrupted one does.
+        torch.manual_seed(_mixed(config.seed, self.step, self.processes.rank))
         lr = config.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -348,6 +354,11 @@ def summarize(metrics: Metrics, status: str, coefficients: dict[str, float], ski
             if name.startswith("val_") and name != "val_loss" and value is not None
         },
     )
+
+
+def _mixed(*numbers: int) -> int:
+    """A seed that no other numbers give."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def _coefficients(optimizer: Optimizer) -> dict[str, float]:

@@ -60,8 +60,8 @@ class Block:
             self.members[0][role].copy_(value)
             return
         pieces = torch.split(value, [member[role].numel() for member in self.members])
-        for member, piece in zip(self.members, pieces, strict=True):
-            member[role].copy_(piece.view(member[role].shape))
+        stored = [member[role] for member in self.members]
+        torch._foreach_copy_(stored, [piece.view_as(own) for own, piece in zip(stored, pieces, strict=True)])
 
 
 def make_blocks(

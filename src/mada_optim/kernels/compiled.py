@@ -10,6 +10,7 @@ part in the sums: it is done once, on their total.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -210,11 +211,16 @@ class _Program:
 
         carried = _used([*given, *stages[0]], [*stages[1], *stages[2]], results)
         sums = _used(stages[1], stages[2], results)
-        self.before = _module(traced, given, stages[0], carried)
-        self.during = torch.compile(
-            _module(traced, [*varying, *carried], stages[1], sums, dtype), dynamic=True, fullgraph=True
-        )
-        self.after = _module(traced, [*carried, *sums], stages[2], results)
+        during = _module(traced, [*varying, *carried], stages[1], sums, dtype)
+        self.during = torch.compile(during, dynamic=True, fullgraph=True)
+        # Numbers on a GPU, where each of some hundred operations would be a launch.
+        on_numbers = partial(torch.compile, fullgraph=True) if numbers[0].is_cuda else _as_it_is
+        self.before = on_numbers(_module(traced, given, stages[0], carried))
+        self.after = on_numbers(_module(traced, [*carried, *sums], stages[2], results))
+
+
+def _as_it_is(module: fx.GraphModule) -> fx.GraphModule:
+    return module
 
 
 def _is_number(node: fx.Node) -> bool:

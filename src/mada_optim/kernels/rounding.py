@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
+_GOLDEN = 0x9E3779B9 - (1 << 32)  # 2^32 over the golden ratio; below 0, as Triton multiplies indices in 32 bits
 
 
 def mix(*numbers: int) -> int:
@@ -16,7 +17,7 @@ def mix(*numbers: int) -> int:
     """
     seed = 0
     for number in numbers:
-        seed = _finalize((seed * 0x9E3779B9 + number + 1) & _MASK)
+        seed = _finalize((seed * _GOLDEN + number + 1) & _MASK)
     return seed
 
 
@@ -46,7 +47,7 @@ def round_stochastically(values: Tensor, seed: int | Tensor) -> Tensor:
     True
     """
     index = torch.arange(values.numel(), device=values.device, dtype=torch.int64).view(values.shape)
-    x = (seed + index * 0x9E3779B9) & _MASK
+    x = (seed + index * _GOLDEN) & _MASK
     x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _MASK
     x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _MASK
     bits = values.view(torch.int32)

@@ -34,7 +34,8 @@ class LanguageConfig(WindowsConfig):
 
     Args:
         data: path of a UTF-8 text file, compressed by gzip where it ends with .gz; None: Python's language reference.
-        layers, heads, width, context, batch, val_windows: see :class:`WindowsConfig`; each token is a character.
+        layers, heads, width, context, batch, val_windows, dropout, autocast: see :class:`WindowsConfig`. Each token is
+            a character. Autocast is off by default, so that results on a GPU are those on a CPU.
         init: see there. The vocabulary is that of the earlier run, and has all characters of the text.
         characters_of: path of another text. Its characters are in the vocabulary, too: a later run on it may begin
             with the weights of this one.
@@ -42,6 +43,7 @@ class LanguageConfig(WindowsConfig):
 
     kind: ClassVar[str] = "language"
     paths: ClassVar[tuple[str, ...]] = ("data", "init", "characters_of")
+    autocast: bool | None = False
     characters_of: str | None = None
 
     def __post_init__(self) -> None:

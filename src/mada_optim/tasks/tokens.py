@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mada_optim.tasks import Batch, require
+from mada_optim.tasks import require
 from mada_optim.tasks.evaluation import Lambada, perplexity
 from mada_optim.tasks.initial import Initial, from_run, is_run, published
 from mada_optim.tasks.packing import Packed, read
@@ -25,10 +25,9 @@ class TokensConfig(WindowsConfig):
 
     Args:
         data: folder that ``mada tokens`` made.
-        layers, heads, width, context, batch, val_windows: see :class:`WindowsConfig`.
+        layers, heads, width, context, batch, val_windows, dropout, autocast: see :class:`WindowsConfig`.
         init: see there; or published weights, in a folder that holds them or by their name on the hub.
         size: layers, heads and width by a name of ``SIZES``; leave these out then.
-        autocast: matrix products in bfloat16; None: on CUDA.
         wikitext: folder that ``mada tokens`` made, whose val.bin gives a perplexity at each validation.
         lambada: file of LAMBADA, plain text or JSON lines, which gives a perplexity and the accuracy of last words.
     """
@@ -41,7 +40,6 @@ class TokensConfig(WindowsConfig):
     context: int = 1024
     batch: int = 480
     size: str | None = None
-    autocast: bool | None = None
     wikitext: str | None = None
     lambada: str | None = None
 
@@ -80,18 +78,13 @@ class TokensTask(WindowsTask):
         if config.lambada is not None:
             self.lambada = Lambada.read(config.lambada, self.packed.tokenizer(), config.context)
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean cross entropy in nats per token."""
-        with self._precision(model):
-            return super().loss(model, batch)
-
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
         values = super().validate(model)
         if self.wikitext is not None:
             values["wikitext_perplexity"] = perplexity(self, model, self.wikitext.validation)
         if self.lambada is not None:
-            with self._precision(model):
+            with self.precision(model):
                 values |= self.lambada.evaluate(model)
         return values
 
@@ -104,11 +97,6 @@ class TokensTask(WindowsTask):
         }
         known = {"vocabulary": meta["vocabulary"], "tokenizer": meta["tokenizer_sha256"]}
         return {"task": "tokens", "source": meta["source"], **known, **parts, **extras, **self.describe_initial()}
-
-    def _precision(self, model: nn.Module) -> torch.autocast:
-        device = next(model.parameters()).device.type
-        wanted = self.config.autocast
-        return torch.autocast(device, torch.bfloat16, enabled=device == "cuda" if wanted is None else wanted)
 
 
 def _initial(init: str, packed: Packed) -> Initial:

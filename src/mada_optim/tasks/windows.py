@@ -29,6 +29,8 @@ class WindowsConfig(TaskConfig):
         context: tokens that the model sees.
         batch: windows of ``context`` tokens in a batch.
         val_windows: windows of ``context`` tokens, evenly spread over the validation text, to validate on.
+        dropout: share of embeddings, attention weights and outputs of layers that are left out, at random, in training.
+        autocast: matrix products in bfloat16; None: on CUDA.
         init: folder of an earlier run of the same kind of task, finished or interrupted, whose weights the training
             begins with; sizes are the same as there, ``context`` is not longer. None: random weights.
     """
@@ -40,6 +42,8 @@ class WindowsConfig(TaskConfig):
     context: int = 64
     batch: int = 12
     val_windows: int = 256
+    dropout: float = 0.0
+    autocast: bool | None = None
     init: str | None = None
 
     def __post_init__(self) -> None:
@@ -47,6 +51,8 @@ class WindowsConfig(TaskConfig):
             value = getattr(self, name)
             require(isinstance(value, int) and value >= 1, name, value, "a positive integer")
         require(self.width % self.heads == 0, "width", self.width, f"a multiple of heads ({self.heads})")
+        share = isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1
+        require(share, "dropout", self.dropout, "a number from 0 to below 1")
 
 
 class WindowsTask:
@@ -89,9 +95,9 @@ class WindowsTask:
             n_head=size.heads,
             # GPT-2's own activation, by one operation of torch instead of eight: a tenth of the step on a CPU.
             activation_function="gelu_pytorch_tanh",
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
+            resid_pdrop=size.dropout,
+            embd_pdrop=size.dropout,
+            attn_pdrop=size.dropout,
             use_cache=False,
             bos_token_id=None,
             eos_token_id=None,
@@ -114,7 +120,8 @@ class WindowsTask:
         """Mean cross entropy in nats per token."""
         device = next(model.parameters()).device
         inputs, targets = (tensor.to(device) for tensor in batch)
-        logits: Tensor = model(input_ids=inputs).logits
+        with self.precision(model):
+            logits: Tensor = model(input_ids=inputs).logits
         # At least float32: a softmax over bfloat16 logits loses what distinguishes two optimizers.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -122,6 +129,12 @@ class WindowsTask:
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
         return {"loss": self.mean_loss(model, self.validation, self._val_starts)}
+
+    def precision(self, model: nn.Module) -> torch.autocast:
+        """In which the model computes."""
+        device = next(model.parameters()).device.type
+        wanted = self.size.autocast
+        return torch.autocast(device, torch.bfloat16, enabled=device == "cuda" if wanted is None else wanted)
 
     def describe_initial(self) -> dict[str, Any]:
         """Part of :meth:`Task.describe`."""
