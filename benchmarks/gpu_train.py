@@ -72,7 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     for name, default in {**sizes, "accumulate": 4, "val-windows": 256}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="(default: %(default)s)")
     arguments = parser.parse_args(argv)
-    rows = []
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    print(f"{device}, torch {torch.__version__}")
     for optimizer in arguments.optimizers:
         run = config(arguments, optimizer)
         folder = RunFolder(arguments.out / optimizer)
@@ -85,13 +86,9 @@ def main(argv: list[str] | None = None) -> int:
         peak = (
             torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         )
-        rows.append(describe(result, run, peak / 2**30))
+        print("  ".join(describe(result, run, peak / 2**30)), flush=True)
         if result.status == "interrupted":
             return 130
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(f"\n{device}, torch {torch.__version__}")
-    for row in rows:
-        print("  ".join(row))
     return 0
 
 

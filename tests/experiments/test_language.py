@@ -126,10 +126,21 @@ def test_folder_as_data(tmp_path: Path) -> None:
         _task(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "value"), [("layers", 0), ("width", 15), ("context", -1), ("batch", 2.5)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("layers", 0), ("width", 15), ("context", -1), ("batch", 2.5), ("dropout", 1.0)]
+)
 def test_bad_sizes(name: str, value: float) -> None:
     with pytest.raises(InputError, match=name):
         LanguageConfig(**{**TINY, name: value})
+
+
+def test_products_in_bfloat16_only_where_asked_for() -> None:
+    losses = {}
+    for autocast in (False, True):
+        task = LanguageConfig(**TINY, autocast=autocast).build()
+        losses[autocast] = task.loss(task.model(0), task.batch(0, 1)).item()
+    assert losses[False] != losses[True] == pytest.approx(losses[False], rel=1e-2)
+    assert LanguageConfig().autocast is False
 
 
 def test_tiny_shakespeare(tiny_shakespeare: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -255,6 +256,17 @@ def test_again_trains_nothing_and_more_seeds_are_added(experiment: Experiment, o
     assert seen == ["wild-lr1e+37-seed2"]
     ending = run_stages(more, folders(out), 2, ignore, stages=[CONFIRM], only=["wild"])
     assert ending.left_out == ["confirm of wild: wild has a diverged run at each learning rate"]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_stage_stored_before_a_field_existed_goes_on(experiment: Experiment, out: Path, tmp_path: Path) -> None:
+    shutil.copytree(out, tmp_path / "older")
+    for stage in folders(tmp_path / "older").values():
+        described = json.loads((stage / "stage.json").read_text())
+        del described["base"]["task"]["dropout"], described["base"]["hyper_unclipped"]
+        (stage / "stage.json").write_text(json.dumps(described))
+    ending = run_stages(experiment, folders(tmp_path / "older"), 2, lambda _: pytest.fail("trained again"))
+    assert not ending.failed
 
 
 def change_contender(experiment: Experiment) -> Experiment:

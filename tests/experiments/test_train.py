@@ -16,6 +16,7 @@ from tiny import assert_same_run, tiny_config, without_times
 
 from mada_optim.experiments.config import OptimizerConfig, RunConfig, from_dict, to_dict
 from mada_optim.experiments.run_folder import RunFolder
+from mada_optim.experiments.sweep import changed
 from mada_optim.experiments.train import PATIENCE, StepReport, train
 from mada_optim.tasks import InputError
 from mada_optim.tasks.language import LanguageTask
@@ -75,6 +76,22 @@ def test_same_config_same_run(whole: dict[str, Path], tmp_path: Path) -> None:
 def test_another_seed_is_another_run(whole: dict[str, Path], tmp_path: Path) -> None:
     train(tiny_config("adamw", seed=1), tmp_path / "other", draw=False)
     assert without_times(whole["adamw"]) != without_times(tmp_path / "other")
+
+
+def test_dropout_is_drawn_again_after_a_resume_and_not_in_validation(whole: dict[str, Path], tmp_path: Path) -> None:
+    config = changed(tiny_config("adamw"), {"task.dropout": 0.5})
+    train(config, tmp_path / "whole", draw=False)
+    state = torch.random.get_rng_state()
+    with pytest.raises(ZeroDivisionError):
+        train(config, tmp_path / "stopped", on_step=lambda report: 1 // (17 - report.step))  # type: ignore[arg-type,return-value]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(7)
+    train(config, tmp_path / "stopped", resume=True, draw=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    # The same weights at first: the same validation, but not the same loss of a step.
+    without, with_dropout = (without_times(folder) for folder in (whole["adamw"], tmp_path / "whole"))
+    assert without[0] == with_dropout[0]
+    assert without[1]["loss"] != with_dropout[1]["loss"]
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this system")

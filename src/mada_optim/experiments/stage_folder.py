@@ -105,7 +105,7 @@ class StoredStage:
     def notes(self) -> list[str]:
         """What has to be known to read the tables."""
         base = self.described["base"]
-        task = {name: value for name, value in without_paths(base["task"]).items() if name != "kind"}
+        task = {name: value for name, value in without_paths(base["task"]).items() if name != "kind" and value}
         notes = [
             f"{self.source}; {', '.join(f'{name} {value}' for name, value in task.items())}; "
             f"{base['steps']} steps, {count(len(self.seeds), 'seed')}; losses in nats. ±: half width of the 95 % t "
