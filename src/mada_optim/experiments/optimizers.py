@@ -81,7 +81,8 @@ def resolve(config: OptimizerConfig) -> OptimizerConfig:
     if betas is None and not entry.own_betas:
         betas = BETAS
     resolved = dataclasses.replace(config, betas=betas, weight_decay=entry.weight_decay if decay is None else decay)
-    build(resolved, nn.utils.skip_init(nn.Linear, 1, 1))  # which draws no random numbers
+    with torch.random.fork_rng(devices=[]):
+        build(resolved, nn.Linear(1, 1))
     return resolved
 
 
