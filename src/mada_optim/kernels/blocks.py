@@ -59,9 +59,14 @@ class Block:
         if len(self.members) == 1:
             self.members[0][role].copy_(value)
             return
-        pieces = torch.split(value, [member[role].numel() for member in self.members])
         stored = [member[role] for member in self.members]
-        torch._foreach_copy_(stored, [piece.view_as(own) for own, piece in zip(stored, pieces, strict=True)])
+        flat = torch.split(value, [own.numel() for own in stored])
+        pieces = [piece.view(own.shape) for own, piece in zip(stored, flat, strict=True)]
+        if torch.is_grad_enabled():  # the call for all at once has no derivative
+            for own, piece in zip(stored, pieces, strict=True):
+                own.copy_(piece)
+        else:
+            torch._foreach_copy_(stored, pieces)
 
 
 def make_blocks(

@@ -1,7 +1,8 @@
 """Our optimizers in the form of the database that drives torch's own tests of its optimizers.
 
 ``optim_db.extend(entries())``, with ``optim_db`` of ``torch.testing._internal.common_optimizers``, before the tests of
-torch's ``test/test_optim.py`` are defined, runs them on ours. ``test_torch_standard.py`` checks the same properties.
+torch's ``test/test_optim.py`` are defined, runs them on ours. The tests beside this file
+check the same properties.
 
 There is one entry for MADA and one for each row of the table of optimizers. The database wants classes whose
 constructor takes all options, also as those of a parameter group. So what makes a row itself (its coefficients and how
@@ -25,7 +26,7 @@ SKIPS = {
     "test_defaults_changed_to_foreach": "it patches torch's _multi_tensor_*; ours are methods of kernels, and the "
     "default on CUDA is the compiled one",
     "test_peak_memory_foreach": "it allows one copy of the parameters, here 5 KB; foreach=True needs memory that does "
-    "not depend on the number of parameters: see test_torch_standard.py",
+    "not depend on the number of parameters: see the tests beside this file",
     "test_fused_error_on_params_on_meta": "fused=True takes every device for which torch.compile makes kernels",
     "test_state_dict_with_cuda_params": "it wants the number of steps on the device where fused=True; ours stays on "
     "the host, where the kernels read it without waiting for the device, unless capturable=True",
