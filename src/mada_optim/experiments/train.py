@@ -357,7 +357,7 @@ def summarize(metrics: Metrics, status: str, coefficients: dict[str, float], ski
 
 
 def _mixed(*numbers: int) -> int:
-    """A seed that no other numbers give."""
+    """A seed made of all the numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
