@@ -7,7 +7,7 @@ Prints as it goes, and writes to OUT (default: benchmarks/results/DATE-DEVICE), 
 - ``checks``: agreement with the CPU for every named optimizer and dtype, steps without a wait for the device, a
   captured graph, recompilations, bfloat16 state.
 
-Some five minutes on one H100 of which nothing else uses the cores. What fails is listed at the end, and counts in the
+Let nothing else use the cores meanwhile. What fails is listed at the end, and counts in the
 exit code.
 """
 
@@ -82,8 +82,8 @@ def check_agreement(name: str) -> None:
             found = train(make, "cuda", dtype, fused=fused)
             error = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
             print(f"  {dtype!s:<15} fused={fused!s:<5} largest difference {error:.1e}")
-            # A sign that turns at zero moves an element by twice the learning rate.
-            if not error <= max(allowed, 2.1e-3 if "lion" in name or "mada" in name else 0.0):
+            # The Newton-Schulz iteration is in float32.
+            if not error <= max(allowed, 2e-5 if "matrices" in name else 0.0):
                 failed.append(f"{dtype} fused={fused}")
     assert not failed, failed
 
