@@ -84,6 +84,7 @@ def contenders() -> list[Contender]:
         ours("AVGrad", 3, 0, partial(AVGrad, lr=LR), every=None),
         ours("MADA, β1 β2 ρ", 3, 0, partial(mada, hyper_lr=three)),
         ours("MADA, β1 β2 ρ, hyper_every=10", 3, 0, partial(mada, hyper_lr=three, hyper_every=10), every=10),
+        ours("MADA, default", 6, 1, mada),
         ours("MADA, everything", 6, 1, paper),
         ours("MADA, everything, hyper_every=10", 6, 1, partial(paper, hyper_every=10), every=10),
         Contender("MADA, everything, bfloat16 state", "ours", partial(paper, state_dtype=torch.bfloat16)),
