@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ def weight() -> torch.nn.Parameter:
         ({"lr": -1e-3}, ValueError, r"lr must be .* >= 0, got -0.001"),
         ({"lr": float("nan")}, ValueError, "lr must be"),
         ({"lr": "0.1"}, ValueError, "lr must be"),
+        ({"lr": torch.tensor(-1e-3)}, ValueError, "lr must be a finite number >= 0"),
         ({"lr": torch.ones(2)}, ValueError, r"lr must be .* one element, got shape \(2,\)"),
         ({"weight_decay": -0.1}, ValueError, "weight_decay must be .* got -0.1"),
         ({"eps": -1e-8}, ValueError, "eps must be .* got -1e-08"),
@@ -73,6 +75,8 @@ def test_bad_parameters():
         MADA([torch.ones(3, dtype=torch.int64)])
     with pytest.raises(TypeError):
         MADA(weight())
+    with pytest.raises(TypeError, match="an order that is the same in every run, got a set"):
+        MADA([{"params": {shared}}])
     with pytest.raises(TypeError, match="can only optimize Tensors"):
         MADA(["weight"])
     with pytest.raises(ValueError, match="non-leaf"):
@@ -84,6 +88,8 @@ def test_groups_share_their_coefficients_unless_told_otherwise():
         MADA([{"params": [weight()], "betas": (0.5, 0.9)}])
     with pytest.raises(ValueError, match="sets 'hyper_lr'"):
         MADA([{"params": [weight()], "hyper_lr": 0.1}])
+    with pytest.raises(ValueError, match="hyper_per_group is an argument of the optimizer"):
+        MADA([{"params": [weight()]}, {"params": [weight()], "hyper_per_group": True}])
     own = MADA([{"params": [weight()], "betas": (0.5, 0.9)}], hyper_per_group=True)
     assert own.coefficients()["beta1"] == 0.5
 
@@ -131,3 +137,17 @@ def test_bad_family():
     with pytest.raises(TypeError, match="unexpected argument 'momentum'"):
         HypergradientOptimizer([weight()], Empty(), momentum=0.9)
     assert HypergradientOptimizer([weight()], Empty()).coefficients() == {"a": 0.0}
+    with pytest.raises(TypeError, match="family must be hashable, and Empty is not"):
+        HypergradientOptimizer([weight()], dataclass(Empty)())
+
+
+@pytest.mark.parametrize("scale", [None, "2", torch.ones(2)], ids=str)
+def test_bad_hyper_grad_scale_changes_nothing(scale):
+    model = Net()
+    optimizer = MADA(model.parameters(), hyper_warmup=0)
+    train(model, optimizer, 3)
+    before = copy.deepcopy((optimizer.state_dict()["state"], model.state_dict()))
+    optimizer.hyper_grad_scale = scale
+    with pytest.raises(TypeError, match="hyper_grad_scale must be a number or a tensor of one element"):
+        optimizer.step()
+    torch.testing.assert_close((optimizer.state_dict()["state"], model.state_dict()), before, rtol=0, atol=0)

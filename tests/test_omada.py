@@ -11,7 +11,7 @@ from problems import Net, loss_of, train
 from torch import Tensor, nn
 
 import mada_optim.matrices
-from mada_optim import MADA, OMADA, OMADAFamily, matrix_groups, orthogonalize
+from mada_optim import MADA, OMADA, OMADAFamily, matrix_groups, matrix_parameters, orthogonalize
 
 ADAMW = {"hyper_lr": 0.0}
 
@@ -287,3 +287,39 @@ def test_a_model_that_changes_its_dtype(dtype: torch.dtype):
         weights.append(torch.cat([param.detach().flatten().float() for param in model.parameters()]))
         assert optimizer.skipped_hypergradients == 0
     torch.testing.assert_close(*weights, rtol=torch.finfo(dtype).eps, atol=1e-5)
+
+
+def test_a_group_that_comes_late_does_not_begin_the_learning_rate_anew():
+    """Its low learning rate is a later part of the same training, and not the height from which that falls."""
+    model, late = Deep(), nn.Parameter(torch.ones(3))
+    optimizer = OMADA(model, 1e-2)
+    train(model, optimizer, 20)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-4
+    train(model, optimizer, 2, first=20)
+    optimizer.add_param_group({"params": [("late", late)], "lr": 1e-4})
+    before = optimizer.coefficients()["scale"]
+    for step in range(22, 32):
+        optimizer.zero_grad()
+        (loss_of(model, step) + (late**2).sum()).backward()
+        optimizer.step()
+    assert optimizer.coefficients()["scale"] == pytest.approx(before, rel=1e-12)
+
+
+def test_a_momentum_in_bfloat16_does_not_stand_still():
+    """Rounded to nearest it would stop where its steps are less than half a unit in the last place."""
+    weight = nn.Parameter(torch.zeros(40, 50))
+    grad = torch.linspace(0.1, 1.0, 2000).view(40, 50)
+    groups = [{"params": [weight], "matrices": True}]
+    optimizer = OMADA(groups, 1e-3, ortho=0.5, ortho_momentum=0.99, state_dtype=torch.bfloat16, **ADAMW)
+    for _ in range(600):
+        weight.grad = grad.clone()
+        optimizer.step()
+    error = optimizer.state[weight]["ortho_exp_avg"].float() / grad - 1
+    assert error.mean().abs() < 5e-3
+
+
+def test_complex_weights_are_no_matrices():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4, dtype=torch.complex64), nn.Linear(4, 4), nn.Linear(4, 2))
+    assert matrix_parameters(model) == [model[0].weight, model[2].weight]
+    OMADA(model)

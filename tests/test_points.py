@@ -154,6 +154,13 @@ def test_frozen_config_repeats_a_training_with_what_it_found():
     assert all(alpha == 0.0 for alpha in again.param_groups[0]["hyper_lr"].values())
 
 
+@pytest.mark.parametrize("row", TABLE, ids=IDS)
+def test_frozen_config_is_for_an_optimizer_of_the_same_class(row: Row):
+    optimizer = row(Net().parameters(), lr=1e-3)
+    again = type(optimizer)(Net().parameters(), **optimizer.frozen_config())
+    assert again.coefficients() == optimizer.coefficients()
+
+
 def test_freeze_holds_the_coefficients_and_releases_what_learning_needs():
     ours, slow = pair()
     optimizer = MADA(ours.parameters(), lr=5e-3, hyper_warmup=0)
@@ -163,6 +170,7 @@ def test_freeze_holds_the_coefficients_and_releases_what_learning_needs():
         if step == 30:
             optimizer.freeze()
             held = optimizer.coefficients()
+            assert all("pending_grad" not in optimizer.state[p] for p in ours.parameters())
         train(ours, optimizer, 1, first=step)
         twin.q = optimizer.coefficients()
         slow.zero_grad()
@@ -170,7 +178,6 @@ def test_freeze_holds_the_coefficients_and_releases_what_learning_needs():
         twin.step([p.grad for p in slow.parameters()])
     assert_equal(ours, slow)
     assert optimizer.coefficients() == held
-    assert all("pending_grad" not in optimizer.state[p] for p in ours.parameters())
 
 
 @pytest.mark.parametrize("row", TABLE, ids=IDS)

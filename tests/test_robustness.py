@@ -125,6 +125,20 @@ def test_tensors_without_elements_and_scalars(row: Row):
     assert scalar < 2.0
 
 
+@pytest.mark.parametrize("options", [{}, {"fused": False}, {"fused": True, "capturable": True}], ids=str)
+@pytest.mark.parametrize("row", TABLE, ids=IDS)
+def test_nothing_but_tensors_without_elements(row: Row, options):
+    """As a process may have of tensors that are spread over several."""
+    empty = nn.Parameter(torch.zeros(0, 3))
+    optimizer = row([empty], lr=1e-2, **options)
+    before = optimizer.coefficients()
+    for _ in range(8):
+        empty.sum().backward()
+        optimizer.step()
+    assert optimizer.coefficients() == before
+    assert int(optimizer.state[empty]["step"]) == 8
+
+
 @pytest.mark.parametrize("row", TABLE, ids=IDS)
 def test_a_group_added_in_the_middle(row: Row):
     model, late = Net(), nn.Parameter(torch.ones(5, dtype=torch.float64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -167,6 +168,29 @@ def test_hyper_grad_scale_undoes_clipping_for_the_hypergradient_alone(row: Row):
     (whole, _), (unclipped, _), (clipped, _) = found
     assert unclipped == pytest.approx(whole, rel=1e-4)
     assert clipped == pytest.approx({name: value / 10 for name, value in whole.items()}, rel=1e-4)
+
+
+def test_hyper_grad_scale_does_not_outlive_a_step_that_is_skipped():
+    model = Net()
+    optimizer = MADA(model.parameters(), hyper_warmup=0)
+    train(model, optimizer, 3)
+    optimizer.hyper_grad_scale, optimizer.found_inf = torch.tensor(math.inf), torch.ones(1)
+    optimizer.step()
+    optimizer.found_inf = None
+    train(model, optimizer, 3, first=3)
+    assert optimizer.skipped_hypergradients == 0
+
+
+@EVERY_ROW
+def test_gradients_in_float16_are_not_unscaled(row: Row):
+    """What they are scaled for would be lost; torch's AdamW refuses, too."""
+    weight = nn.Parameter(torch.ones(3, dtype=torch.float16))
+    optimizer, scaler = row([weight], lr=1e-2), torch.amp.GradScaler("cpu")
+    scaler.scale((2e-8 * weight.float()).sum()).backward()
+    with pytest.raises(ValueError, match="gradients in float16 cannot be unscaled"):
+        scaler.step(optimizer)
+    assert torch.equal(weight, torch.ones_like(weight))
+    assert not optimizer.state
 
 
 @EVERY_LEARNING_ROW

@@ -12,8 +12,19 @@ import torch
 from torch import Tensor
 
 from mada_optim.coefficients import is_number
-from mada_optim.engine import LR_MEMORY, SET_SETTINGS, SET_TENSORS, Group, State, buffer_names, init_state
+from mada_optim.engine import (
+    LR_MEMORY,
+    PENDING,
+    SET_SETTINGS,
+    SET_TENSORS,
+    Group,
+    State,
+    buffer_names,
+    init_state,
+)
 from mada_optim.family import Family
+from mada_optim.horizon import BUFFERS
+from mada_optim.kernels.base import SCALAR_STATE
 from mada_optim.sharding import fill
 
 # Arguments that came to torch's optimizers after their first release, or are ours alone; what a checkpoint written
@@ -89,8 +100,11 @@ def check_fits(family: Family, saved: Mapping[str, Any], own: list[Group], argum
             where_param = f"of parameter {saved_id}"
             if not is_number(buffers.get("step")):  # as torch's optimizers kept it once
                 _check_shape("step", buffers.get("step"), torch.Size(), where_param)
-            for name in buffer_names(family, other):
+            names = _stored_names(family, other, buffers)
+            for name in names:
                 _check_shape(name, buffers.get(name), param.shape, where_param)
+            if "pending_grad" in names:
+                _check_shape("pending", buffers.get("pending"), torch.Size(), where_param)
 
 
 def fill_state(
@@ -120,9 +134,20 @@ def fill_state(
         for param, saved_id in zip(group["params"], saved_group["params"], strict=True):
             buffers = saved["state"].get(saved_id)
             if buffers:
-                state[param] = init_state(family, param, group)
+                state[param] = init_state(family, param, group, _stored_names(family, group, buffers))
                 for name, tensor in state[param].items():
                     fill(tensor, torch.as_tensor(buffers[name]))
+
+
+def _stored_names(family: Family, group: Group, buffers: Mapping[str, Any]) -> list[str]:
+    """Names of a parameter's buffers to load: what its group needs but for learning, and what there is for learning.
+
+    That may be more or less than what the group needs, where learning has been stopped or begun again and there has been
+    no step since.
+    """
+    learning = [names for names in (PENDING, BUFFERS) if any(name in buffers for name in names)]
+    needed = [name for name in buffer_names(family, group) if name not in (*PENDING, *BUFFERS)]
+    return [*needed, *(name for names in learning for name in names if name not in SCALAR_STATE)]
 
 
 def _with_tuples(value: Any, example: Any) -> Any:

@@ -205,6 +205,9 @@ class LearningRule:
             rising: whether it is higher than ever before.
         """
         h = hypergradient
+        if any(one.logarithmic and not one.cumulative for one in coefficients):  # those are by the logarithm already
+            _, logarithmic, cumulative = _kinds(tuple(coefficients), h.device)
+            h = torch.where(logarithmic & ~cumulative, learned.values * h, h)
         finite = torch.isfinite(h).all()
         usable = finite & due
         alpha, low, high = _on_device(tuple(step_sizes), tuple(boxes), h.device)

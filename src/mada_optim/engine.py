@@ -11,7 +11,7 @@ when a hypergradient is due, which all processes know alike: also those that hav
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -23,7 +23,8 @@ from mada_optim.coefficients import LearnedTensors, LearningRule
 from mada_optim.family import Coefficient, Family
 from mada_optim.kernels import Batch, Kernels, select_kernels
 from mada_optim.kernels.base import coefficients_and_constants
-from mada_optim.sharding import Team, find_team, parts
+from mada_optim.kernels.rounding import noise_seed, round_stochastically
+from mada_optim.sharding import Team, find_team, local, parts
 
 # What all parameter groups have in common unless each has coefficients of its own.
 SET_SETTINGS = ("hyper_lr", "bounds", "hyper_momentum", "hyper_clip", "hyper_warmup", "hyper_every")
@@ -33,6 +34,8 @@ SET_TENSORS = (*LEARNED_TENSORS, "hyper_skipped", "hyper_steps")
 
 # What each group remembers of its learning rate: that of the last step, and the highest.
 LR_MEMORY = ("previous_lr", "peak_lr")
+# What a parameter keeps, together, only while something is learned, or until the step after that has changed.
+PENDING = ("pending", "pending_grad")
 
 Group = dict[str, Any]
 State = MutableMapping[Tensor, dict[str, Any]]
@@ -70,17 +73,20 @@ def prepare_state(family: Family, group: Group, state: State) -> None:
                 state[param] = {**init_state(family, param, group), **own}
 
 
-def init_state(family: Family, param: Tensor, group: Group) -> dict[str, Any]:
-    """State of a parameter before its first step: what the group's learned and non-neutral coefficients need."""
+def init_state(
+    family: Family, param: Tensor, group: Group, names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """State of a parameter before its first step: ``names``, or what the group's coefficients need."""
+    if names is None:
+        names = buffer_names(family, group)
     real = group["state_dtype"] or torch.promote_types(param.dtype.to_real(), torch.float32)
     dtype = real.to_complex() if param.is_complex() else real
     device = param.device if group["capturable"] else torch.device("cpu")
     # As torch.optim counts.
     counted = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
     state: dict[str, Any] = {"step": torch.zeros((), dtype=counted, device=device)}
-    if _differentiated(family, group):
+    if "pending_grad" in names:
         state["pending"] = torch.zeros((), dtype=torch.bool, device="cpu")
-    names = buffer_names(family, group)
     for name in names:
         if name not in horizon.BUFFERS:
             state[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
@@ -118,6 +124,8 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
     if team is not None:
         hypergradient, due = _add_up(team, hypergradient, values, due)
     if hypergradient is not None:
+        if isinstance(grad_scale, Tensor) and grad_scale.device.type != "cpu":
+            grad_scale = grad_scale.to(hypergradient.device)
         hypergradient = hypergradient * grad_scale
         learned = LearnedTensors(*(shared[key] for key in LEARNED_TENSORS))
         step_sizes, boxes = tuple(shared["hyper_lr"].values()), tuple(shared["bounds"].values())
@@ -135,6 +143,15 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
         _remember_lr(group)
     shared["hyper_steps"].add_(1)
     return hypergradient
+
+
+def release(family: Family, groups: list[Group], state: State) -> None:
+    """Settle what is pending and drop all that only learning needs, where nothing is learned any more."""
+    _settle(family, groups, state, groups[0]["coefficients"], keep=False, team=None)
+    for group in groups:
+        for param in group["params"]:
+            if state.get(param):
+                _drop(state[param], (*PENDING, *horizon.BUFFERS))
 
 
 def _settle(
@@ -203,12 +220,14 @@ def _prepare(family: Family, group: Group, state: State) -> None:
     """What the family computes of whole tensors before a step."""
     params = [param for param in group["params"] if param.grad is not None and state.get(param)]
     q = coefficients_and_constants(family, group, group["coefficients"])
-    grads = [param.grad.to(torch.promote_types(param.dtype, torch.float32)) for param in params]
-    if group["maximize"]:
-        grads = [-grad for grad in grads]
-    for param, prepared in zip(params, family.prepare([state[param] for param in params], grads, q), strict=True):
-        for name, value in prepared.items():
-            state[param][name].copy_(value)
+    grads = [-param.grad if group["maximize"] else param.grad for param in params]
+    found = family.prepare([state[param] for param in params], grads, q)
+    for index, (param, prepared) in enumerate(zip(params, found, strict=True)):
+        for role, (name, value) in enumerate(prepared.items()):
+            stored, value = local(state[param][name]), local(value)
+            if stored.dtype == torch.bfloat16:
+                value = round_stochastically(value.float(), noise_seed(state[param]["step"], index, -1) + role)
+            stored.copy_(value)
 
 
 def _add_up(team: Team, part: Tensor | None, values: Tensor, due: bool | Tensor) -> tuple[Tensor | None, bool | Tensor]:
@@ -270,18 +289,21 @@ def _remember_lr(group: Group) -> None:
 def _finish_step(state: dict[str, Any], stepped: bool, keep: bool, differentiated: bool, cumulative: bool) -> None:
     if stepped:
         state["step"] += 1
-    if differentiated:
+    if not differentiated:
+        _drop(state, PENDING)
+    elif "pending" in state:  # not where learning has begun again and there has been no gradient since
         pending = stepped and keep
         if bool(state["pending"]) != pending:
             state["pending"].fill_(pending)
             if not pending:
                 state["pending_grad"].zero_()  # else what is there would depend on the kernels
-    else:
-        state.pop("pending", None)
-        state.pop("pending_grad", None)
     if not cumulative:
-        for name in horizon.BUFFERS:
-            state.pop(name, None)
+        _drop(state, horizon.BUFFERS)
+
+
+def _drop(state: dict[str, Any], names: Sequence[str]) -> None:
+    for name in names:
+        state.pop(name, None)
 
 
 def _batches(family: Family, group: Group, state: State, pending: bool = False) -> Iterator[tuple[Kernels, Batch]]:

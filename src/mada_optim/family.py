@@ -145,7 +145,7 @@ class Family(ABC):
 
         Args:
             states: the buffers of each parameter. As everything here, DTensors where the parameters are.
-            grads: gradients g_t, in the dtype of the arithmetic.
+            grads: gradients g_t, in their own dtype.
             q: as in :meth:`update`.
 
         Returns:
@@ -349,8 +349,9 @@ class OMADAFamily(MADAFamily):
         if not q["matrices"] or is_special(q["ortho"], 0.0):
             return [{} for _ in states]
         mu = q["ortho_momentum"]
-        averages = [state["ortho_exp_avg"].to(g.dtype).lerp(g, 1 - mu) for state, g in zip(states, grads, strict=True)]
-        ahead = [g.lerp(average, mu) for g, average in zip(grads, averages, strict=True)]
+        wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in grads]
+        averages = [state["ortho_exp_avg"].to(g.dtype).lerp(g, 1 - mu) for state, g in zip(states, wide, strict=True)]
+        ahead = [g.lerp(average, mu) for g, average in zip(wide, averages, strict=True)]
         found = orthogonalize([whole(tensor) for tensor in ahead])
         return [
             {"ortho_exp_avg": average, "ortho": scatter_like(o, average)}

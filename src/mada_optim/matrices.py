@@ -15,7 +15,7 @@ NEWTON_SCHULZ_STEPS = 5
 
 
 def matrix_parameters(model: nn.Module) -> list[Tensor]:
-    """Parameters of two and more dimensions, but for embeddings and the output layer.
+    """Real parameters of two and more dimensions, but for embeddings and the output layer.
 
     The rule that optimizers with an orthogonalized direction share (K. Jordan, "Muon: An optimizer for hidden layers in
     neural networks", 2024): a hidden matrix or convolution maps activations to activations, and its whole spectrum
@@ -38,7 +38,8 @@ def matrix_parameters(model: nn.Module) -> list[Tensor]:
         elif own:
             last = own
     excluded.update(last)
-    return [param for param in model.parameters() if param.dim() >= 2 and param not in excluded]
+    matrices = (param for param in model.parameters() if param.dim() >= 2 and not param.is_complex())
+    return [param for param in matrices if param not in excluded]
 
 
 def orthogonalize(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, overload
 
@@ -12,10 +13,10 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from mada_optim.checkpoint import LATER_ARGUMENTS, check_fits, complete_groups, fill_state
 from mada_optim.coefficients import Bounds, HyperLR, is_number, resolve_settings
-from mada_optim.engine import LR_MEMORY, SET_SETTINGS, SET_TENSORS, Group, learning_rule, prepare_state, take_step
+from mada_optim.engine import LR_MEMORY, SET_SETTINGS, SET_TENSORS, Group, learning_rule, prepare_state, release, take_step
 from mada_optim.family import Family
 from mada_optim.kernels import check_fused
-from mada_optim.sharding import any_process, check_placements, local, place_gradient
+from mada_optim.sharding import any_process, check_placements, local, place_gradient, whole
 
 
 class HypergradientOptimizer(Optimizer):
@@ -105,6 +106,11 @@ class HypergradientOptimizer(Optimizer):
     ) -> None:
         if not isinstance(family, Family):
             raise TypeError(f"family must be an instance of mada_optim.Family, got {family!r}")
+        try:
+            hash(family)
+        except TypeError:
+            hint = "declare it with @dataclass(frozen=True), or define __hash__"
+            raise TypeError(f"family must be hashable, and {type(family).__name__} is not; {hint}") from None
         unknown = [name for name in constants if name not in family.constants]
         if unknown:
             raise TypeError(f"unexpected argument {unknown[0]!r}; constants of {family.name}: {list(family.constants)}")
@@ -158,6 +164,9 @@ class HypergradientOptimizer(Optimizer):
         """Stop learning: the coefficients stay where they are from now on, and what learning needs is released."""
         for group in self.param_groups:
             group["hyper_lr"] = dict.fromkeys(group["hyper_lr"], 0.0)
+        with torch.no_grad():
+            for groups in self._coefficient_sets():
+                release(self.family, groups, self.state)
 
     def frozen_config(self, group: int = 0) -> dict[str, Any]:
         """Keyword arguments with which an optimizer of this class holds these coefficients fixed from the start.
@@ -203,6 +212,8 @@ class HypergradientOptimizer(Optimizer):
             group[name] = torch.zeros((), dtype=torch.float64, device=device) if group["capturable"] else 0.0
         if first is not None and not per_group:
             group.update({key: first[key] for key in (*SET_SETTINGS, *SET_TENSORS, "special")})
+            # How far the learning rate has fallen is a matter of the training, of which this group's is a later part.
+            group["peak_lr"] = group["peak_lr"] + max(float(other["peak_lr"]) for other in self.param_groups)
         else:
             values = torch.tensor(list(settings.start.values()), dtype=torch.float64, device=device)
             group.update(
@@ -225,11 +236,15 @@ class HypergradientOptimizer(Optimizer):
             if isinstance(value, Tensor) and name == "lr":
                 if value.numel() != 1:
                     raise ValueError(f"lr must be a number or a tensor of one element, got shape {tuple(value.shape)}")
+                if value.device.type == "cpu" and not 0.0 <= float(value) < math.inf:
+                    raise ValueError(f"lr must be a finite number >= 0, got {value!r}")
             elif not is_number(value) or value < 0.0:
                 raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
         for name in ("maximize", "hyper_per_group", "capturable", "differentiable", "stochastic_rounding"):
             if not isinstance(group[name], bool):
                 raise TypeError(f"{name} must be a bool, got {group[name]!r}")
+        if group["hyper_per_group"] != self.defaults["hyper_per_group"]:
+            raise ValueError("hyper_per_group is an argument of the optimizer, not of one parameter group")
         for name in ("foreach", "fused"):
             if not (group[name] is None or isinstance(group[name], bool)):
                 raise TypeError(f"{name} must be True, False or None, got {group[name]!r}")
@@ -285,8 +300,9 @@ class HypergradientOptimizer(Optimizer):
             What the closure returned.
 
         Raises:
-            RuntimeError: a gradient is sparse, or not spread over the same processes as its parameter. Nothing has been
-                changed then.
+            RuntimeError: a gradient is sparse, or not spread over the same processes as its parameter.
+            ValueError: a gradient in float16 is scaled by ``torch.amp.GradScaler``.
+            TypeError: ``hyper_grad_scale`` is not a number. As with the others, nothing has been changed then.
         """
         loss = None
         if closure is not None:
@@ -299,6 +315,7 @@ class HypergradientOptimizer(Optimizer):
     def _update(self) -> None:
         with torch.no_grad():
             self._check_gradients()
+            grad_scale = self._take_hyper_grad_scale()
             phantom = self._is_phantom_step()
             for group in self.param_groups:
                 prepare_state(self.family, group, self.state)
@@ -306,10 +323,19 @@ class HypergradientOptimizer(Optimizer):
                 return
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             for index, groups in enumerate(self._coefficient_sets()):
-                hypergradient = take_step(self.family, groups, self.state, self.hyper_grad_scale)
+                hypergradient = take_step(self.family, groups, self.state, grad_scale)
                 if hypergradient is not None:
                     self._hypergradients[index] = hypergradient
+
+    def _take_hyper_grad_scale(self) -> float | Tensor:
+        """What the user set for this step and for no other, also if it is not taken."""
+        scale: Any = self.hyper_grad_scale
+        if isinstance(scale, Tensor) and scale.numel() == 1:
+            scale = whole(scale.detach()).reshape(())
+        elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
+            raise TypeError(f"hyper_grad_scale must be a number or a tensor of one element, got {scale!r}")
         self.__dict__.pop("hyper_grad_scale", None)
+        return scale  # type: ignore[no-any-return]
 
     def _unscale(self) -> bool:
         """What torch.amp.GradScaler leaves to the step, by two attributes; whether the step is to be taken."""
@@ -333,11 +359,17 @@ class HypergradientOptimizer(Optimizer):
                     yield param, group
 
     def _check_gradients(self) -> None:
+        scaled = getattr(self, "grad_scale", None) is not None
         for param, _ in self._params_with_grad():
             if param.grad is not None and param.grad.layout != torch.strided:
                 raise RuntimeError(
                     f"{type(self).__name__} does not support sparse gradients, got layout {param.grad.layout} "
                     f"for a parameter of shape {tuple(param.shape)}"
+                )
+            if scaled and param.grad is not None and param.grad.dtype.to_real() == torch.float16:
+                raise ValueError(
+                    "torch.amp.GradScaler: gradients in float16 cannot be unscaled without losing what they are scaled "
+                    "for; keep parameters in float32 and use torch.autocast"
                 )
             place_gradient(param)
 
@@ -395,6 +427,8 @@ class HypergradientOptimizer(Optimizer):
 
 
 def _as_list(params: Any) -> list[Any]:
+    if isinstance(params, (set, frozenset)):
+        raise TypeError("params must have an order that is the same in every run, got a set")
     return [params] if isinstance(params, Tensor) else list(params)
 
 

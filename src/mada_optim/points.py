@@ -170,6 +170,10 @@ class AVGrad(MADA):
             stochastic_rounding=stochastic_rounding,
         )
 
+    def frozen_config(self, group: int = 0) -> dict[str, Any]:
+        """See :meth:`HypergradientOptimizer.frozen_config`: the betas, as nothing else can be said."""
+        return {"betas": super().frozen_config(group)["betas"]}
+
 
 # The step sizes of Ozkara et al. for language models.
 _PAPER_HYPER_LR = {"beta1": 5e-4, "beta2": 5e-4, "beta3": 0.1, "rho": 0.1, "c": 0.1, "gamma": 0.1}

@@ -44,7 +44,7 @@ class Batch:
         states: what is kept for each of them; may be changed.
         step: number t of steps completed: a number, or a 0-dimensional tensor on the device (``capturable``).
         pending: whether the last of them was pending when this step began.
-        index: position of the first parameter in the model, from which the noise of stochastic rounding is drawn.
+        index: position of the first parameter in its group, from which the noise of stochastic rounding is drawn.
     """
 
     group: Group

@@ -21,8 +21,8 @@ from mada_optim.family import Family
 from mada_optim.hypergradient import alignment_gradient
 from mada_optim.kernels.base import Batch
 from mada_optim.kernels.blocks import make_blocks
-from mada_optim.kernels.plain import PlainKernels, is_rounded_stochastically, noise_seed, number_tensor, spread
-from mada_optim.kernels.rounding import round_stochastically
+from mada_optim.kernels.plain import PlainKernels, is_rounded_stochastically, number_tensor, spread
+from mada_optim.kernels.rounding import noise_seed, round_stochastically
 
 SMALLEST = 1 << 13
 
@@ -47,10 +47,11 @@ class CompiledKernels(PlainKernels):
         names = self.family.buffers(self._q(batch, values))
         total = None
         if learned:
-            (aligned,) = self._run(
+            sums = self._run(
                 batch, values, batch.step, self._align(batch, learned), ("grad", "pending_grad", *names), ()
             )
-            total = spread(self.family, learned, aligned.to(values.device))
+            if sums:  # none where no parameter has an element
+                total = spread(self.family, learned, sums[0].to(values.device))
         self._run(batch, values, batch.step, self._advance(batch), ("pending_grad", *names), names)
         return total
 
@@ -132,7 +133,7 @@ class CompiledKernels(PlainKernels):
             shared = {role: block.flat(role) for role in read}
             # An element that a zero gradient follows adds nothing to the hypergradient.
             tensors = {role: _pad(tensor.detach(), role == "grad") for role, (tensor, _) in shared.items()}
-            seed = noise_seed(batch, number)
+            seed = noise_seed(batch.step, batch.index, number)
             if not isinstance(seed, Tensor):
                 seed = torch.full((), seed, dtype=torch.int64, device=batch.device)
             if program is None:

@@ -13,7 +13,7 @@ from mada_optim.horizon import BUFFERS, DECAY, MEAN, SWING_SHARE
 from mada_optim.hypergradient import alignment_gradient
 from mada_optim.kernels.base import Batch, Kernels, coefficients_and_constants
 from mada_optim.kernels.blocks import Block, make_blocks
-from mada_optim.kernels.rounding import mix, round_stochastically
+from mada_optim.kernels.rounding import noise_seed, round_stochastically
 
 
 class PlainKernels(Kernels):
@@ -94,7 +94,7 @@ class PlainKernels(Kernels):
     def _write(batch: Batch, block: Block, values: Mapping[str, Tensor], number: int) -> None:
         for role, (name, value) in enumerate(values.items()):
             if is_rounded_stochastically(batch, name, block.members[0][name].dtype):
-                value = round_stochastically(value.float(), noise_seed(batch, number) + role)
+                value = round_stochastically(value.float(), noise_seed(batch.step, batch.index, number) + role)
             block.write(name, value)
 
 
@@ -104,13 +104,6 @@ def is_rounded_stochastically(batch: Batch, name: str, dtype: torch.dtype) -> bo
     Buffers in bfloat16 always: an average that moves by less than half a unit in the last place would stand still.
     """
     return bool(dtype == torch.bfloat16 and (name != "param" or batch.group["stochastic_rounding"]))
-
-
-def noise_seed(batch: Batch, number: int) -> int | Tensor:
-    """Of stochastic rounding in the block of that number: the same on every process, and again after a resume."""
-    if isinstance(batch.step, Tensor):
-        return batch.step.to(torch.int64) * 0x9E3779B1 + mix(batch.index, number)
-    return mix(batch.index, number, int(batch.step))
 
 
 def number_tensor(batch: Batch, value: float | Tensor) -> Tensor:

@@ -21,6 +21,18 @@ def mix(*numbers: int) -> int:
     return seed
 
 
+def noise_seed(step: float | Tensor, *place: int) -> int | Tensor:
+    """Of the noise at a step and place: the same on every process, and again after a resume.
+
+    Args:
+        step: a number, or a 0-dimensional tensor on a device, for which the program does not wait.
+        place: what else tells one noise from another.
+    """
+    if isinstance(step, Tensor) and step.device.type != "cpu":
+        return step.to(torch.int64) * 0x9E3779B1 + mix(*place)
+    return mix(*place, int(step))
+
+
 def _finalize(x: int) -> int:
     x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _MASK
     x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _MASK

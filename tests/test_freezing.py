@@ -1,0 +1,95 @@
+"""Learning that is stopped and begun again: between any two steps, and across a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from problems import TABLE, Net, Row, loss_of, train
+
+from mada_optim import HypergradientOptimizer
+
+EVERY_LEARNING_ROW = pytest.mark.parametrize(
+    "row", [row for row in TABLE if row.learns], ids=[row.name for row in TABLE if row.learns]
+)
+
+
+def by_hand(optimizer: HypergradientOptimizer) -> None:
+    set_hyper_lr(optimizer, dict.fromkeys(optimizer.param_groups[0]["hyper_lr"], 0.0))
+
+
+def set_hyper_lr(optimizer: HypergradientOptimizer, hyper_lr: dict[str, float]) -> None:
+    for group in optimizer.param_groups:
+        group["hyper_lr"] = hyper_lr
+
+
+def reloaded(row: Row, model: Net, optimizer: HypergradientOptimizer) -> tuple[Net, HypergradientOptimizer]:
+    other_model = copy.deepcopy(model)
+    other = row(other_model.parameters(), lr=1.0)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    return other_model, other
+
+
+def assert_go_on_alike(one: tuple[Net, HypergradientOptimizer], other: tuple[Net, HypergradientOptimizer]) -> None:
+    for model, optimizer in (one, other):
+        train(model, optimizer, 5, first=8)
+    for a, b in zip(one[0].parameters(), other[0].parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert one[1].coefficients() == other[1].coefficients()
+    torch.testing.assert_close(one[1].state_dict()["state"], other[1].state_dict()["state"], rtol=0, atol=0)
+
+
+@EVERY_LEARNING_ROW
+@pytest.mark.parametrize("freeze", [HypergradientOptimizer.freeze, by_hand], ids=["freeze", "by hand"])
+def test_a_checkpoint_between_a_freeze_and_the_next_step_loses_nothing(row: Row, freeze):
+    """The last step's gradient is still to enter the buffers when learning stops."""
+    model = Net()
+    optimizer = row(model.parameters(), lr=5e-3)
+    train(model, optimizer, 8)
+    freeze(optimizer)
+    assert_go_on_alike(reloaded(row, model, optimizer), (model, optimizer))
+
+
+@EVERY_LEARNING_ROW
+def test_both_ways_to_freeze_are_the_same(row: Row):
+    ends = []
+    for freeze in (HypergradientOptimizer.freeze, by_hand):
+        model = Net()
+        optimizer = row(model.parameters(), lr=5e-3)
+        train(model, optimizer, 8)
+        freeze(optimizer)
+        ends.append((model, optimizer))
+    assert_go_on_alike(*ends)
+
+
+@EVERY_LEARNING_ROW
+def test_a_checkpoint_between_learning_again_and_the_next_step(row: Row):
+    model = Net()
+    optimizer = row(model.parameters(), lr=5e-3)
+    hyper_lr = optimizer.param_groups[0]["hyper_lr"]
+    train(model, optimizer, 6)
+    optimizer.freeze()
+    train(model, optimizer, 2, first=6)
+    set_hyper_lr(optimizer, hyper_lr)
+    assert_go_on_alike(reloaded(row, model, optimizer), (model, optimizer))
+
+
+@EVERY_LEARNING_ROW
+def test_learning_again_while_a_parameter_has_no_gradient(row: Row):
+    model = Net()
+    optimizer = row(model.parameters(), lr=5e-3)
+    hyper_lr = optimizer.param_groups[0]["hyper_lr"]
+    train(model, optimizer, 5)
+    optimizer.freeze()
+    train(model, optimizer, 1, first=5)
+    frozen = optimizer.coefficients()
+    set_hyper_lr(optimizer, hyper_lr)
+    for step in range(6, 12):
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        if step < 9:
+            model.norm.weight.grad = None
+        optimizer.step()
+    assert optimizer.coefficients() != frozen
+    assert int(optimizer.state[model.norm.weight]["step"]) == 9
