@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return int(arguments.run(arguments))
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"mada: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -234,7 +234,11 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
         "--data-root", metavar="DIR", default=".", help="where relative paths of data are looked up (default: here)"
     )
     parser.add_argument(
-        "--only", type=_list_of(str), metavar="LABEL,...", default=[], help="contenders to train (default: all)"
+        "--only",
+        action="append",
+        metavar="LABEL,...",
+        default=[],
+        help="contenders to train (default: all); may be given again",
     )
     parser.add_argument("--stage", choices=("tune", "confirm"), default=None, help="(default: both)")
     _add_workers(parser)

@@ -95,7 +95,10 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     experiment = sweep.load(arguments.file, arguments.data_root)
     out = Path(getattr(arguments, "out", None) or _new_folder(Path(arguments.file).stem))
     folders = {stage: out / stage for stage in (TUNE, CONFIRM)}
-    chosen = {"only": arguments.only, "stages": [arguments.stage] if arguments.stage else list(folders)}
+    chosen = {
+        "only": experiment.labels(arguments.only),
+        "stages": [arguments.stage] if arguments.stage else list(folders),
+    }
     code = _run_stages(experiment, folders, out, arguments, **chosen)
     if code != 130:
         for stage, folder in folders.items():

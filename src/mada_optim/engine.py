@@ -73,9 +73,7 @@ def prepare_state(family: Family, group: Group, state: State) -> None:
                 state[param] = {**init_state(family, param, group), **own}
 
 
-def init_state(
-    family: Family, param: Tensor, group: Group, names: Sequence[str] | None = None
-) -> dict[str, Any]:
+def init_state(family: Family, param: Tensor, group: Group, names: Sequence[str] | None = None) -> dict[str, Any]:
     """State of a parameter before its first step: ``names``, or what the group's coefficients need."""
     if names is None:
         names = buffer_names(family, group)

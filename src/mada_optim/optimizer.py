@@ -13,7 +13,16 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from mada_optim.checkpoint import LATER_ARGUMENTS, check_fits, complete_groups, fill_state
 from mada_optim.coefficients import Bounds, HyperLR, is_number, resolve_settings
-from mada_optim.engine import LR_MEMORY, SET_SETTINGS, SET_TENSORS, Group, learning_rule, prepare_state, release, take_step
+from mada_optim.engine import (
+    LR_MEMORY,
+    SET_SETTINGS,
+    SET_TENSORS,
+    Group,
+    learning_rule,
+    prepare_state,
+    release,
+    take_step,
+)
 from mada_optim.family import Family
 from mada_optim.kernels import check_fused
 from mada_optim.sharding import any_process, check_placements, local, place_gradient, whole

@@ -69,13 +69,20 @@ def train_share(
     return losses, sent
 
 
-def train_alone(model: nn.Module, optimizer: HypergradientOptimizer, steps: int = STEPS, first: int = 0) -> list[float]:
+def train_alone(
+    model: nn.Module,
+    optimizer: HypergradientOptimizer,
+    steps: int = STEPS,
+    first: int = 0,
+    after_backward: Callable[[int], None] = lambda step: None,
+) -> list[float]:
     losses = []
     for step in range(first, first + steps):
         x, y = batch(step)
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x), y)
         loss.backward()
+        after_backward(step)
         optimizer.step()
         losses.append(loss.item())
     return losses
@@ -177,6 +184,24 @@ def check_fsdp(world: World) -> None:
 def check_fsdp_with_other_kernels(world: World) -> None:
     for kwargs in ({"foreach": False}, {"foreach": True}, {"capturable": True}):
         like_one_process(world, sharded, lambda p, kw=kwargs: ROWS["mada-paper"](p, lr=5e-3, **kw), steps=4)
+
+
+def check_the_hypergradient_of_the_unclipped_gradient(world: World) -> None:
+    """Where parameters are DTensors, so is the norm that clip_grad_norm_ returns."""
+    trained = []
+    for model, train in ((Net(), train_alone), (sharded(Net()), partial(train_share, world))):
+        optimizer = ROWS["mada-paper"](model.parameters(), lr=5e-3)
+
+        def clip(_: int, model: nn.Module = model, optimizer: HypergradientOptimizer = optimizer) -> None:
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.hyper_grad_scale = (norm / 0.1).clamp(min=1.0)
+
+        train(model, optimizer, 8, after_backward=clip)
+        trained.append((model, optimizer))
+    (alone, expected), (together, found) = trained
+    assert_close_models(together, alone)
+    assert_close_coefficients(found, expected)
+    assert_same_on_all_ranks(world, learned(found))
 
 
 def omada(params: Any) -> HypergradientOptimizer:

@@ -105,3 +105,8 @@ def test_missing_extras(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["optimizers"]) == 2
     assert "pip install 'mada-optim[experiments]'" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["online", "--steps", "100", "--out", str(tmp_path / "missing" / "online")]) == 2
+    assert "No such file or directory" in capsys.readouterr().err

@@ -136,3 +136,17 @@ def test_buffers_in_bfloat16_by_name():
     assert optimizers.build(config, nn.Linear(1, 1)).param_groups[0]["state_dtype"] is torch.bfloat16
     with pytest.raises(InputError, match="state_dtype must be None, torch.float32 or torch.bfloat16, got 'Frodo'"):
         optimizers.resolve(parse("mada:state_dtype=Frodo"))
+
+
+def test_betas_are_not_given_to_optimizers_for_which_they_mean_something_else() -> None:
+    base = dataclasses.replace(BASE, optimizer=OptimizerConfig(betas=(0.8, 0.95)))
+    grid = comparison(["adamw", "adan", "lion:beta1=0.9:beta2=0.98"], [1e-3], [0], base)
+    betas = {label: grid.config(label).optimizer.betas for label in grid.contenders}
+    assert betas == {"adamw": (0.8, 0.95), "adan": None, "lion:beta1=0.9:beta2=0.98": (0.9, 0.98)}
+
+
+def test_options_may_be_integers() -> None:
+    model = nn.Linear(2, 2)
+    optimizer = optimizers.build(optimizers.resolve(parse("mada:hyper_every=10:hyper_warmup=0:rho=1e-1")), model)
+    group = optimizer.param_groups[0]
+    assert (group["hyper_every"], group["hyper_warmup"], group["coefficients"][3]) == (10, 0, 0.1)

@@ -124,16 +124,19 @@ def test_the_file_in_the_docs(tmp_path: Path) -> None:
 
 
 def test_names_of_runs(tmp_path: Path) -> None:
-    axes = '[axes]\nseed = [1]\n"optimizer.betas" = [[0.5, 0.9]]\n"optimizer.options.hyper_lr.rho" = [0.1, 1]\n'
+    axes = '[axes]\nseed = [1]\n"optimizer.betas" = [[0.5, 0.9]]\n"optimizer.lr" = [0.1, 1]\n'
     path = write(tmp_path, f'{BASE}{axes}[contenders."Mada (ours): ρ"]\nname = "mada"\n')
     runs = load(path).tune("Mada (ours): ρ")
-    assert list(runs) == ["Mada_ours_+_ρ-betas0.5,0.9-rho0.1-seed1", "Mada_ours_+_ρ-betas0.5,0.9-rho1-seed1"]
-    config = runs["Mada_ours_+_ρ-betas0.5,0.9-rho0.1-seed1"]
-    assert (config.optimizer.betas, config.optimizer.options, config.seed) == (
-        (0.5, 0.9),
-        {"hyper_lr": {"rho": 0.1}},
-        1,
-    )
+    assert list(runs) == ["Mada_ours_+_ρ-betas0.5,0.9-lr0.1-seed1", "Mada_ours_+_ρ-betas0.5,0.9-lr1-seed1"]
+    config = runs["Mada_ours_+_ρ-betas0.5,0.9-lr0.1-seed1"]
+    assert (config.optimizer.betas, config.optimizer.lr, config.seed) == ((0.5, 0.9), 0.1, 1)
+
+
+def test_labels_with_commas(tmp_path: Path) -> None:
+    label = "without β2, hyper_every = 10"
+    experiment = load(write(tmp_path, f'{BASE}[contenders."{label}"]\nname = "mada"\n[contenders.a]\nname = "mada"'))
+    assert experiment.labels([label, "a,b"]) == [label, "a", "b"]
+    assert experiment.labels([]) == []
 
 
 @pytest.mark.parametrize(
@@ -147,7 +150,12 @@ def test_names_of_runs(tmp_path: Path) -> None:
         ("steps = 10", "steps = -1", "steps must be a positive integer, got -1"),
         ("seed = [0, 1]", "seed = [0, 0]", "seed must be a list that is not empty and repeats nothing"),
         ("seed = [0, 1]", "seed = 0", "seed must be a list that is not empty and repeats nothing, got 0"),
-        ("seed = [0, 1]", '"optimizer.rl" = [1]', "field must be one of a run's: name, lr, .*, got 'optimizer.rl'"),
+        ("seed = [0, 1]", '"optimizer.rl" = [1]', "axis of 'adamw' must be one of optimizer.lr, .*'optimizer.rl'"),
+        (
+            "seed = [0, 1]",
+            "clip = [0, 1]",
+            "axis of 'adamw' must be one of .*seed; use contenders for others, got 'clip'",
+        ),
         ("steps = 10", "optimizer = { betas = 0.9 }", "optimizer.betas must be two numbers, got 0.9"),
         ("seeds = [0, 1, 2]", "", "confirm must be a table with seeds"),
         ("seeds = [0, 1, 2]", "seeds = []", "confirm.seeds must be a list that is not empty"),

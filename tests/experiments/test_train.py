@@ -16,6 +16,7 @@ from tiny import assert_same_run, tiny_config, without_times
 
 from mada_optim.experiments.config import OptimizerConfig, RunConfig, from_dict, to_dict
 from mada_optim.experiments.run_folder import RunFolder
+from mada_optim.experiments.stage_folder import load_run_alone
 from mada_optim.experiments.sweep import changed
 from mada_optim.experiments.train import PATIENCE, StepReport, train
 from mada_optim.tasks import InputError
@@ -238,6 +239,9 @@ def test_one_bad_batch_is_skipped_and_many_end_the_run(tmp_path: Path, monkeypat
     assert result.status == "finished"
     assert result.val_loss is not None
     assert [line["step"] for line in RunFolder(tmp_path / "one").metrics() if line.get("loss", 0) is None] == [5]
+    assert result.skipped_steps == 1
+    stage = load_run_alone(tmp_path / "one")
+    assert stage.problems() == ["mada: one left out 1 step whose loss or gradient was not finite"]
 
     bad = set(range(12, 31))
     result = train(tiny_config(), tmp_path / "many")

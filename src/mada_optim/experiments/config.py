@@ -54,7 +54,7 @@ class RunConfig:
         clip: maximal norm of the gradient; 0: not clipped.
         hyper_unclipped: whether hypergradients see gradients as they were before they were clipped.
         accumulate: micro-batches into which each process cuts its part of a batch; their gradients are added up, so
-            that the step is that of the whole batch, in the memory of a part.
+            that the step is that of the whole batch, in the memory of a part (but for dropout and batch normalization).
         seed: of the initial weights and of the data order.
         eval_every, checkpoint_every: number of steps between two validations, two checkpoints.
         threads: of torch on the CPU; None: torch's choice. A resumed run keeps the number.

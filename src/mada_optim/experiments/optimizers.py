@@ -126,7 +126,7 @@ def parse(spec: str) -> OptimizerConfig:
     ``beta1`` and ``beta2`` go together and make up ``betas``.
 
     >>> parse("mada:rho=0:beta1=0.8:beta2=0.9")
-    OptimizerConfig(name='mada', lr=0.003, betas=(0.8, 0.9), weight_decay=None, options={'rho': 0.0})
+    OptimizerConfig(name='mada', lr=0.003, betas=(0.8, 0.9), weight_decay=None, options={'rho': 0})
 
     Values are numbers, but for ``state_dtype``, the name of a dtype: ``mada:state_dtype=bfloat16``.
     """
@@ -138,7 +138,7 @@ def parse(spec: str) -> OptimizerConfig:
             options[option] = value
             continue
         try:
-            options[option.replace("-", "_")] = float(value)
+            options[option.replace("-", "_")] = int(value) if value.strip("+-").isdecimal() else float(value)
         except ValueError:
             raise InputError(f"optimizer option must be name=number, got {setting!r} in {spec!r}") from None
     betas = [options.pop(beta) for beta in ("beta1", "beta2") if beta in options]

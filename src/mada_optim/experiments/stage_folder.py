@@ -137,6 +137,9 @@ class StoredStage:
             for run in summary.runs:
                 if run.result.status == "interrupted":
                     yield f"{label}: the run is not over, it is at step {run.result.step}"
+                if run.result.skipped_steps:
+                    steps = count(run.result.skipped_steps, "step")
+                    yield f"{label}: {run.name} left out {steps} whose loss or gradient was not finite"
             missing = self.missing[label]
             if missing:
                 names = f": {listed(missing, most=6)}" if len(missing) < len(entry["runs"]) else ""

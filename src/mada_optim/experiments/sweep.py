@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mada_optim.experiments import optimizers
 from mada_optim.experiments.config import OptimizerConfig, RunConfig, make_task
 from mada_optim.tasks import InputError, require
 
@@ -21,6 +22,8 @@ else:
     import tomli as tomllib
 
 LR, BETAS, SEED = "optimizer.lr", "optimizer.betas", "seed"
+# What the tables tell apart: values of any other axis would count as further seeds.
+AXES = (LR, BETAS, SEED)
 Axes = Mapping[str, Sequence[Any]]
 
 
@@ -29,7 +32,8 @@ class Contender:
     """An optimizer, and what is different in its runs.
 
     Args:
-        name, betas, weight_decay, options: as in :class:`OptimizerConfig`; None: as in the base.
+        name, betas, weight_decay, options: as in :class:`OptimizerConfig`; None: as in the base, but for the betas of
+            optimizers for which they mean something else.
         run: fields of :class:`RunConfig` in place of the base's; dots lead into parts: ``task.width``.
         axes: in place of the experiment's axes of the same name, or further ones.
         coefficients_from: label of another contender that learns its coefficients. This one starts at the means of
@@ -69,7 +73,8 @@ class Experiment:
         title: for people.
         base: what all runs have in common.
         contenders: by label, which names them in tables.
-        axes: dotted fields of :class:`RunConfig` and the values that each contender is trained at, in all combinations.
+        axes: fields of :class:`RunConfig`, dotted, and the values that each contender is trained at, in all
+            combinations: "optimizer.lr", "optimizer.betas", "seed". What differs in anything else is another contender.
         confirm: the second stage; None: there is none.
         threshold: final training loss below which a start of the betas counts as a good one. None: the median.
     """
@@ -86,6 +91,9 @@ class Experiment:
         for label, contender in self.contenders.items():
             require(bool(_slug(label)), "label", label, "a text with letters or digits")
             for name, values in self.axes_of(label).items():
+                require(
+                    name in AXES, f"axis of {label!r}", name, f"one of {', '.join(AXES)}; use contenders for others"
+                )
                 _check_values(name, values)
             self._check_source(label, contender)
         # Some file systems do not tell upper from lower case.
@@ -93,16 +101,21 @@ class Experiment:
         for name, count in names.items():
             require(count == 1, "runs", name, "told apart by their labels and values")
 
+    def labels(self, given: Sequence[str]) -> list[str]:
+        """Labels as they are given on a command line: each by itself, or several with commas between."""
+        return [label for text in given for label in ([text] if text in self.contenders else text.split(","))]
+
     def axes_of(self, label: str) -> Axes:
         return {**self.axes, **self.contenders[label].axes}
 
     def config(self, label: str) -> RunConfig:
         """The run of a contender before anything varies. What is None in it means something else for each optimizer."""
         contender, common = self.contenders[label], self.base.optimizer
+        betas = None if optimizers.find(contender.name).own_betas else common.betas
         optimizer = dataclasses.replace(
             common,
             name=contender.name,
-            betas=contender.betas or common.betas,
+            betas=contender.betas or betas,
             weight_decay=common.weight_decay if contender.weight_decay is None else contender.weight_decay,
             options={**common.options, **contender.options},
         )

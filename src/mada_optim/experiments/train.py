@@ -63,6 +63,7 @@ class Result:
     coefficients: dict[str, float]
     skipped_hypergradients: int
     val: dict[str, float] = field(default_factory=dict)
+    skipped_steps: int = 0
 
 
 def train(
@@ -75,7 +76,8 @@ def train(
 ) -> Result:
     """Train, and leave everything that is known about it in ``run_dir``.
 
-    Started by torchrun, the processes share each batch: to rounding, the run is that of one process. The first writes.
+    Started by torchrun, the processes share each batch: to rounding, the run is that of one process, but for dropout and
+    batch normalization. The first writes.
 
     Args:
         config: the run; what is None in it is resolved first.
@@ -216,6 +218,8 @@ class _Run:
             # One update with it would make every weight NaN; a single bad batch should not end a run.
             self.bad_steps += 1
         line: dict[str, Any] = {"step": self.step, "loss": finite(value), "lr": lr}
+        if self.bad_steps:
+            line["skipped"] = True
         if coefficients := _coefficients(self.optimizer):
             line["coefficients"] = coefficients
         return {**line, "step_seconds": self._now() - began, "optimizer_seconds": optimizer_seconds}
@@ -353,6 +357,7 @@ def summarize(metrics: Metrics, status: str, coefficients: dict[str, float], ski
             for name, value in (validations[-1] if usable and validations else {}).items()
             if name.startswith("val_") and name != "val_loss" and value is not None
         },
+        skipped_steps=sum(line.get("skipped", False) for line in steps),
     )
 
 
@@ -369,7 +374,7 @@ def _coefficients(optimizer: Optimizer) -> dict[str, float]:
 def _log(board: Any, line: dict[str, Any]) -> None:
     step = line["step"]
     for name, value in {**line, **line.get("coefficients", {})}.items():
-        if name in ("step", "coefficients") or value is None:
+        if name in ("step", "coefficients", "skipped") or value is None:
             continue
         group = "coefficients/" if name in line.get("coefficients", {}) else "time/" if "seconds" in name else ""
         board.add_scalar(group + name, value, step)
