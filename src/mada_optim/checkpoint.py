@@ -142,8 +142,8 @@ def fill_state(
 def _stored_names(family: Family, group: Group, buffers: Mapping[str, Any]) -> list[str]:
     """Names of a parameter's buffers to load: what its group needs but for learning, and what there is for learning.
 
-    That may be more or less than what the group needs, where learning has been stopped or begun again and there has been
-    no step since.
+    That may be more or less than what the group needs, where learning has been stopped or begun again and there has
+    been no step since.
     """
     learning = [names for names in (PENDING, BUFFERS) if any(name in buffers for name in names)]
     needed = [name for name in buffer_names(family, group) if name not in (*PENDING, *BUFFERS)]

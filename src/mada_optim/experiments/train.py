@@ -76,8 +76,8 @@ def train(
 ) -> Result:
     """Train, and leave everything that is known about it in ``run_dir``.
 
-    Started by torchrun, the processes share each batch: to rounding, the run is that of one process, but for dropout and
-    batch normalization. The first writes.
+    Started by torchrun, the processes share each batch: to rounding, the run is that of one process, but for dropout
+    and batch normalization. The first writes.
 
     Args:
         config: the run; what is None in it is resolved first.
