@@ -205,7 +205,7 @@ class LearningRule:
             rising: whether it is higher than ever before.
         """
         h = hypergradient
-        if any(one.logarithmic and not one.cumulative for one in coefficients):  # those are by the logarithm already
+        if any(one.logarithmic and not one.cumulative for one in coefficients):  # a cumulative h is by the logarithm
             _, logarithmic, cumulative = _kinds(tuple(coefficients), h.device)
             h = torch.where(logarithmic & ~cumulative, learned.values * h, h)
         finite = torch.isfinite(h).all()

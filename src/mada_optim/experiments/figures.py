@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,11 +94,24 @@ def draw_comparison(summaries: Sequence[Summary], path: Path, title: str) -> Non
         label_ends(left, labels)
         left.set(title="At each optimizer's best learning rate", xlabel="step", ylabel="validation loss")
         right.set(title="At every learning rate", xlabel="learning rate", ylabel="final validation loss", xscale="log")
-        lrs = sorted({lr for summary in summaries for lr in summary.lrs()})
+        lrs = _spaced(sorted({lr for summary in summaries for lr in summary.lrs()}))
         right.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
         right.minorticks_off()
         figure.suptitle(title, x=0.01, ha="left", color="#555555", fontsize=10)
         save_figure(figure, path)
+
+
+def _spaced(values: Sequence[float], most: int = 7) -> list[float]:
+    """Those that can be labels of a logarithmic axis beside each other.
+
+    >>> _spaced([0.001, 0.003, 0.01, 0.03, 3.0]), _spaced([0.001, 0.003, 0.01])
+    ([0.001, 0.01, 3.0], [0.001, 0.003, 0.01])
+    """
+    kept = list(values[:1])
+    for value in values[1:]:
+        if math.log(value / kept[-1]) >= math.log(values[-1] / values[0]) / most:
+            kept.append(value)
+    return kept
 
 
 def draw_betas(entries: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
