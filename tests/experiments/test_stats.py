@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 
-from mada_optim.experiments.report import StoredRun, Summary, loss_table, lr_table, markdown, reference_table, results
+from mada_optim.experiments.report import (
+    StoredRun,
+    Summary,
+    loss_table,
+    lr_difference_table,
+    lr_table,
+    markdown,
+    reference_table,
+    results,
+)
+from mada_optim.experiments.stage_folder import StoredStage
 from mada_optim.experiments.stats import mean_interval, paired_difference, t_quantile
 from mada_optim.experiments.train import Result
 
@@ -59,9 +70,32 @@ def test_tables_by_hand() -> None:
     assert [entry["steps_to_adamw"] for entry in entries] == [20, 10]
     assert reference_table(entries)[2] == ["mada", "-0.2500 ± 0.6353", "-", "10", "20.0", "1.0"]
     assert reference_table(entries)[1][:3] == ["adamw", "-", "+0.2500 ± 0.6353"]
+    assert lr_difference_table(entries) == [["optimizer", "lr 0.1"], ["mada", "-0.2500 ± 0.6353"]]
     assert loss_table(entries)[1][:2] == ["adamw", "0.1"]
     assert lr_table(entries)[1:] == [["adamw", "2.1000", "-"], ["mada", "1.8500", "1 of 2 diverged"]]
     assert markdown([["a", "b"], ["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |\n"
+
+
+def test_differences_at_every_learning_rate_need_three_seeds() -> None:
+    title = "Difference to adamw at every learning rate"
+    for seeds in (2, 3):
+        adamw, mada = (
+            Summary(label, [_run(lr, seed, [5.0, last + lr * seed]) for lr in (0.1, 0.2) for seed in range(seeds)])
+            for label, last in (("adamw", 2.0), ("mada", 1.5))
+        )
+        tables = StoredStage({}, [adamw, mada], [], {}).tables()
+        assert (title in tables) == (seeds == 3)
+    assert tables[title][1] == ["mada", "-0.5000 ± 0.0000", "-0.5000 ± 0.0000"]
+
+
+def test_runs_are_paired_by_the_start_of_their_betas() -> None:
+    starts = [(0.1, 0.9), (0.5, 0.9), (0.9, 0.5)]
+    runs = [dataclasses.replace(_run(0.1, 0, [float(i)]), betas=betas) for i, betas in enumerate(starts)]
+    others = [
+        dataclasses.replace(run, result=dataclasses.replace(run.result, val_loss=i + 1.0)) for i, run in enumerate(runs)
+    ]
+    entries = results([Summary("adamw", runs), Summary("mada", others[::-1])])
+    assert (entries[1]["difference"], entries[1]["difference_ci95"]) == (1.0, 0.0)
 
 
 def test_diverged_everywhere() -> None:

@@ -44,8 +44,8 @@ class Summary:
         return sorted({run.lr for run in self.runs})
 
     def at(self, lr: float | None) -> list[StoredRun]:
-        """Runs at one learning rate, by seed."""
-        return sorted((run for run in self.runs if run.lr == lr), key=lambda run: run.seed)
+        """Runs at one learning rate, by start of the betas, where these vary, and seed."""
+        return sorted((run for run in self.runs if run.lr == lr), key=lambda run: (run.betas or (), run.seed))
 
     def finals(self, lr: float | None) -> list[float]:
         """Final validation losses; those of diverged runs are missing."""
@@ -126,7 +126,7 @@ def results(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
 def _entry(summary: Summary, reference: Summary | None, best_of_all: Summary | None) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "optimizer": summary.label,
-        "by_lr": [{"lr": lr, "val_loss": summary.finals(lr), "diverged": summary.diverged(lr)} for lr in summary.lrs()],
+        "by_lr": [_at_lr(summary, lr, reference) for lr in summary.lrs()],
         "best_lr": summary.best_lr(),
     }
     best = summary.at(summary.best_lr())
@@ -140,11 +140,24 @@ def _entry(summary: Summary, reference: Summary | None, best_of_all: Summary | N
         target = statistics.fmean(reference.finals(reference.best_lr()))
         entry[f"steps_to_{REFERENCE}"] = summary.steps_to(target)
     for name, other in (("difference", reference), ("difference_to_best", best_of_all)):
-        theirs = other.at(other.best_lr()) if other is not None and other is not summary else []
-        if [run.seed for run in best] == [run.seed for run in theirs]:
-            pair = paired_difference(*([run.result.val_loss or 0.0 for run in runs] for runs in (best, theirs)))
-            entry[name], entry[f"{name}_ci95"] = pair
+        if other is not None and other is not summary:
+            entry |= _difference(name, best, other.at(other.best_lr()))
     return entry
+
+
+def _at_lr(summary: Summary, lr: float, reference: Summary | None) -> dict[str, Any]:
+    cell = {"lr": lr, "val_loss": summary.finals(lr), "diverged": summary.diverged(lr)}
+    other = reference is not None and reference is not summary
+    return cell | (_difference("difference", summary.at(lr), reference.at(lr)) if other else {})  # type: ignore[union-attr]
+
+
+def _difference(name: str, runs: Sequence[StoredRun], others: Sequence[StoredRun]) -> dict[str, Any]:
+    """Of the final validation losses, paired by seed, and its interval; nothing where that cannot be said."""
+    pairs = [[run.result.val_loss for run in each] for each in (runs, others)]
+    if not runs or [run.seed for run in runs] != [run.seed for run in others] or None in (*pairs[0], *pairs[1]):
+        return {}
+    mean, half = paired_difference(*pairs)  # type: ignore[arg-type]
+    return {name: mean, f"{name}_ci95": half}
 
 
 def loss_table(entries: Sequence[dict[str, Any]]) -> Table:
@@ -184,6 +197,19 @@ def lr_table(entries: Sequence[dict[str, Any]]) -> Table:
     for entry in entries:
         cells = {cell["lr"]: cell for cell in entry["by_lr"]}
         table.append([entry["optimizer"], *(_lr_cell(cells.get(lr)) for lr in lrs)])
+    return table
+
+
+def lr_difference_table(entries: Sequence[dict[str, Any]]) -> Table:
+    """Each optimizer against AdamW at every learning rate that both were trained at."""
+    cells = {entry["optimizer"]: {at["lr"]: at for at in entry["by_lr"] if "difference" in at} for entry in entries}
+    lrs = sorted({lr for found in cells.values() for lr in found})
+    table = [["optimizer", *(f"lr {lr:g}" for lr in lrs)]]
+    for name, found in cells.items():
+        if found:
+            shown = (_plus_minus(at["difference"], at["difference_ci95"], "+") for at in found.values())
+            by_lr = dict(zip(found, shown, strict=True))
+            table.append([name, *(by_lr.get(lr, "-") for lr in lrs)])
     return table
 
 

@@ -15,6 +15,11 @@ from mada_optim.experiments.run_folder import RunFolder
 from mada_optim.tasks import InputError
 from mada_optim.tasks.stored import read_json
 
+LEARNING_RATES = (
+    " Tables of learning rates: mean final validation loss and, with three seeds or more, "
+    f"the difference to {report.REFERENCE} at the same rate."
+)
+
 
 @dataclass(frozen=True)
 class StoredStage:
@@ -98,6 +103,9 @@ class StoredStage:
         }
         if self._several_lrs:
             tables["Mean final validation loss at every learning rate"] = report.lr_table(self.entries)
+            differences = report.lr_difference_table(self.entries)
+            if len(self.seeds) > 2 and len(differences) > 1:  # of two seeds the interval says nothing
+                tables[f"Difference to {report.REFERENCE} at every learning rate"] = differences
         if self.betas:
             tables["Starts of the betas"] = report.betas_table(self.betas, self.threshold)
         return tables
@@ -110,7 +118,7 @@ class StoredStage:
             f"{self.source}; {', '.join(f'{name} {value}' for name, value in task.items())}; "
             f"{base['steps']} steps, {count(len(self.seeds), 'seed')}; losses in nats. ±: half width of the 95 % t "
             "interval over seeds; differences are paired by seed. Best lr: the lowest mean final validation loss."
-            + (" Table of learning rates: mean final validation loss." if self._several_lrs else "")
+            + (LEARNING_RATES if self._several_lrs else "")
         ]
         if len(self.runs) < self.total:
             notes.append(f"INCOMPLETE: {len(self.runs)} of {self.total} runs are over.")
