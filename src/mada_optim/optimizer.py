@@ -245,7 +245,7 @@ class HypergradientOptimizer(Optimizer):
             if isinstance(value, Tensor) and name == "lr":
                 if value.numel() != 1:
                     raise ValueError(f"lr must be a number or a tensor of one element, got shape {tuple(value.shape)}")
-                if value.device.type == "cpu" and not 0.0 <= float(value) < math.inf:
+                if value.device.type == "cpu" and not 0.0 <= float(value.detach()) < math.inf:
                     raise ValueError(f"lr must be a finite number >= 0, got {value!r}")
             elif not is_number(value) or value < 0.0:
                 raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
