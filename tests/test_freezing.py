@@ -40,6 +40,19 @@ def assert_go_on_alike(one: tuple[Net, HypergradientOptimizer], other: tuple[Net
     torch.testing.assert_close(one[1].state_dict()["state"], other[1].state_dict()["state"], rtol=0, atol=0)
 
 
+def learning_again(row: Row, steps: int, frozen_steps: int) -> tuple[Net, HypergradientOptimizer, dict[str, float]]:
+    """After so many steps, and so many without learning; and the coefficients that it had in these."""
+    model = Net()
+    optimizer = row(model.parameters(), lr=5e-3)
+    hyper_lr = optimizer.param_groups[0]["hyper_lr"]
+    train(model, optimizer, steps)
+    optimizer.freeze()
+    train(model, optimizer, frozen_steps, first=steps)
+    frozen = optimizer.coefficients()
+    set_hyper_lr(optimizer, hyper_lr)
+    return model, optimizer, frozen
+
+
 @EVERY_LEARNING_ROW
 @pytest.mark.parametrize("freeze", [HypergradientOptimizer.freeze, by_hand], ids=["freeze", "by hand"])
 def test_a_checkpoint_between_a_freeze_and_the_next_step_loses_nothing(row: Row, freeze):
@@ -65,26 +78,13 @@ def test_both_ways_to_freeze_are_the_same(row: Row):
 
 @EVERY_LEARNING_ROW
 def test_a_checkpoint_between_learning_again_and_the_next_step(row: Row):
-    model = Net()
-    optimizer = row(model.parameters(), lr=5e-3)
-    hyper_lr = optimizer.param_groups[0]["hyper_lr"]
-    train(model, optimizer, 6)
-    optimizer.freeze()
-    train(model, optimizer, 2, first=6)
-    set_hyper_lr(optimizer, hyper_lr)
+    model, optimizer, _ = learning_again(row, 6, 2)
     assert_go_on_alike(reloaded(row, model, optimizer), (model, optimizer))
 
 
 @EVERY_LEARNING_ROW
 def test_learning_again_while_a_parameter_has_no_gradient(row: Row):
-    model = Net()
-    optimizer = row(model.parameters(), lr=5e-3)
-    hyper_lr = optimizer.param_groups[0]["hyper_lr"]
-    train(model, optimizer, 5)
-    optimizer.freeze()
-    train(model, optimizer, 1, first=5)
-    frozen = optimizer.coefficients()
-    set_hyper_lr(optimizer, hyper_lr)
+    model, optimizer, frozen = learning_again(row, 5, 1)
     for step in range(6, 12):
         optimizer.zero_grad()
         loss_of(model, step).backward()
