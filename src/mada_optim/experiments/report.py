@@ -147,8 +147,9 @@ def _entry(summary: Summary, reference: Summary | None, best_of_all: Summary | N
 
 def _at_lr(summary: Summary, lr: float, reference: Summary | None) -> dict[str, Any]:
     cell = {"lr": lr, "val_loss": summary.finals(lr), "diverged": summary.diverged(lr)}
-    other = reference is not None and reference is not summary
-    return cell | (_difference("difference", summary.at(lr), reference.at(lr)) if other else {})  # type: ignore[union-attr]
+    if reference is not None and reference is not summary:
+        cell |= _difference("difference", summary.at(lr), reference.at(lr))
+    return cell
 
 
 def _difference(name: str, runs: Sequence[StoredRun], others: Sequence[StoredRun]) -> dict[str, Any]:
@@ -207,9 +208,8 @@ def lr_difference_table(entries: Sequence[dict[str, Any]]) -> Table:
     table = [["optimizer", *(f"lr {lr:g}" for lr in lrs)]]
     for name, found in cells.items():
         if found:
-            shown = (_plus_minus(at["difference"], at["difference_ci95"], "+") for at in found.values())
-            by_lr = dict(zip(found, shown, strict=True))
-            table.append([name, *(by_lr.get(lr, "-") for lr in lrs)])
+            shown = {lr: _plus_minus(at["difference"], at["difference_ci95"], "+") for lr, at in found.items()}
+            table.append([name, *(shown.get(lr, "-") for lr in lrs)])
     return table
 
 
