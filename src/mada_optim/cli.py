@@ -207,6 +207,9 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("folder")
     group.add_argument("--out", metavar="DIR", help="new, or of this comparison (default: runs/TIME-compare)")
     group.add_argument("--report", metavar="DIR", help="train nothing; tables and figure from what is stored in DIR")
+    group.add_argument(
+        "--reference", metavar="NAME", help="optimizer that the tables compare the others with (default: adamw)"
+    )
 
 
 def _add_tokens(parser: argparse.ArgumentParser) -> None:

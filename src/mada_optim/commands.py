@@ -71,23 +71,25 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
 
     from mada_optim.experiments.compare import comparison
+    from mada_optim.experiments.stage_folder import check_reference
     from mada_optim.experiments.stages import TUNE
 
     out = Path(getattr(arguments, "report", None) or getattr(arguments, "out", None) or _new_folder("compare"))
+    reference = getattr(arguments, "reference", None)
     code = 0
     if not hasattr(arguments, "report"):
+        if reference is not None:
+            check_reference(reference, arguments.optimizers)
         experiment = comparison(arguments.optimizers, arguments.lrs, arguments.seeds, _config(arguments))
         code = _run_stages(experiment, {TUNE: out}, out, arguments)
     if code != 130:
-        _print_report(Console(), out)
+        _print_report(out, reference)
     return code
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
 
     from mada_optim.experiments import sweep
     from mada_optim.experiments.stages import CONFIRM, TUNE
@@ -104,7 +106,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         for stage, folder in folders.items():
             if any(folder.glob("runs/*/result.json")):
                 print(f"\n{experiment.title}: {stage}\n")
-                _print_report(Console(), folder)
+                _print_report(folder)
     return code
 
 
@@ -130,18 +132,25 @@ def _run_stages(
     return 1 if ending.failed or ending.left_out else 0
 
 
-def _print_report(console: Any, out: Path) -> None:
+def _print_report(out: Path, reference: str | None = None) -> None:
+    from rich.console import Console
     from rich.table import Table
 
     from mada_optim.experiments.stages import make_report
 
-    tables, notes = make_report(out)
+    tables, notes = make_report(out, reference)
+    console = Console()
     for header, *rows in tables:
         table = Table(box=None, header_style="bold", pad_edge=False)
-        for index, name in enumerate(header):
-            table.add_column(name, justify="right" if index else "left")
+        # Headers are broken between words, numbers are not.
+        cells = [(*name.split(), *column) for name, *column in zip(header, *rows, strict=True)]
+        widths = [max(map(len, texts)) for texts in cells]
+        for index, (name, width) in enumerate(zip(header, widths, strict=True)):
+            table.add_column(name, justify="right" if index else "left", width=width)
         for row in rows:
             table.add_row(*row)
+        # In a narrow terminal rich would leave out what has no room.
+        console.width = max(console.width, sum(widths) + 2 * len(widths))
         console.print(table)
         console.print()
     for note in notes:

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_config
+from tiny import stored_run, tiny_config
 from torch import nn
 
+from mada_optim.cli import main
 from mada_optim.experiments import optimizers
 from mada_optim.experiments.compare import comparison
 from mada_optim.experiments.config import OptimizerConfig
+from mada_optim.experiments.figures import draw_comparison
 from mada_optim.experiments.optimizers import parse
+from mada_optim.experiments.report import Summary
 from mada_optim.experiments.run_folder import RunFolder
 from mada_optim.experiments.stages import TUNE, Ending, RunReport, make_report, run_stages
 from mada_optim.experiments.sweep import Experiment
@@ -98,6 +101,41 @@ def test_report_says_what_is_missing(out: Path) -> None:
         assert "INCOMPLETE: 7 of 8" in make_report(out)[1][-1]
     finally:
         result.write_bytes(content)
+
+
+def test_report_with_another_reference(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_report(out)
+    difference = json.loads((out / "results.json").read_text())["results"][1]["difference"]
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(["compare", "--report", str(out), "--reference", "mada:rho=0"]) == 0
+    found = json.loads((out / "results.json").read_text())
+    assert found["reference"] == "mada:rho=0"
+    assert found["results"][0]["difference"] == pytest.approx(-difference)
+    assert "final val loss minus mada:rho=0's" in (out / "table.md").read_text()
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if f"{-difference:+.4f}" in line)
+    assert len(line.split()) > 6  # nothing is left out or broken in a terminal that is too narrow
+    make_report(out)
+
+
+@pytest.mark.parametrize("folder", ["--out", "--report"])
+def test_unknown_reference(folder: str, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = out if folder == "--report" else tmp_path / "new"
+    command = ["compare", "--optimizers", "adamw,mada:rho=0", folder, str(path), "--reference", "adan"]
+    assert main(command) == 2
+    assert "reference must be one of 'adamw', 'mada:rho=0', got 'adan'" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_more_lines_than_colours_differ_in_their_dashes(tmp_path: Path) -> None:
+    summaries = [Summary(f"optimizer {number}", [stored_run(0, val=1.0 + number)]) for number in range(9)]
+    draw_comparison(summaries, tmp_path / "curves", "nine")
+    drawn = (tmp_path / "curves.svg").read_text()
+    # The eighth and ninth: a line in both plots, and the piece of it beside its name.
+    assert drawn.count("stroke-dasharray") == 6
+    draw_comparison(summaries[:7], tmp_path / "curves", "seven")
+    assert "stroke-dasharray" not in (tmp_path / "curves.svg").read_text()
 
 
 def test_report_of_nothing(tmp_path: Path) -> None:

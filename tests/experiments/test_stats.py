@@ -67,10 +67,12 @@ def test_tables_by_hand() -> None:
     # differences -0.2 and -0.3: mean -0.25, standard error 0.05, t with one degree 12.706
     assert entries[1]["difference"] == pytest.approx(-0.25)
     assert entries[1]["difference_ci95"] == pytest.approx(12.706 * 0.05)
-    assert [entry["steps_to_adamw"] for entry in entries] == [20, 10]
+    assert [entry["steps_to_reference"] for entry in entries] == [20, 10]
     assert reference_table(entries)[2] == ["mada", "-0.2500 ± 0.6353", "-", "10", "20.0", "1.0"]
     assert reference_table(entries)[1][:3] == ["adamw", "-", "+0.2500 ± 0.6353"]
     assert lr_difference_table(entries) == [["optimizer", "lr 0.1"], ["mada", "-0.2500 ± 0.6353"]]
+    against = reference_table(results([adamw, mada], "mada"), "mada")
+    assert [row[1] for row in against] == ["final val loss minus mada's", "+0.2500 ± 0.6353", "-"]
     assert loss_table(entries)[1][:2] == ["adamw", "0.1"]
     assert lr_table(entries)[1:] == [["adamw", "2.1000", "-"], ["mada", "1.8500", "1 of 2 diverged"]]
     assert markdown([["a", "b"], ["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |\n"

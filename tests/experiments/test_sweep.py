@@ -376,5 +376,21 @@ def test_table_of_betas() -> None:
         {"betas": [0.5, 0.9], "train_loss": None, "val_loss": None},
     ]
     table = report.betas_table(found, 2.5)
-    assert table[1] == ["adamw", "0.1", "4", "50.0%", "2.5000", "diverged", "4.5000", "diverged"]
+    assert table[1] == ["adamw", "0.1", "4", "50.0%", "2.5000", "diverged", "4.5000", "diverged", "-"]
     assert report.median_train_loss([summary]) == 9.0
+
+
+def test_starts_of_the_betas_are_compared_one_by_one() -> None:
+    starts = [(0.1, 0.9), (0.5, 0.9), (0.9, 0.9), (0.9, 0.5)]
+    losses = {"adamw": [2.0, 3.0, None, None], "mada": [1.9, 3.1, 9.0, None]}
+    summaries = [
+        report.Summary(label, [run(start, 0, loss, loss) for start, loss in zip(starts, column, strict=True)])
+        for label, column in losses.items()
+    ]
+    # One that was not trained everywhere is compared where it was.
+    summaries.append(report.Summary("adan", [run(starts[1], 0, 2.0, 2.0), run((0.7, 0.7), 0, 2.0, 2.0)]))
+    found = report.betas_results(summaries, 2.5)
+    assert [row[-1] for row in report.betas_table(found, 2.5)] == ["below adamw's", "-", "2 of 4", "1 of 1"]
+    found = report.betas_results(summaries, 2.5, "mada")
+    assert [row[-1] for row in report.betas_table(found, 2.5, "mada")] == ["below mada's", "1 of 4", "-", "1 of 1"]
+    assert report.betas_table(report.betas_results(summaries[1:], 2.5), 2.5)[1][-1] == "-"

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
+from matplotlib.tri import Triangulation
 
 from mada_optim.experiments.display import SYMBOLS
 from mada_optim.experiments.paths import LOGARITHMIC, Panel, Points, coefficient_points
@@ -79,14 +80,15 @@ def draw_comparison(summaries: Sequence[Summary], path: Path, title: str) -> Non
         figure = Figure(figsize=(10, 4.4), layout="constrained")
         left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": (1.25, 1)})
         labels = []
-        for summary, colour in zip(summaries, _colours(), strict=False):
+        for number, summary in enumerate(summaries):
+            colour, dashes = look(number)
             steps, means, lows, highs = summary.band()
             if steps:
-                left.plot(steps, means, color=colour)
+                left.plot(steps, means, color=colour, ls=dashes)
                 left.fill_between(steps, lows, highs, color=colour, alpha=0.15, lw=0)
-                labels.append((means[-1], f"{summary.label}  {means[-1]:.3f}", colour))
+                labels.append(EndLabel(means[-1], f"{summary.label}  {means[-1]:.3f}", colour, dashes))
             finals = {lr: loss for lr in summary.lrs() if (loss := summary.mean_final(lr)) is not None}
-            right.plot(list(finals), list(finals.values()), "o-", color=colour, ms=4)
+            right.plot(list(finals), list(finals.values()), "o", color=colour, ls=dashes, ms=4)
             for lr in finals:
                 values = summary.finals(lr)
                 right.plot([lr] * len(values), values, "_", color=colour, ms=9, alpha=0.6)
@@ -202,7 +204,8 @@ def _draw_contour(axes: Axes, entry: Mapping[str, Any], name: str, levels: Seque
     contour = None
     beta1, beta2, losses = np.array(usable, float).reshape(-1, 3).T
     if np.linalg.matrix_rank([beta1 - beta1[:1], beta2 - beta2[:1]]) == 2:
-        contour = axes.tricontourf(beta1, beta2, losses, levels=levels, extend="max", cmap="viridis_r")
+        triangles = Triangulation(beta1, beta2)
+        contour = axes.tricontourf(triangles, losses, levels=levels, extend="max", cmap="viridis_r")
     for marker, chosen in ((".", usable), ("x", [start for start in starts if start[2] is None])):
         # An empty line that is not clipped has no bounds, on which the layout would fail.
         if chosen:
@@ -224,22 +227,23 @@ def _draw_losses(axes: Axes, metrics: Metrics, title: str) -> None:
         low, high = min(losses), max(smooth[len(smooth) // 40 :])
         margin = 0.05 * (high - low) or 0.05
         axes.set_ylim(low - margin, high + margin)
-        labels.append((smooth[-1], f"training {smooth[-1]:.3f}", PALETTE[0]))
+        labels.append(EndLabel(smooth[-1], f"training {smooth[-1]:.3f}", PALETTE[0]))
     if validation:
         steps, losses = zip(*validation, strict=True)
         axes.plot(steps, losses, color=PALETTE[1], marker="o", ms=3)
-        labels.append((losses[-1], f"validation {losses[-1]:.3f}", PALETTE[1]))
+        labels.append(EndLabel(losses[-1], f"validation {losses[-1]:.3f}", PALETTE[1]))
     axes.set(title=title, ylabel="loss (nats)")
     label_ends(axes, labels)
 
 
 def _draw_coefficients(axes: Axes, paths: Mapping[str, Points]) -> None:
     labels = []
-    for index, ((name, points), colour) in enumerate(zip(paths.items(), _colours(), strict=False)):
+    for index, (name, points) in enumerate(paths.items()):
+        colour, _ = look(index)
         steps, values = zip(*points, strict=True)
         # Several stay at 1 together: each is thinner than the one below it, so that all are seen.
         axes.plot(steps, values, color=colour, lw=max(1.0, 2.6 - 0.3 * index))
-        labels.append((values[-1], f"{SYMBOLS.get(name, name)}  {values[-1]:.3f}", colour))
+        labels.append(EndLabel(values[-1], f"{SYMBOLS.get(name, name)}  {values[-1]:.3f}", colour))
     if paths.keys() <= LOGARITHMIC:
         axes.set(ylabel="coefficient", yscale="log")
         axes.yaxis.set_major_formatter("{x:g}")
@@ -273,26 +277,35 @@ def _zoom_to_end(axes: Axes, summaries: Sequence[Summary]) -> None:
         axes.set_ylim(min(late) - margin, max(late) + margin)
 
 
-def label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
-    """Name each line at its right end, in its colour, with as much distance as text needs."""
+class EndLabel(NamedTuple):
+    """Name of a line, and where and how the line ends."""
+
+    value: float
+    text: str
+    colour: str
+    dashes: str = DASHES[0]
+
+
+def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
+    """Name each line at its right end, in its colour, with as much distance as text needs.
+
+    Where not all are solid, a piece of the line is beside its name.
+    """
     # In shares of the height, which are even on any scale.
     to_share = axes.transData + axes.transAxes.inverted()
     right = axes.get_xlim()[1]
     ordered = sorted(labels)
-    shares = [float(to_share.transform((right, value))[1]) for value, _, _ in ordered]
+    dashed = any(label.dashes != DASHES[0] for label in ordered)
+    shares = [float(to_share.transform((right, label.value))[1]) for label in ordered]
     gap = 12 / (axes.get_window_extent().height * 72 / axes.figure.dpi)
     heights = _spread([min(max(share, 0.0), 1.0) for share in shares], gap, 0.0, 1.0)
-    for (_, text, colour), height in zip(ordered, heights, strict=True):
-        axes.annotate(
-            text,
-            (1, height),
-            xycoords="axes fraction",
-            xytext=(6, 0),
-            textcoords="offset points",
-            color=colour,
-            va="center",
-            annotation_clip=False,
-        )
+    for label, height in zip(ordered, heights, strict=True):
+        place: Any = {"xy": (1, height), "xycoords": "axes fraction", "textcoords": "offset points"}
+        place |= {"va": "center", "annotation_clip": False}
+        axes.annotate(label.text, xytext=(34 if dashed else 6, 0), color=label.colour, **place)
+        if dashed:
+            line = {"arrowstyle": "-", "color": label.colour, "ls": label.dashes, "lw": 1.8, "shrinkA": 0, "shrinkB": 6}
+            axes.annotate("", xytext=(30, 0), arrowprops=line, **place)
 
 
 def _spread(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -323,11 +336,6 @@ def panel_looks(panel: Panel) -> dict[int, tuple[str, str]]:
     scale, last = matplotlib.colormaps["viridis"], max(panel.groups)
     # The end of the scale is too light for a line.
     return {group: (to_hex(scale(0.9 * group / last)), DASHES[0]) for group in panel.groups}
-
-
-def _colours() -> Iterator[str]:
-    while True:
-        yield from PALETTE
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from mada_optim.experiments.figures import PALETTE, label_ends, save_figure, style
+from mada_optim.experiments.figures import PALETTE, EndLabel, label_ends, save_figure, style
 from mada_optim.experiments.stats import mean_interval
 from mada_optim.points import MADA, AVGrad, load_optimizer
 from mada_optim.tasks import require
@@ -202,7 +202,7 @@ def _draw_paths(axes: Axes, setting: Setting, played: Mapping[str, Traces], kind
         path = [values[begin:end].mean().item() for begin, end in itertools.pairwise([0, *ends])]
         # Some coincide: each is thinner than the one below it.
         axes.plot(ends, path, color=_COLOURS[name], lw=2.6 - 0.3 * list(_COLOURS).index(name))
-        labels.append((path[-1], f"{name}  {path[-1]:.2f}", _COLOURS[name]))
+        labels.append(EndLabel(path[-1], f"{name}  {path[-1]:.2f}", _COLOURS[name]))
         lowest = min(lowest, *path)
     axes.set(xscale="log", xlim=(ends[0], max(ends[-1], ends[0] + 1)))
     scales: list[Axis] = [axes.xaxis]

@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 from mada_optim.experiments.display import SYMBOLS
 from mada_optim.experiments.figures import DASHES, colour_levels, look, panel_looks, smoothed
 from mada_optim.experiments.paths import LOGARITHMIC, Panel
-from mada_optim.experiments.report import StoredRun, Summary
+from mada_optim.experiments.report import StoredRun, Summary, loss_or_diverged
 
 LOSSES = {"train_loss": "training", "val_loss": "validation"}
 _COLUMNS = 3
@@ -135,7 +135,7 @@ def contours(entries: Sequence[Mapping[str, Any]], name: str) -> go.Figure:
                 mode="markers",
                 marker={"color": "#333333", "size": 6, "symbol": symbol, "opacity": 0.7},
                 cliponaxis=False,
-                hovertext=[f"β1 {x:g}, β2 {y:g}: {_number(starts[x, y])}" for x, y in chosen],
+                hovertext=[f"β1 {x:g}, β2 {y:g}: {loss_or_diverged(starts[x, y])}" for x, y in chosen],
                 hoverinfo="text",
                 showlegend=False,
                 **place,
@@ -274,8 +274,4 @@ def _learned(run: StoredRun) -> bool:
 
 def _final(run: StoredRun) -> str:
     start = "" if run.betas is None else f", β from {run.betas[0]:g}, {run.betas[1]:g}"
-    return f"{_number(run.result.val_loss)}, lr {run.lr:g}, seed {run.seed}{start}"
-
-
-def _number(loss: float | None) -> str:
-    return "diverged" if loss is None else f"{loss:.4f}"
+    return f"{loss_or_diverged(run.result.val_loss)}, lr {run.lr:g}, seed {run.seed}{start}"

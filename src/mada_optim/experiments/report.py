@@ -115,12 +115,15 @@ def load_summary(label: str, folders: Iterable[RunFolder]) -> Summary:
     return Summary(label, [run for folder in folders if (run := load_run(folder)) is not None])
 
 
-def results(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
-    """One entry for each optimizer, as JSON values: everything that the tables say, unrounded."""
-    reference = next((summary for summary in summaries if summary.label == REFERENCE), None)
+def results(summaries: Sequence[Summary], reference: str = REFERENCE) -> list[dict[str, Any]]:
+    """One entry for each optimizer, as JSON values: everything that the tables say, unrounded.
+
+    ``reference`` is the label of the one that the others are compared with, if it is there.
+    """
+    compared = next((summary for summary in summaries if summary.label == reference), None)
     usable = [summary for summary in summaries if summary.best_lr() is not None]
     best = min(usable, key=lambda summary: statistics.fmean(summary.finals(summary.best_lr())), default=None)
-    return [_entry(summary, reference, best) for summary in summaries]
+    return [_entry(summary, compared, best) for summary in summaries]
 
 
 def _entry(summary: Summary, reference: Summary | None, best_of_all: Summary | None) -> dict[str, Any]:
@@ -138,7 +141,7 @@ def _entry(summary: Summary, reference: Summary | None, best_of_all: Summary | N
         entry[name] = statistics.median(getattr(run.result, name) for run in best)
     if reference is not None and reference.at(reference.best_lr()):
         target = statistics.fmean(reference.finals(reference.best_lr()))
-        entry[f"steps_to_{REFERENCE}"] = summary.steps_to(target)
+        entry["steps_to_reference"] = summary.steps_to(target)
     for name, other in (("difference", reference), ("difference_to_best", best_of_all)):
         if other is not None and other is not summary:
             entry |= _difference(name, best, other.at(other.best_lr()))
@@ -174,16 +177,16 @@ def loss_table(entries: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def reference_table(entries: Sequence[dict[str, Any]]) -> Table:
-    """Each optimizer against AdamW and the best, all at their best learning rates, and what it costs."""
-    losses = f"final val loss minus {REFERENCE}'s|minus the best's|steps to {REFERENCE}'s final"
+def reference_table(entries: Sequence[dict[str, Any]], reference: str = REFERENCE) -> Table:
+    """Each optimizer against the reference and the best, all at their best learning rates, and what it costs."""
+    losses = f"final val loss minus {reference}'s|minus the best's|steps to {reference}'s final"
     table = [f"optimizer|{losses}|ms per step|of these optimizer".split("|")]
     for entry in entries:
         differences = [
             _plus_minus(entry[name], entry[f"{name}_ci95"], "+") if name in entry else "-"
             for name in ("difference", "difference_to_best")
         ]
-        steps = entry.get(f"steps_to_{REFERENCE}")
+        steps = entry.get("steps_to_reference")
         times = [
             f"{1000 * entry[name]:.1f}" if name in entry else "-" for name in ("step_seconds", "optimizer_seconds")
         ]
@@ -202,7 +205,7 @@ def lr_table(entries: Sequence[dict[str, Any]]) -> Table:
 
 
 def lr_difference_table(entries: Sequence[dict[str, Any]]) -> Table:
-    """Each optimizer against AdamW at every learning rate that both were trained at."""
+    """Each optimizer against the reference at every learning rate that both were trained at."""
     cells = {entry["optimizer"]: {at["lr"]: at for at in entry["by_lr"] if "difference" in at} for entry in entries}
     lrs = sorted({lr for found in cells.values() for lr in found})
     table = [["optimizer", *(f"lr {lr:g}" for lr in lrs)]]
@@ -218,7 +221,7 @@ def _lr_cell(cell: dict[str, Any] | None) -> str:
         return "-"
     if cell["diverged"]:
         return f"{cell['diverged']} of {cell['diverged'] + len(cell['val_loss'])} diverged"
-    return f"{statistics.fmean(cell['val_loss']):.4f}"
+    return rounded(statistics.fmean(cell["val_loss"]))
 
 
 def median_train_loss(summaries: Sequence[Summary]) -> float:
@@ -226,11 +229,12 @@ def median_train_loss(summaries: Sequence[Summary]) -> float:
     return statistics.median(loss for summary in summaries for loss in _losses(summary.runs, "train_loss"))
 
 
-def betas_results(summaries: Sequence[Summary], threshold: float) -> list[dict[str, Any]]:
+def betas_results(summaries: Sequence[Summary], threshold: float, reference: str = REFERENCE) -> list[dict[str, Any]]:
     """How much it matters where the betas start: one entry for each optimizer, at one learning rate, as JSON values.
 
     ``share`` is that of the runs whose final training loss is below ``threshold``; losses at a start are means over
-    seeds. None stands for a diverged run.
+    seeds. None stands for a diverged run. ``better`` counts the starts at which the validation loss is below that of
+    the ``reference``, of those ``compared``, which both have.
     """
     entries = []
     for summary in summaries:
@@ -241,30 +245,48 @@ def betas_results(summaries: Sequence[Summary], threshold: float) -> list[dict[s
             means = {name: finite(statistics.fmean(_losses(there, name))) for name in FINAL_LOSSES if there}
             starts.append({"betas": list(betas), **means})
         train = _losses(runs, "train_loss")
-        entry = {"optimizer": summary.label, "lr": summary.robust_lr(), "runs": len(runs), "starts": starts}
+        entry: dict[str, Any] = {"optimizer": summary.label, "lr": summary.robust_lr(), "runs": len(runs)}
+        entry["starts"] = starts
         entry["share"] = sum(loss < threshold for loss in train) / len(train)
         for name in FINAL_LOSSES:
             losses = _losses(runs, name)
             entry[f"{name}_median"], entry[f"{name}_worst"] = finite(statistics.median(losses)), finite(max(losses))
         entries.append(entry)
+    theirs = next((_by_start(entry) for entry in entries if entry["optimizer"] == reference), None)
+    if theirs is not None:
+        for entry in entries:
+            ours = _by_start(entry)
+            common = ours.keys() & theirs.keys()
+            entry["better"], entry["compared"] = sum(ours[start] < theirs[start] for start in common), len(common)
     return entries
 
 
-def betas_table(entries: Sequence[dict[str, Any]], threshold: float) -> Table:
-    """Share of good starts, median and worst final losses."""
-    header = f"optimizer|lr|runs|train loss < {threshold:.3g}|median|worst|val loss: median|worst"
+def _by_start(entry: dict[str, Any]) -> dict[tuple[float, ...], float]:
+    """Validation losses of an entry of :func:`betas_results`, infinite where a run diverged."""
+    trained = (start for start in entry["starts"] if "val_loss" in start)
+    return {tuple(start["betas"]): _or_infinite(start["val_loss"]) for start in trained}
+
+
+def betas_table(entries: Sequence[dict[str, Any]], threshold: float, reference: str = REFERENCE) -> Table:
+    """Share of good starts, median and worst final losses, starts that are better than the reference's."""
+    header = f"optimizer|lr|runs|train loss < {threshold:.3g}|median|worst|val loss: median|worst|below {reference}'s"
     table = [header.split("|")]
     for entry in entries:
         losses = [entry[f"{name}_{which}"] for name in FINAL_LOSSES for which in ("median", "worst")]
-        cells = ["diverged" if loss is None else f"{loss:.4f}" for loss in losses]
+        cells = [loss_or_diverged(loss) for loss in losses]
+        compared = "compared" in entry and entry["optimizer"] != reference
+        cells.append(f"{entry['better']} of {entry['compared']}" if compared else "-")
         table.append([entry["optimizer"], f"{entry['lr']:g}", str(entry["runs"]), f"{entry['share']:.1%}", *cells])
     return table
 
 
 def _losses(runs: Sequence[StoredRun], name: str) -> list[float]:
     """Infinite where a run diverged."""
-    values = (getattr(run.result, name) for run in runs)
-    return [math.inf if value is None else value for value in values]
+    return [_or_infinite(getattr(run.result, name)) for run in runs]
+
+
+def _or_infinite(loss: float | None) -> float:
+    return math.inf if loss is None else loss
 
 
 def markdown(table: Table) -> str:
@@ -291,4 +313,17 @@ def listed(names: Sequence[str], most: int) -> str:
 
 
 def _plus_minus(mean: float, half: float | None, sign: str = "") -> str:
-    return f"{mean:{sign}.4f}" if half is None else f"{mean:{sign}.4f} ± {half:.4f}"
+    return rounded(mean, sign) if half is None else f"{rounded(mean, sign)} ± {rounded(half)}"
+
+
+def loss_or_diverged(loss: float | None) -> str:
+    return "diverged" if loss is None else rounded(loss)
+
+
+def rounded(value: float, sign: str = "") -> str:
+    """A loss, in a form that stays short where one blew up.
+
+    >>> rounded(1.70123), rounded(-0.1, "+"), rounded(1534319905996.8)
+    ('1.7012', '-0.1000', '1.53e+12')
+    """
+    return f"{value:{sign}.4f}" if abs(value) < 1e4 else f"{value:{sign}.3g}"

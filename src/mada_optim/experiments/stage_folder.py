@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +12,8 @@ from mada_optim.experiments import report
 from mada_optim.experiments.config import TASKS, to_dict
 from mada_optim.experiments.report import StoredRun, Summary, Table, count, listed
 from mada_optim.experiments.run_folder import RunFolder
-from mada_optim.tasks import InputError
+from mada_optim.tasks import InputError, require
 from mada_optim.tasks.stored import read_json
-
-LEARNING_RATES = (
-    " Tables of learning rates: mean final validation loss and, with three seeds or more, "
-    f"the difference to {report.REFERENCE} at the same rate."
-)
 
 
 @dataclass(frozen=True)
@@ -30,12 +25,14 @@ class StoredStage:
         summaries: of the contenders of which a run is over.
         records: of these runs, what config.json says beside the configuration: data, versions, machine.
         missing: by label, names of the runs that are planned and not over.
+        reference: label of the contender that the tables compare with.
     """
 
     described: Mapping[str, Any]
     summaries: Sequence[Summary]
     records: Sequence[Mapping[str, Any]]
     missing: Mapping[str, Sequence[str]]
+    reference: str = report.REFERENCE
 
     @property
     def title(self) -> str:
@@ -72,7 +69,7 @@ class StoredStage:
     @cached_property
     def entries(self) -> list[dict[str, Any]]:
         """See :func:`report.results`."""
-        return report.results(self.summaries)
+        return report.results(self.summaries, self.reference)
 
     @cached_property
     def threshold(self) -> float:
@@ -83,7 +80,7 @@ class StoredStage:
     @cached_property
     def betas(self) -> list[dict[str, Any]]:
         """See :func:`report.betas_results`; of the contenders whose betas start at several values."""
-        return report.betas_results(self._varied, self.threshold) if self._varied else []
+        return report.betas_results(self._varied, self.threshold, self.reference) if self._varied else []
 
     @property
     def _varied(self) -> list[Summary]:
@@ -97,17 +94,17 @@ class StoredStage:
         """By title."""
         tables = {
             "Losses at each best learning rate": report.loss_table(self.entries),
-            f"Difference to {report.REFERENCE} and to the best, and time of a step": report.reference_table(
-                self.entries
+            f"Difference to {self.reference} and to the best, and time of a step": report.reference_table(
+                self.entries, self.reference
             ),
         }
         if self._several_lrs:
             tables["Mean final validation loss at every learning rate"] = report.lr_table(self.entries)
             differences = report.lr_difference_table(self.entries)
             if len(self.seeds) > 2 and len(differences) > 1:  # of two seeds the interval says nothing
-                tables[f"Difference to {report.REFERENCE} at every learning rate"] = differences
+                tables[f"Difference to {self.reference} at every learning rate"] = differences
         if self.betas:
-            tables["Starts of the betas"] = report.betas_table(self.betas, self.threshold)
+            tables["Starts of the betas"] = report.betas_table(self.betas, self.threshold, self.reference)
         return tables
 
     def notes(self) -> list[str]:
@@ -118,14 +115,19 @@ class StoredStage:
             f"{self.source}; {', '.join(f'{name} {value}' for name, value in task.items())}; "
             f"{base['steps']} steps, {count(len(self.seeds), 'seed')}; losses in nats. ±: half width of the 95 % t "
             "interval over seeds; differences are paired by seed. Best lr: the lowest mean final validation loss."
-            + (LEARNING_RATES if self._several_lrs else "")
         ]
+        if self._several_lrs:
+            notes[0] += (
+                " Tables of learning rates: mean final validation loss and, with three seeds or more, the difference "
+                f"to {self.reference} at the same rate."
+            )
         if len(self.runs) < self.total:
             notes.append(f"INCOMPLETE: {len(self.runs)} of {self.total} runs are over.")
         if self.betas:
             notes.append(
-                "Table of betas: all starts at the learning rate with the lowest median validation loss. Where the "
-                "betas vary, the other tables are over all starts, and so is ±."
+                "Table of betas: all starts at the learning rate with the lowest median validation loss; the last "
+                f"column counts the starts with a lower validation loss, a mean over seeds, than {self.reference}'s. "
+                "Where the betas vary, the other tables are over all starts, and so is ±."
             )
         return notes
 
@@ -162,13 +164,24 @@ def without_paths(task: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in task.items() if name not in TASKS[task["kind"]].paths}
 
 
-def load_stage(folder: Path) -> StoredStage:
-    """The stage of a folder with a stage.json. Raises :class:`InputError` where there is none."""
+def load_stage(folder: Path, reference: str | None = None) -> StoredStage:
+    """The stage of a folder with a stage.json.
+
+    Args:
+        folder: of the stage.
+        reference: label of the contender that the tables compare with; None: AdamW, where it is one.
+
+    Raises:
+        InputError: there is no stage, or no such contender.
+    """
     if not (folder / "stage.json").exists():
         raise InputError(f"report must be the folder of a comparison, got {str(folder)!r}, which has no stage.json")
     described = read_json(folder / "stage.json")
+    contenders = described["contenders"]
+    if reference is not None:
+        check_reference(reference, contenders)
     summaries, records, missing = [], [], {}
-    for label, entry in described["contenders"].items():
+    for label, entry in contenders.items():
         folders = [RunFolder(folder / "runs" / name) for name in entry["runs"]]
         summary = report.load_summary(label, folders)
         over = [run.name for run in summary.runs]
@@ -176,7 +189,11 @@ def load_stage(folder: Path) -> StoredStage:
         records += [run.recorded() for run in folders if run.path.name in over]
         if over:
             summaries.append(summary)
-    return StoredStage(described, summaries, records, missing)
+    return StoredStage(described, summaries, records, missing, reference or report.REFERENCE)
+
+
+def check_reference(reference: str, labels: Collection[str]) -> None:
+    require(reference in labels, "reference", reference, f"one of {', '.join(map(repr, labels))}")
 
 
 def load_run_alone(folder: Path) -> StoredStage:

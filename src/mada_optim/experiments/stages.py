@@ -345,18 +345,22 @@ def _describe(experiment: Experiment, stage: str, folders: Mapping[str, Path]) -
     )
 
 
-def make_report(folder: Path) -> tuple[list[report.Table], list[str]]:
-    """Write table.md, results.json and the figures of what is stored in a stage's folder; the tables and notes."""
+def make_report(folder: Path, reference: str | None = None) -> tuple[list[report.Table], list[str]]:
+    """Write table.md, results.json and the figures of what is stored in a stage's folder; the tables and notes.
+
+    See :func:`load_stage` for the ``reference``.
+    """
     from mada_optim.experiments.figures import draw_betas, draw_coefficients, draw_comparison
     from mada_optim.experiments.paths import panels
 
-    stage = load_stage(folder)
+    stage = load_stage(folder, reference)
     check_any_run(folder, [stage])
     described = stage.described
     settings = {key: value for key, value in described["base"].items() if key not in ("optimizer", "seed")}
     settings["task"] = without_paths(settings["task"])
     found = {"title": described["title"], "stage": described["stage"], "data": stage.records[0]["data"]}
-    found |= {"settings": settings, "lrs": stage.lrs, "seeds": stage.seeds, "results": stage.entries}
+    found |= {"settings": settings, "lrs": stage.lrs, "seeds": stage.seeds}
+    found |= {"reference": stage.reference, "results": stage.entries}
     if stage.betas:
         found["betas"] = stage.betas
         draw_betas(stage.betas, folder / "betas", f"{stage.caption}; mean over seeds")
