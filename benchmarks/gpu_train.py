@@ -8,7 +8,6 @@ kept in OUT; what was interrupted goes on with the same command. Needs no GPU fo
 from __future__ import annotations
 
 import argparse
-import resource
 import sys
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def config(arguments: argparse.Namespace, optimizer: str) -> RunConfig:
     )
 
 
-def describe(result: Result, run: RunConfig, peak: float) -> list[str]:
+def describe(result: Result, run: RunConfig, peak: int) -> list[str]:
     """One row of the table."""
     assert isinstance(run.task, TokensConfig)
     if result.step_seconds is None or result.optimizer_seconds is None:
@@ -54,7 +53,7 @@ def describe(result: Result, run: RunConfig, peak: float) -> list[str]:
         f"{run.optimizer.name:<8}",
         f"{tokens / result.step_seconds:>10,.0f} tokens/s",
         f"{1e3 * result.optimizer_seconds:>8.1f} of {1e3 * result.step_seconds:.1f} ms in the optimizer",
-        f"peak {peak:.2f} GiB",
+        f"peak {peak / 2**30:.2f} GiB" if peak else "peak -",  # of a run that was over already, or without a GPU
         f"full run {days:.2f} days on this device",
         f"train {result.train_loss}  val {result.val_loss}",
         measures,
@@ -81,12 +80,8 @@ def main(argv: list[str] | None = None) -> int:
             torch.cuda.reset_peak_memory_stats()
         with Display(Console(), run.steps) as display:
             result = train(run, folder.path, resume=folder.config_file.exists(), on_step=display, draw=False)
-        on_gpu = torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
-        # Without a GPU: of the process, so far.
-        peak = (
-            torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        )
-        print("  ".join(describe(result, run, peak / 2**30)), flush=True)
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+        print("  ".join(describe(result, run, peak)), flush=True)
         if result.status == "interrupted":
             return 130
     return 0

@@ -216,16 +216,21 @@ def run_bench(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from mada_optim.bench import measure, report
+    from mada_optim.tasks import require
 
+    chosen, missing = measure.choose(arguments.workloads, arguments.device, arguments.only)
     if arguments.threads is not None:
+        require(arguments.threads >= 1, "threads", arguments.threads, "a positive integer")
         torch.set_num_threads(arguments.threads)
     console = Console(soft_wrap=True, highlight=False, markup=False)
+    for contender in missing:
+        console.print(f"Left out: {contender.name}. {contender.package} is missing: pip install 'mada-optim[bench]'")
     out = Path(getattr(arguments, "out", None) or _new_folder("bench"))
     out.mkdir(parents=True, exist_ok=True)
     described = measure.machine(arguments.device)
     results: list[measure.Result] = []
     first: measure.Result | None = None
-    for result in measure.run(arguments.workloads, arguments.device, arguments.seconds, arguments.only):
+    for result in measure.run(arguments.workloads, arguments.device, arguments.seconds, chosen):
         if first is None or first.workload != result.workload:
             first = result
             console.print(f"\n({result.workload}) {result.title}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from importlib.metadata import version
 
@@ -11,6 +12,8 @@ from torch import nn
 
 from mada_optim.bench import contenders, measure, workloads
 from mada_optim.cli import main
+
+PEERS = ("schedulefree", "pytorch_optimizer", "gradient_descent_the_ultimate_optimizer")
 
 
 @pytest.fixture
@@ -39,11 +42,39 @@ def test_bench_writes_what_it_prints(tmp_path, capsys):
     assert (out / "figure.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize(("arguments", "message"), [(["--workloads", "ax"], "'ax'"), (["--only", "Frodo"], "'Frodo'")])
-def test_wrong_arguments(arguments, message, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(measure, "COPIED", 1000)
-    assert main(["bench", *arguments, "--out", str(tmp_path)]) == 2
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workloads", "ax"], "workloads must be letters of abc, got 'ax'"),
+        (["--only", "Frodo"], "only must be part of a contender's name, got 'Frodo'"),
+        (["--only", "gdtuo", "--workloads", "ab"], "runs on workloads ab, got 'gdtuo'"),
+        (["--device", "mps"], "device must be cpu or cuda, got 'mps'"),
+        (["--threads", "0"], "threads must be a positive integer, got 0"),
+    ],
+)
+def test_wrong_arguments(arguments, message, tmp_path, capsys):
+    assert main(["bench", *arguments, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_no_gpu(tmp_path, capsys):
+    assert main(["bench", "--device", "cuda", "--out", str(tmp_path / "out")]) == 2
+    assert "device must be one that torch can use here, got 'cuda'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("small")
+def test_peers_that_are_not_installed_are_left_out(tmp_path, capsys, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in PEERS else real(name, *a))
+    monkeypatch.setattr(contenders, "_peer", lambda *_: pytest.fail("it is not installed"))
+    arguments = ["bench", "--workloads", "a", "--seconds", "0", "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--only", "A"]) == 0
+    missing = "Left out: Adan (pytorch-optimizer). pytorch_optimizer is missing: pip install 'mada-optim[bench]'"
+    assert missing in capsys.readouterr().out
+    assert main([*arguments, "--only", "Lion"]) == 2
+    assert "a contender that is installed" in capsys.readouterr().err
 
 
 def test_words_are_those_of_the_buffers():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +32,7 @@ class Contender:
         unit: how many steps are timed as one, for those whose steps differ.
         words: float32 numbers for each parameter that a step must read and write at least, where we know.
         start: for what is not an optimizer in torch's sense: a function that trains one step, from a training workload.
+        package: that it needs beside ours, by the name under which it is imported.
     """
 
     name: str
@@ -40,6 +41,11 @@ class Contender:
     unit: int = 1
     words: float | None = None
     start: Callable[[Training], Callable[[], None]] | None = None
+    package: str | None = None
+
+    @property
+    def is_there(self) -> bool:
+        return self.package is None or importlib.util.find_spec(self.package) is not None
 
 
 class GenericFamily(MADAFamily):
@@ -94,10 +100,10 @@ def contenders() -> list[Contender]:
         Contender("OMADA", "ours", _omada),
         Contender("OMADA at Muon's corner", "ours", partial(_omada, ortho=1.0, scale=1.0, hyper_lr=0.0)),
         Contender("Muon and AdamW (torch)", "torch", _Muon),
-        Contender("schedule-free AdamW", "peer", _schedule_free),
-        Contender("Adan (pytorch-optimizer)", "peer", partial(_peer, "pytorch_optimizer", "Adan")),
-        Contender("Lion (pytorch-optimizer)", "peer", partial(_peer, "pytorch_optimizer", "Lion")),
-        Contender("gdtuo: Adam under SGD", "peer", start=_gdtuo),
+        Contender("schedule-free AdamW", "peer", _schedule_free, package="schedulefree"),
+        Contender("Adan (pytorch-optimizer)", "peer", partial(_peer, "Adan"), package="pytorch_optimizer"),
+        Contender("Lion (pytorch-optimizer)", "peer", partial(_peer, "Lion"), package="pytorch_optimizer"),
+        Contender("gdtuo: Adam under SGD", "peer", start=_gdtuo, package="gradient_descent_the_ultimate_optimizer"),
     ]
 
 
@@ -125,20 +131,25 @@ def _omada(params: Params, **options: Any) -> Optimizer:
     return OMADA([group for group in groups if group["params"]], lr=LR, **options)
 
 
-def _peer(module: str, name: str, params: Params) -> Optimizer:
-    optimizer: Optimizer = getattr(importlib.import_module(module), name)(params, lr=LR)
+def _peer(name: str, params: Params) -> Optimizer:
+    import pytorch_optimizer
+
+    optimizer: Optimizer = getattr(pytorch_optimizer, name)(params, lr=LR)
     return optimizer
 
 
 def _schedule_free(params: Params) -> Optimizer:
-    optimizer = _peer("schedulefree", "AdamWScheduleFree", params)
-    optimizer.train()  # type: ignore[attr-defined]
-    return optimizer
+    from schedulefree import AdamWScheduleFree
+
+    optimizer: Any = AdamWScheduleFree(params, lr=LR)
+    optimizer.train()
+    return optimizer  # type: ignore[no-any-return]
 
 
 def _gdtuo(workload: Training) -> Callable[[], None]:
     """Its wrapper replaces the module's parameters, so it cannot have tied weights."""
-    gdtuo = importlib.import_module("gradient_descent_the_ultimate_optimizer.gdtuo")
+    from gradient_descent_the_ultimate_optimizer import gdtuo
+
     model = workload.fresh_model(tied=False)
     wrapper = gdtuo.ModuleWrapper(model, optimizer=gdtuo.Adam(alpha=LR, optimizer=gdtuo.SGD(1e-7)))
     wrapper.initialize()

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +19,7 @@ import torch
 
 from mada_optim.bench.contenders import Contender, contenders
 from mada_optim.bench.workloads import WORKLOADS, Running, Workload
-from mada_optim.tasks import InputError
+from mada_optim.tasks import require, require_device
 
 COPIED = 20_000_000
 PROCESS_STATUS = Path("/proc/self/status")
@@ -61,24 +61,36 @@ class Result:
     peak_memory: int | None
 
 
-def run(letters: str, device: str, seconds: float, only: str | None = None) -> Iterator[Result]:
-    """Measure the contenders on workloads, one after the other.
+def choose(letters: str, device: str, only: str | None = None) -> tuple[list[Contender], list[Contender]]:
+    """Contenders to be measured, and those of them that are left out because the package is not there.
 
     Args:
         letters: which workloads, of "abc".
         device: "cpu" or "cuda".
-        seconds: for which each contender is timed in turn with the baseline, but at least 5 rounds (2 for those whose
-            step takes more than a second).
         only: part of the names of those wanted; None: all.
 
     Raises:
         InputError: an argument is none of what is allowed.
     """
-    if not letters or any(letter not in WORKLOADS for letter in letters):
-        raise InputError(f"workloads must be letters of {''.join(WORKLOADS)}, got {letters!r}")
+    known = bool(letters) and all(letter in WORKLOADS for letter in letters)
+    require(known, "workloads", letters, f"letters of {''.join(WORKLOADS)}")
+    require(device in ("cpu", "cuda"), "device", device, "cpu or cuda")
+    require_device(device)
     chosen = [contender for contender in contenders() if only is None or only in contender.name]
-    if not chosen:
-        raise InputError(f"only must be part of a contender's name, got {only!r}")
+    require(bool(chosen), "only", only, "part of a contender's name")
+    there = [contender for contender in chosen if contender.is_there]
+    missing = [contender for contender in chosen if not contender.is_there]
+    fit = any(contender.make is not None or "c" in letters for contender in there)
+    require(fit, "only", only, f"part of the name of a contender that is installed and runs on workloads {letters}")
+    return there, missing
+
+
+def run(letters: str, device: str, seconds: float, chosen: Sequence[Contender]) -> Iterator[Result]:
+    """Measure contenders on workloads, one after the other; see :func:`choose`.
+
+    ``seconds`` is for how long each is timed in turn with the baseline, but at least 5 rounds (2 for those whose step
+    takes more than a second).
+    """
     for letter in letters:
         workload = WORKLOADS[letter](device)
         for contender in chosen:
@@ -154,7 +166,9 @@ def _peak_memory(letter: str, device: str, name: str) -> int | None:
     if device == "cpu" and not PROCESS_STATUS.exists():
         return None
     command = [sys.executable, "-m", "mada_optim.bench.measure", letter, device, name]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"measuring the memory of {name} failed:\n{done.stderr}")
     return int(done.stdout.split()[-1])
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -27,6 +28,15 @@ def require(condition: bool, argument: str, value: object, allowed: str) -> None
     """
     if not condition:
         raise InputError(f"{argument} must be {allowed}, got {value!r}")
+
+
+def require_device(name: str, argument: str = "device") -> None:
+    """Raise :class:`InputError` unless torch can put a tensor there."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{argument} must be one that torch can use here, got {name!r}: {reason}") from None
 
 
 class Task(Protocol):
