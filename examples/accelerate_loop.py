@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
 
     step = 0
-    for inputs, targets in islice(batches, 2 * args.steps):
+    for inputs, targets in islice(chain.from_iterable(repeat(batches)), 2 * args.steps):
         with accelerator.accumulate(model):
             loss = model(inputs, targets)
             accelerator.backward(loss)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None) -> HypergradientOptimizer:
     optimizer = HypergradientOptimizer(
         model.parameters(), NesterovSGD(), lr=0.3, start={"momentum": 0.0}, hyper_warmup=10
     )
-    for inputs, targets in islice(DataLoader(data, batch_size=16, shuffle=True), args.steps):
+    epochs = chain.from_iterable(repeat(DataLoader(data, batch_size=16, shuffle=True)))
+    for inputs, targets in islice(epochs, args.steps):
         loss = model(inputs, targets)
         optimizer.zero_grad()
         loss.backward()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 
 import torch
@@ -32,7 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     optimizer = MADA(model.parameters(), lr=3e-3, betas=(0.9, 0.99), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=args.steps, cycle_momentum=False)
     with SummaryWriter(str(args.out)) as board:
-        for step, (inputs, targets) in enumerate(islice(batches, args.steps), start=1):
+        epochs = chain.from_iterable(repeat(batches))
+        for step, (inputs, targets) in enumerate(islice(epochs, args.steps), start=1):
             loss = model(inputs, targets)
             optimizer.zero_grad()
             loss.backward()

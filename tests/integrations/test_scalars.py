@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from problems import Net, train
+from torch.utils.data import DataLoader
 
 from mada_optim import MADA, AVGrad
 from mada_optim.integrations import scalars, unwrap
+from mada_optim.integrations.lightning import LogCoefficients
 
 NAMES = ["beta1", "beta2", "beta3", "rho", "c", "gamma"]
 
@@ -47,19 +54,46 @@ def test_wrappers_and_other_optimizers():
         scalars(other)
 
 
-def test_several_optimizers_in_lightning():
-    """As a GAN has them: those that have coefficients are told apart, others passed over, and only where it logs."""
-    from mada_optim.integrations.lightning import LogCoefficients
+class TwoOptimizers(LightningModule):
+    """As a GAN has them, at rates of their own: the first steps at every batch, the others at every third."""
 
-    logged: dict[str, float] = {}
-    module = SimpleNamespace(log_dict=logged.update)
-    other = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
-    average = AVGrad([torch.nn.Parameter(torch.zeros(1))])
-    trainer = SimpleNamespace(global_step=9, log_every_n_steps=10, optimizers=[optimizer(), other, average])
-    LogCoefficients().on_train_batch_end(trainer, module, None, None, 0)
-    assert not logged
-    trainer.global_step = 10
-    LogCoefficients().on_train_batch_end(trainer, module, None, None, 0)
-    assert logged["coefficients/optimizer0/rho"] == 1.0
-    assert logged["coefficients/optimizer2/rho"] == 0.0
-    assert len(logged) == 2 * (len(NAMES) + 1)
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.nets = torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(3))
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        makers = (partial(MADA, rho=0.5), torch.optim.AdamW, AVGrad)
+        return [make(net.parameters(), lr=0.1) for make, net in zip(makers, self.nets, strict=True)]
+
+    def training_step(self, batch: torch.Tensor, index: int) -> None:
+        for number, (net, own) in enumerate(zip(self.nets, self.optimizers(), strict=True)):
+            if number == 0 or index % 3 == 0:
+                own.zero_grad()
+                self.manual_backward(net(batch).square().mean())
+                own.step()
+        self.log("loss", 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@pytest.mark.filterwarnings("ignore:You set `Trainer.log_every_n_steps")
+@pytest.mark.parametrize(("every", "steps"), [(4, [3, 7]), (0, [])])
+def test_several_optimizers_in_lightning(every: int, steps: list[int], tmp_path: Path) -> None:
+    """Those that have coefficients are told apart, others passed over, and only where the Trainer logs."""
+    logger = CSVLogger(tmp_path)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = Trainer(
+        max_epochs=1, accelerator="cpu", logger=logger, log_every_n_steps=every, callbacks=[LogCoefficients()], **quiet
+    )
+    trainer.fit(TwoOptimizers(), DataLoader(torch.ones(10, 1)))
+    rows = []
+    if steps:
+        with open(Path(logger.log_dir) / "metrics.csv") as file:
+            rows = list(csv.DictReader(file))
+    assert len(rows) == len(steps)
+    for row in rows:
+        assert float(row["coefficients/optimizer0/rho"]) == 0.5
+        assert float(row["coefficients/optimizer2/rho"]) == 0.0
+        assert row["loss"] == "1.0"
+        assert sum(name.startswith("coefficients/") for name in row) == 2 * (len(NAMES) + 1)

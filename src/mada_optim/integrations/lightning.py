@@ -22,7 +22,8 @@ class LogCoefficients(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Called by the Trainer."""
-        if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        # As Lightning's own callbacks ask; public it has only the count of steps of all optimizers together.
+        if not trainer._logger_connector.should_update_logs:
             return
         learning = {i: o for i, o in enumerate(trainer.optimizers) if unwrap(o) is not None}
         for index, optimizer in learning.items():
