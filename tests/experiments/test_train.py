@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import assert_same_run, tiny_config, without_times
 
 from mada_optim.experiments.config import OptimizerConfig, RunConfig, from_dict, to_dict
@@ -115,6 +116,28 @@ def test_killed_before_the_first_checkpoint(whole: dict[str, Path], tmp_path: Pa
     assert not (folder / "checkpoint.pt").exists()
     train(tiny_config("adamw"), folder, resume=True)
     assert_same_run(whole["adamw"], folder)
+    events = EventAccumulator(str(folder / "tensorboard"), purge_orphaned_data=True).Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 31))
+    assert [event.step for event in events.Scalars("val_loss")] == [0, 10, 20, 30]
+
+
+def test_ctrl_c_before_the_first_step(whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    validate = LanguageTask.validate
+    with monkeypatch.context() as patch:
+        patch.setattr(LanguageTask, "validate", lambda *a: (os.kill(os.getpid(), signal.SIGINT), validate(*a))[1])
+        assert train(tiny_config(), tmp_path / "run").step == 0
+    train(tiny_config(), tmp_path / "run", resume=True)
+    assert_same_run(whole["mada"], tmp_path / "run")
+
+
+def test_a_folder_in_which_another_process_trains(whole: dict[str, Path], tmp_path: Path) -> None:
+    def resume(report: StepReport) -> None:
+        if report.step in (5, 15):
+            with pytest.raises(InputError, match=f"another process is writing into {tmp_path / 'run'}; wait"):
+                train(tiny_config(), tmp_path / "run", resume=True)
+
+    train(tiny_config(), tmp_path / "run", on_step=resume)
+    assert_same_run(whole["mada"], tmp_path / "run")
 
 
 def test_ctrl_c_keeps_all_steps(whole: dict[str, Path], tmp_path: Path) -> None:

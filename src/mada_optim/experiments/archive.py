@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from mada_optim.experiments.run_folder import Metrics, RunFolder, replacing
+from mada_optim.experiments.run_folder import Metrics, RunFolder
 from mada_optim.experiments.stage_folder import without_paths
 from mada_optim.tasks import require
-from mada_optim.tasks.stored import read_json
+from mada_optim.tasks.stored import read_json, replacing
 
 STEPS = 50  # kept of each run, beside its validations
 DIGITS = 6

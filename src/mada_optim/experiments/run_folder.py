@@ -6,6 +6,7 @@ checkpoint.pt     model, optimizer, step
 tensorboard/      events
 figure.png, .svg  losses and coefficients
 result.json       written last: the run is over
+lock              held by the process that trains
 """
 
 from __future__ import annotations
@@ -14,21 +15,28 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 import mada_optim
 from mada_optim.experiments.config import RunConfig, differences, from_dict, to_dict
 from mada_optim.tasks import InputError
-from mada_optim.tasks.stored import CHECKPOINT, CONFIG, RESULT, read_checkpoint, read_json
+from mada_optim.tasks.stored import (
+    CHECKPOINT,
+    CONFIG,
+    LOCK,
+    RESULT,
+    TEMPORARY,
+    read_checkpoint,
+    read_json,
+    replacing,
+    write_json,
+)
 
 Metrics = list[dict[str, Any]]
-
-_TEMPORARY = ".tmp"
 
 
 class RunFolder:
@@ -56,7 +64,7 @@ class RunFolder:
 
     def _is_empty(self) -> bool:
         """But for what a kill in this very moment left behind."""
-        return all(path.suffix == _TEMPORARY for path in self.path.iterdir())
+        return all(path.suffix == TEMPORARY or path.name == LOCK for path in self.path.iterdir())
 
     def config(self) -> RunConfig:
         if not self.config_file.exists():
@@ -93,7 +101,8 @@ class RunFolder:
         kept = [line for line in self.metrics() if line["step"] <= step]
         if sum("loss" in line for line in kept) != step:
             raise InputError(f"{self.metrics_file} lacks lines before step {step}, where the checkpoint was written")
-        _replace(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        with replacing(self.metrics_file) as file:
+            file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
 
     # Checkpoint.
 
@@ -120,33 +129,9 @@ class RunFolder:
             ) from error
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    _replace(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
-
-
 def finite(value: float) -> float | None:
     """JSON knows no NaN."""
     return value if math.isfinite(value) else None
-
-
-def _replace(path: Path, content: bytes) -> None:
-    with replacing(path) as file:
-        file.write(content)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``path`` when all of it is on the disk, and is gone after any error."""
-    temporary = path.with_name(path.name + _TEMPORARY)
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _versions() -> dict[str, str]:

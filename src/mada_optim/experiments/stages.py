@@ -23,12 +23,12 @@ from torch import nn
 from mada_optim.experiments import optimizers, report
 from mada_optim.experiments.config import RunConfig, differences, from_dict, to_dict
 from mada_optim.experiments.pool import Pool
-from mada_optim.experiments.run_folder import RunFolder, write_json
+from mada_optim.experiments.run_folder import RunFolder
 from mada_optim.experiments.stage_folder import check_any_run, load_stage, without_paths
 from mada_optim.experiments.sweep import Experiment, changed, fixed
 from mada_optim.experiments.train import resolve, train
 from mada_optim.tasks import InputError, TaskConfig, require
-from mada_optim.tasks.stored import read_json
+from mada_optim.tasks.stored import read_json, write_json
 
 TUNE, CONFIRM = "tune", "confirm"
 Configs = dict[str, RunConfig]

@@ -11,8 +11,8 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -26,9 +26,9 @@ from torch.optim import Optimizer
 from mada_optim.experiments import optimizers
 from mada_optim.experiments.config import RunConfig, from_dict, to_dict
 from mada_optim.experiments.processes import Processes, join_processes
-from mada_optim.experiments.run_folder import Metrics, RunFolder, finite, write_json
-from mada_optim.tasks import Batch, InputError, Task
-from mada_optim.tasks.stored import read_json
+from mada_optim.experiments.run_folder import Metrics, RunFolder, finite
+from mada_optim.tasks import Batch, InputError, Task, require_device
+from mada_optim.tasks.stored import locked, read_json, write_json
 
 PATIENCE = 10  # steps without a finite loss in a row, after which a run has diverged
 
@@ -49,7 +49,7 @@ class StepReport:
 class Result:
     """How a run ended: ``status`` is "finished", "diverged" or "interrupted". Losses of a diverged run are None.
 
-    ``train_loss`` is the mean over the last twentieth of the steps; times are medians over all steps, in seconds.
+    ``train_loss`` is the mean over the last twentieth of the steps; times, in seconds, are typical ones of a step.
     ``val`` holds what else the task measures in its last validation, by name.
     """
 
@@ -91,8 +91,9 @@ def train(
         The result; that of a run that is already over is read from its folder.
 
     Raises:
-        InputError: the configuration, the data or the folder is not usable; nothing has been written then. Or the
-            folder cannot be written any more; it holds the last checkpoint then, from which to resume.
+        InputError: the configuration, the data or the folder is not usable, or another process trains in it; nothing
+            has been written then. Or the folder cannot be written any more; it holds the last checkpoint then, from
+            which to resume.
     """
     config = resolve(config)
     task = config.task.build()
@@ -109,26 +110,23 @@ def train(
         processes.share(task.batch(config.seed, 1), config.accumulate)  # raises where that cannot be done
         if not resume and processes.first:
             folder.create(config, task.describe())
-        run = _Run(config, task, folder, processes)
-        try:
-            return run.go(on_step, stop, draw)
-        except OSError as error:
-            raise InputError(
-                f"{folder.path} cannot be written at step {run.step}: {error.strerror or error}; "
-                "when that is mended, resume the run from its last checkpoint"
-            ) from error
-        finally:
-            run.release()
+        with locked(folder.path) if processes.first else nullcontext():
+            run = _Run(config, task, folder, processes)
+            try:
+                return run.go(on_step, stop, draw)
+            except OSError as error:
+                raise InputError(
+                    f"{folder.path} cannot be written at step {run.step}: {error.strerror or error}; "
+                    "when that is mended, resume the run from its last checkpoint"
+                ) from error
+            finally:
+                run.release()
 
 
 def resolve(config: RunConfig) -> RunConfig:
     """``config`` with a value in place of every None, fit for this machine."""
     name = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device must be one that torch can use here, got {name!r}: {reason}") from None
+    require_device(name)
     return dataclasses.replace(
         config,
         task=config.task.resolved(),
@@ -158,7 +156,7 @@ class _Run:
         self._set_mode(training=True)
         with (
             torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
-            _Metrics(self.folder, self.step, self.processes.first) as metrics,
+            _Metrics(self.folder, 0 if self.val_loss is None else self.step + 1, self.processes.first) as metrics,
         ):
 
             def checkpoint() -> None:
@@ -166,7 +164,7 @@ class _Run:
                 metrics.flush(to_disk=True)
                 self._save()
 
-            if self.step == 0:
+            if self.val_loss is None:
                 metrics.write(self._validation())
             while self.step < config.steps and self.bad_steps < PATIENCE and not self._stopped(stop):
                 line = self._train_step()
@@ -303,10 +301,13 @@ class _Run:
 
 
 class _Metrics:
-    """metrics.jsonl and tensorboard's events, to which lines are added; other processes than the first write none."""
+    """metrics.jsonl and tensorboard's events, to which lines are added, that of ``begin`` being the first to come.
 
-    def __init__(self, folder: RunFolder, step: int, first: bool) -> None:
-        self.folder, self.step, self.first = folder, step, first
+    Other processes than the first write none.
+    """
+
+    def __init__(self, folder: RunFolder, begin: int, first: bool) -> None:
+        self.folder, self.begin, self.first = folder, begin, first
 
     def __enter__(self) -> _Metrics:
         if self.first:
@@ -314,7 +315,8 @@ class _Metrics:
             from torch.utils.tensorboard import SummaryWriter
 
             self._file = self.folder.metrics_file.open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(self.folder.tensorboard), purge_step=self.step + 1 if self.step else None)
+            # What an earlier process logged of these steps does not count.
+            self._board = SummaryWriter(str(self.folder.tensorboard), purge_step=self.begin)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -348,8 +350,8 @@ def summarize(metrics: Metrics, status: str, coefficients: dict[str, float], ski
         train_loss=statistics.fmean(tail) if usable and tail else None,
         val_loss=validation[-1] if usable and validation else None,
         best_val_loss=min(validation) if usable and validation else None,
-        step_seconds=statistics.median(line["step_seconds"] for line in steps) if steps else None,
-        optimizer_seconds=statistics.median(line["optimizer_seconds"] for line in steps) if steps else None,
+        step_seconds=_typical([line["step_seconds"] for line in steps]),
+        optimizer_seconds=_typical([line["optimizer_seconds"] for line in steps]),
         coefficients=coefficients,
         skipped_hypergradients=skipped,
         val={
@@ -359,6 +361,19 @@ def summarize(metrics: Metrics, status: str, coefficients: dict[str, float], ski
         },
         skipped_steps=sum(line.get("skipped", False) for line in steps),
     )
+
+
+def _typical(seconds: Sequence[float]) -> float | None:
+    """Median over twentieths of a run of the mean time of a step in them.
+
+    The median over steps would pass over what happens in each tenth of them alone, the mean be that of a few long ones.
+
+    >>> _typical([1.0] * 200 + [99.0]), _typical([1.0, 1.0, 1.0, 3.0] * 100), _typical([2.0]), _typical([])
+    (1.0, 1.5, 2.0, None)
+    """
+    size = max(1, len(seconds) // 20)
+    parts = [seconds[begin : begin + size] for begin in range(0, len(seconds), size)]
+    return statistics.median(map(statistics.fmean, parts)) if parts else None
 
 
 def _mixed(*numbers: int) -> int:

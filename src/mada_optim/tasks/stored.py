@@ -1,21 +1,67 @@
-"""What a run has stored, read again: to go on with it, or to begin another one with its weights."""
+"""How files are stored, and what a run has stored is read: to go on with it, or to begin another with its weights."""
 
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from mada_optim.tasks import InputError
 
 CONFIG, CHECKPOINT, RESULT = "config.json", "checkpoint.pt", "result.json"
+LOCK, TEMPORARY = "lock", ".tmp"
 
 # What reading a damaged checkpoint may raise.
 _UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only process that writes into a folder: two would each undo what the other wrote. A kill lets go of it.
+
+    Raises:
+        InputError: another process holds it, or it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"another process is writing into {folder}; wait for its end, or end it") from None
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of ``path`` when all of it is on the disk, and is gone after any error."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    with replacing(path) as file:
+        file.write((json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
