@@ -101,6 +101,19 @@ def test_no_more_at_once_than_workers(tmp_path: Path) -> None:
     assert counts == ["1"] * 4
 
 
+def test_what_does_not_fit_into_memory_is_told_from_what_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from mada_optim.experiments import pool
+
+    for error, word in (
+        (ray.exceptions.OutOfMemoryError("killed"), "memory"),
+        (ray.exceptions.RayError(), "died twice"),
+    ):
+        monkeypatch.setattr(ray, "get", lambda _, error=error: (_ for _ in ()).throw(error))
+        assert word in pool._outcome(None)
+
+
 def test_nothing_to_do_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pool, "_start", lambda _: pytest.fail("started"))
     with Pool(1) as pool:

@@ -92,9 +92,10 @@ class Pool:
 
     def _start(self) -> None:
         # Ray reads these when it is imported or started. Without the second, it hides the GPUs from tasks that ask for
-        # none, and says so in a warning.
+        # none, and says so in a warning. Without the third, what does not fit into memory is begun again without end.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_task_oom_retries", "1")
         try:
             import ray
         except ModuleNotFoundError as error:
@@ -132,5 +133,7 @@ def _outcome(reference: Any) -> str:
         return word
     except ray.exceptions.RayTaskError as error:
         return f"failed: {error.cause or error}".splitlines()[0]
+    except ray.exceptions.OutOfMemoryError:
+        return "failed: there was not enough memory, twice; try fewer workers"
     except ray.exceptions.RayError:
         return "failed: its process died twice"
