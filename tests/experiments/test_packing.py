@@ -24,6 +24,7 @@ from mada_optim.tasks import InputError
 from mada_optim.tasks.corpus import Corpus, pieces
 from mada_optim.tasks.language import embedded_text
 from mada_optim.tasks.packing import DTYPE, load_tokenizer, pack, read
+from mada_optim.tasks.stored import locked
 
 ROWS = [
     "One day.",
@@ -62,6 +63,7 @@ def test_pieces_are_cut_between_tokens(parts: list[str], size: int) -> None:
     cut = list(pieces(parts, size=size))
     assert "".join(piece.text for piece in cut) == "".join(parts)
     assert [piece.begins for piece in cut] == [True, *[False] * (len(cut) - 1)][: len(cut)]
+    assert cut == list(pieces(["".join(parts)], size=size))
     words = [word for piece in cut for word, _ in split(piece.text)]
     assert words == [word for word, _ in split("".join(parts))]
 
@@ -164,11 +166,77 @@ def test_after_a_kill_the_same_call_makes_it_whole(bpe: Path, tmp_path: Path) ->
     text.write_text(embedded_text()[:100_000], encoding="utf-8")
     command = [sys.executable, "-c", KILLED, str(text), str(out), str(bpe)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    assert not out.exists()
-    assert os.listdir(tmp_path / "out.tmp")
+    assert "meta.json" not in os.listdir(out)
+    assert len(os.listdir(out)) > 1
+    with pytest.raises(InputError, match="data must be a folder that 'mada tokens' made"):
+        read(str(out))
     pack(Corpus((str(text),)), out, str(bpe))
     assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "out"}
+    assert set(os.listdir(out)) == {"lock", "meta.json", "tokenizer.json", "train.bin", "val.bin"}
     assert read(str(out)).meta["train"]["characters"] == 90_000
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_folder_that_is_there_or_behind_a_link(bpe: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("Some text.")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    pack(Corpus((str(tmp_path / "text.txt"),)), tmp_path / "link", str(bpe))
+    assert read(str(tmp_path / "empty")).meta["train"]["documents"] == 1
+
+
+def test_nothing_that_is_not_ours_is_deleted(bpe: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("Some text.")
+    corpus = Corpus((str(tmp_path / "text.txt"),))
+    load_tokenizer(str(bpe)).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "tokenizer.json").rename(tmp_path / "mine" / "tokenizer.json")
+    with pytest.raises(InputError, match="out must be a new or empty folder"):
+        pack(corpus, tmp_path / "mine", str(bpe))
+    assert os.listdir(tmp_path / "mine") == ["tokenizer.json"]
+    (tmp_path / "busy").mkdir()
+    with locked(tmp_path / "busy"), pytest.raises(InputError, match="another process is writing into .*busy"):
+        pack(corpus, tmp_path / "busy", str(bpe))
+
+
+def test_a_tokenizer_stored_with_truncation_and_padding(bpe: Path, encoder: Tokenizer, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(bpe))
+    tokenizer.enable_truncation(5)
+    tokenizer.enable_padding(length=100)
+    (tmp_path / "tokenizer").mkdir()
+    tokenizer.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    (tmp_path / "text.txt").write_text("To be, or not to be, that is the question. " * 9)
+    pack(Corpus((str(tmp_path / "text.txt"),)), tmp_path / "out", str(tmp_path / "tokenizer"), val_share=0)
+    expected = encoder.encode((tmp_path / "text.txt").read_text()).ids
+    assert read(str(tmp_path / "out")).train.tolist() == expected
+    assert len(expected) > 5
+
+
+def test_a_folder_with_files_of_several_formats(bpe: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Some text.")
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"Some text."))
+    (tmp_path / "dataset_info.json").write_text('{"about": "a description, not data"}')
+    assert [path.name for path in Corpus((str(tmp_path),)).files()] == ["a.txt", "b.txt.gz"]
+    (tmp_path / "c.parquet").touch()
+    with pytest.raises(InputError, match="data must be files of one format"):
+        Corpus((str(tmp_path),))
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Dataset scripts are no longer supported"), datasets.exceptions.DatasetsError("no\nmore")]
+)
+def test_data_sets_that_cannot_be_read(
+    error: Exception, bpe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    command = ["tokens", "--data", "some/ds", "--tokenizer", str(bpe), "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    message = str(error).splitlines()[0]
+    assert f"data must be a path or a name on the hub, got 'some/ds': {message}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_errors(bpe: Path, tmp_path: Path) -> None:

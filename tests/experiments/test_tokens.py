@@ -272,6 +272,29 @@ def test_bad_input(packed: Path, changes: dict[str, Any], message: str) -> None:
         tiny_tokens(packed, **changes).build()
 
 
+def test_one_size_in_place_of_another(packed: Path) -> None:
+    task = tiny_tokens(packed, layers=12, heads=12, width=768, size="gpt2-medium")
+    assert dataclasses.replace(task, size="gpt2") == tiny_tokens(packed, layers=12, heads=12, width=768, size="gpt2")
+
+
+@pytest.mark.parametrize("count", [0, 10, 16])
+def test_a_wikitext_that_is_too_short(count: int, packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed, tmp_path / "short")
+    (tmp_path / "short" / "val.bin").write_bytes(bytes(2 * count))
+    meta = json.loads((packed / "meta.json").read_text())
+    meta["val"]["tokens"] = count
+    (tmp_path / "short" / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(InputError, match=f"wikitext, val.bin, must be over 16 tokens, got '{count} in .*short'"):
+        tiny_tokens(packed, wikitext=str(tmp_path / "short")).build()
+
+
+@pytest.mark.parametrize("content", [" a\nb c a\n", '{"text": null}\n', '{"text": 5}\n', "[1]\n", "word\n"])
+def test_lambada_without_passages_of_several_words(content: str, packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "lambada").write_text(content)
+    with pytest.raises(InputError, match="lambada must be a file with passages of several words, got '.*lambada'"):
+        tiny_tokens(packed, lambada=str(tmp_path / "lambada")).build()
+
+
 def test_the_smoke_run_of_a_gpu_runs_here(
     packed: Path, lambada: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

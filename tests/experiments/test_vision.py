@@ -100,6 +100,29 @@ def test_what_is_refused(cifar: str, tmp_path: Path) -> None:
         VisionConfig(data=str(tmp_path)).build()
     with pytest.raises(InputError, match="batch must be at most 40, all images, got 41"):
         VisionConfig(data=cifar, batch=41).build()
+
+    def changed(height: int = 32, width: int = 32, label: int = 0, cut: int | None = None) -> str:
+        file = io.BytesIO()
+        Image.new("RGB", (width, height)).save(file, "PNG")
+        for split, labels in (("train", [0, 1]), ("test", [label])):
+            rows = [{"bytes": file.getvalue()[:cut], "path": None} for _ in labels]
+            table = Table.from_pydict({"img": rows, "label": labels})
+            (tmp_path / "changed").mkdir(exist_ok=True)
+            parquet.write_table(table, tmp_path / "changed" / f"{split}.parquet")
+        return str(tmp_path / "changed")
+
+    for changes, model, message in (
+        ({"height": 8, "width": 12}, "cnn", "data must be square images .* got 'images of 8 by 12'"),
+        ({"height": 3, "width": 3}, "cnn", "data must be square images of 4 pixels or more for the model cnn"),
+        ({"label": 2}, "resnet9", "labels of test, must be classes of train, from 0, got '2 to 2'"),
+        ({"label": -1}, "cnn", "labels of test, must be classes of train, from 0, got '-1 to -1'"),
+        ({"cut": 60}, "cnn", "data must hold images and labels as .* got '.*changed/train.parquet'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            VisionConfig(data=changed(**changes), model=model, batch=1).build()
+    VisionConfig(data=changed(height=8, width=12), model="resnet9", batch=1).build()
+    (tmp_path / "changed" / "train.parquet").unlink()
+    (tmp_path / "changed" / "test.parquet").unlink()
     (tmp_path / "train.parquet").write_bytes(b"no parquet")
     (tmp_path / "test.parquet").write_bytes(b"no parquet")
     with pytest.raises(InputError, match="data must hold images and labels as the hub's CIFAR-10 does"):

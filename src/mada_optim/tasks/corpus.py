@@ -44,8 +44,9 @@ class Corpus:
 
     Args:
         names: text files (.txt, .txt.gz), each one document; or files of a data set with a column "text" (.parquet,
-            .arrow, .jsonl, .json), each row a document; or one folder of such files; or one name on the hub, as NAME,
-            NAME:CONFIG or NAME:CONFIG:SPLIT. The library ``datasets`` reads all but text files, streaming.
+            .arrow, .jsonl, .json), each row a document; or one folder of such files, all of which are read, whatever
+            their names say of splits; or one name on the hub, as NAME, NAME:CONFIG or NAME:CONFIG:SPLIT. The library
+            ``datasets`` reads all but text files, streaming.
         join: rows are lines of one text, as in WikiText.
 
     Raises:
@@ -62,12 +63,11 @@ class Corpus:
     def files(self) -> list[Path]:
         """All files, in the order in which they are read; none where the data are on the hub."""
         if len(self.names) == 1 and Path(self.names[0]).is_dir():
-            inside = sorted(Path(self.names[0]).iterdir())
-            for ending in _LOADERS:
-                # Beside arrow files, a data set saved by the library has json files of its own.
-                if found := [path for path in inside if path.name.endswith(ending)]:
-                    return found
-            raise InputError(f"data must be a folder with files {', '.join(_LOADERS)}, got {self.names[0]!r}")
+            found = [path for path in sorted(Path(self.names[0]).iterdir()) if _loader(path) is not None]
+            if not found:
+                raise InputError(f"data must be a folder with files {', '.join(_LOADERS)}, got {self.names[0]!r}")
+            # Beside other files, .json is a description: the library saves some, the hub has some.
+            return [path for path in found if path.suffix != ".json"] or found
         missing = [name for name in self.names if not Path(name).is_file()]
         if not missing:
             return [Path(name) for name in self.names]
@@ -78,7 +78,7 @@ class Corpus:
     def loader(self) -> str:
         """ "text"; the name of a loader of the library ``datasets``; or "", where the data are on the hub."""
         files = self.files()
-        known = {next((name for end, name in _LOADERS.items() if path.name.endswith(end)), None) for path in files}
+        known = {_loader(path) for path in files}
         same = len(known) == (1 if files else 0) and None not in known
         require(same, "data", str(self), f"files of one format, {', '.join(_LOADERS)}")
         return min((name for name in known if name), default="")
@@ -91,7 +91,7 @@ class Corpus:
             yield from ([text] for text in self._rows())
 
     def _rows(self) -> Iterator[str]:
-        for row in _load(self):
+        for row in _rows(self):
             text = row.get("text")
             if not isinstance(text, str):
                 raise InputError(f"data must have a text in the column 'text', got the row {str(row)[:80]} in {self}")
@@ -127,11 +127,12 @@ def pieces(parts: Iterable[str], validation: bool = False, size: int = PIECE) ->
     """
     begins, rest = True, ""
     for part in parts:
+        begin, at = 0, max(size, len(rest))  # what is left from the part before has no gap
         rest += part
-        begin = 0
-        while gap := _GAP.search(rest, begin + size):
+        while gap := _GAP.search(rest, at):
             yield Piece(rest[begin : gap.start()], begins, validation)
             begin, begins = gap.start(), False
+            at = begin + size
         rest = rest[begin:]
     if rest:
         yield Piece(rest, begins, validation)
@@ -158,18 +159,25 @@ def _between(parts: Iterable[str], begin: int, end: int) -> Iterator[str]:
         place += len(part)
 
 
-def _load(corpus: Corpus) -> Iterable[dict[str, Any]]:
+def _loader(path: Path) -> str | None:
+    return next((name for end, name in _LOADERS.items() if path.name.endswith(end)), None)
+
+
+def _rows(corpus: Corpus) -> Iterator[dict[str, Any]]:
     try:
         import datasets
     except ModuleNotFoundError:
         raise InputError(f"datasets is missing, which reads {corpus}: pip install 'mada-optim[experiments]'") from None
     if loader := corpus.loader():
-        files = [str(path) for path in corpus.files()]
-        return datasets.load_dataset(loader, data_files=files, split="train", streaming=True)  # type: ignore[no-any-return]
-    name, _, rest = corpus.names[0].partition(":")
-    config, _, split = rest.partition(":")
+        source: Any = {"path": loader, "data_files": [str(path) for path in corpus.files()]}
+        split, allowed = "train", "files of a data set"
+    else:
+        name, _, rest = corpus.names[0].partition(":")
+        config, _, split = rest.partition(":")
+        source, allowed = {"path": name, "name": config or None}, "a path or a name on the hub"
     try:
-        return datasets.load_dataset(name, config or None, split=split or "train", streaming=True)  # type: ignore[no-any-return]
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"data must be a path or a name on the hub, got {corpus.names[0]!r}: {reason}") from error
+        yield from datasets.load_dataset(**source, split=split or "train", streaming=True)
+    # RuntimeError: where the data set is a program.
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"data must be {allowed}, got {str(corpus)!r}: {reason}") from error

@@ -45,14 +45,14 @@ class Lambada:
         try:
             content = Path(path).read_bytes()
             lines = [line for line in content.decode("utf-8").split("\n") if line.strip()]
-            texts = [json.loads(line)["text"] if line.startswith("{") else line for line in lines]
-            cuts = [text.rstrip().rindex(" ") for text in texts]
-        except (OSError, ValueError, KeyError) as error:
+            texts = [(json.loads(line)["text"] if line.startswith("{") else line).strip() for line in lines]
+            cuts = [text.rindex(" ") for text in texts]
+        except (OSError, ValueError, KeyError, AttributeError) as error:
             raise InputError(f"lambada must be a file with passages of several words, got {path!r}: {error}") from None
         require(bool(texts), "lambada", path, "a file with at least one passage")
         both = list(zip(texts, cuts, strict=True))
         starts = tokenizer.encode_batch_fast([text[:cut] for text, cut in both], add_special_tokens=False)
-        ends = tokenizer.encode_batch_fast([text[cut:].rstrip() for text, cut in both], add_special_tokens=False)
+        ends = tokenizer.encode_batch_fast([text[cut:] for text, cut in both], add_special_tokens=False)
         passages = []
         for start, end in zip(starts, ends, strict=True):
             # One more than the model sees: nothing comes after the last token.

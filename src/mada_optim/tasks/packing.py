@@ -2,14 +2,14 @@
 
 train.bin, val.bin   tokens as little-endian unsigned 16-bit numbers, one after the other
 tokenizer.json       what made them, in the format of the library ``tokenizers``
-meta.json            counts, SHA-256 sums, the source and the versions
+meta.json            counts, SHA-256 sums, the source and the versions; written last
+lock                 held by the process that packs
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 import zlib
@@ -25,6 +25,7 @@ import numpy as np
 import mada_optim
 from mada_optim.tasks import InputError, require
 from mada_optim.tasks.corpus import Corpus, Piece, split
+from mada_optim.tasks.stored import LOCK, TEMPORARY, locked, replacing, write_json
 from mada_optim.tasks.windows import Tokens
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 END = "<|endoftext|>"
 FORMAT = 1
 DTYPE = np.dtype("<u2")
+# What a kill may leave behind, beside the lock.
+_UNFINISHED = [name + end for name in ("train.bin", "val.bin", "tokenizer.json") for end in ("", TEMPORARY)]
+_UNFINISHED.append("meta.json" + TEMPORARY)
 CHARACTERS = 1 << 21  # encoded at once; the encoder takes some 100 bytes for each
 
 # By either pair of names GPT-2's tokenizer has been published.
@@ -97,6 +101,9 @@ def load_tokenizer(source: str) -> Tokenizer:
     require(_end(tokenizer) >= 0, "tokenizer", source, f"one with a token {END}")
     # A document that spells the end of a document does not end there.
     tokenizer.encode_special_tokens = True
+    # A fine-tuned model's tokenizer is stored with those that it was last used with.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer
 
 
@@ -136,11 +143,11 @@ def pack(
 ) -> dict[str, Any]:
     """Tokenize texts into a folder, a few megabytes at a time, on all cores; documents are separated by <|endoftext|>.
 
-    The folder appears when it is whole; after a kill, begin again.
+    meta.json, without which the folder is of no use, is written last; after a kill, begin again.
 
     Args:
         corpus: the texts.
-        out: a folder that is not there yet, or is empty.
+        out: a folder that is not there yet, or is empty, or where this was killed.
         tokenizer: see :func:`load_tokenizer`.
         val_share: see :func:`mada_optim.tasks.corpus.split`.
         val: validation texts; ``val_share`` is then not used.
@@ -150,13 +157,13 @@ def pack(
         What is in meta.json.
 
     Raises:
-        InputError: an argument is not usable, or the texts cannot be read; there is no folder then.
+        InputError: an argument is not usable, or the texts cannot be read; nothing is left of them in the folder then.
     """
     out = Path(out)
     require(0 <= val_share <= 1, "val_share", val_share, "a number from 0 to 1")
     whole = val_share in (0, 1) or val is not None or not corpus.join
     require(whole, "val_share", val_share, "0 or 1 where rows are joined to one text")
-    require(not out.exists() or (out.is_dir() and not any(out.iterdir())), "out", str(out), "a new or empty folder")
+    require(not out.exists() or (out.is_dir() and _is_free(out)), "out", str(out), "a new or empty folder")
     encoder = load_tokenizer(tokenizer)
     end = _end(encoder)
     if val is None:
@@ -164,8 +171,8 @@ def pack(
     else:
         stream = chain(split(corpus, 0.0), split(val, 1.0))
     try:
-        with _appearing(out) as folder:
-            with (folder / "train.bin").open("wb") as train_file, (folder / "val.bin").open("wb") as val_file:
+        with _alone_in(out):
+            with replacing(out / "train.bin") as train_file, replacing(out / "val.bin") as val_file:
                 parts = Part(train_file), Part(val_file)
                 for batch in _batches(stream):
                     encoded = encoder.encode_batch_fast([piece.text for piece in batch], add_special_tokens=False)
@@ -173,19 +180,20 @@ def pack(
                         parts[piece.validation].add(piece, codes.ids, end)
                     if on_batch is not None:
                         on_batch(*parts)
-            encoder.save(str(folder / "tokenizer.json"))
+            with replacing(out / "tokenizer.json") as file:
+                file.write(encoder.to_str(pretty=True).encode())
             meta = {
                 "format": FORMAT,
                 "source": list(corpus.names),
                 "val_source": f"{val_share:g} of the source" if val is None else list(val.names),
                 "tokenizer": tokenizer,
-                "tokenizer_sha256": hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest(),
+                "tokenizer_sha256": hashlib.sha256((out / "tokenizer.json").read_bytes()).hexdigest(),
                 "vocabulary": encoder.get_vocab_size(),
                 "train": parts[0].describe(),
                 "val": parts[1].describe(),
                 "versions": _versions(),
             }
-            (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+            write_json(out / "meta.json", meta)
     except InputError:
         raise
     except (OSError, ValueError, EOFError, zlib.error) as error:
@@ -213,21 +221,31 @@ def _batches(stream: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
+def _is_free(folder: Path) -> bool:
+    """Empty, or one in which packing was killed. A tokenizer alone is not ours."""
+    names = {path.name for path in folder.iterdir()}
+    return not names or (LOCK in names and names <= {LOCK, *_UNFINISHED})
+
+
 @contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A folder to write into that becomes ``out`` when all is on the disk, and is gone after any error."""
-    folder = out.with_name(out.name + ".tmp")
-    shutil.rmtree(folder, ignore_errors=True)  # left behind by a kill
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        for path in folder.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        os.replace(folder, out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+def _alone_in(out: Path) -> Iterator[None]:
+    """Let nobody else pack into a folder, and leave nothing in it of what an error ends, or a kill ended before."""
+    new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        _forget(out)
+        try:
+            yield
+        except BaseException:
+            _forget(out)
+            if new:
+                shutil.rmtree(out, ignore_errors=True)
+            raise
+
+
+def _forget(out: Path) -> None:
+    for name in _UNFINISHED:
+        (out / name).unlink(missing_ok=True)
 
 
 def _map(path: Path, count: int) -> Tokens:

@@ -47,10 +47,10 @@ class TokensConfig(WindowsConfig):
         super().__post_init__()
         if self.size is not None:
             require(self.size in SIZES, "size", self.size, f"one of {', '.join(SIZES)}")
-            given, known = (self.layers, self.heads, self.width), SIZES[self.size]
-            alone = given in (known, (TokensConfig.layers, TokensConfig.heads, TokensConfig.width))
+            # Those of another size come from a configuration that had it, in which it is replaced.
+            alone = (self.layers, self.heads, self.width) in SIZES.values()
             require(alone, "size", self.size, "left out where layers, heads or width are given")
-            for name, value in zip(("layers", "heads", "width"), known, strict=True):
+            for name, value in zip(("layers", "heads", "width"), SIZES[self.size], strict=True):
                 object.__setattr__(self, name, value)
 
     def build(self) -> TokensTask:
@@ -74,6 +74,9 @@ class TokensTask(WindowsTask):
         if self.wikitext is not None:
             same = self.wikitext.meta["tokenizer_sha256"] == self.packed.meta["tokenizer_sha256"]
             require(same, "wikitext", config.wikitext, "of the same tokenizer as data")
+            count = len(self.wikitext.validation)
+            enough = count > config.context
+            require(enough, "wikitext, val.bin,", f"{count} in {config.wikitext}", f"over {config.context} tokens")
         self.lambada = None
         if config.lambada is not None:
             self.lambada = Lambada.read(config.lambada, self.packed.tokenizer(), config.context)

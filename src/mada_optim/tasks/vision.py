@@ -63,6 +63,12 @@ class VisionTask:
         (self._images, self._labels), (self._val_images, self._val_labels) = found
         require(len(self._images) >= config.batch, "batch", config.batch, f"at most {len(self._images)}, all images")
         self.classes = int(self._labels.max()) + 1
+        for name, labels in (("train", self._labels), ("test", self._val_labels)):
+            known = labels.min() >= 0 and labels.max() < self.classes
+            require(known, f"data, labels of {name},", f"{labels.min()} to {labels.max()}", "classes of train, from 0")
+        height, width = self._images.shape[2:]
+        fits = config.model != "cnn" or (height == width and height >= 4)
+        require(fits, "data", f"images of {height} by {width}", "square images of 4 pixels or more for the model cnn")
         self._mean = self._images.mean(axis=(0, 2, 3), dtype=np.float64)
         self._std = self._images.std(axis=(0, 2, 3), dtype=np.float64)
 
@@ -216,7 +222,7 @@ def read_parquet(folder: str) -> tuple[tuple[Images, Labels], tuple[Images, Labe
 
 
 def _read(files: list[str]) -> tuple[Images, Labels]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
     from pyarrow import ArrowInvalid, parquet
 
     try:
@@ -226,7 +232,7 @@ def _read(files: list[str]) -> tuple[Images, Labels]:
         labels = [label for table in tables for label in table["label"].to_pylist()]
         images = [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("RGB")) for row in rows]
         return np.stack(images).transpose(0, 3, 1, 2).copy(), np.asarray(labels, np.int64)
-    except (ArrowInvalid, KeyError, TypeError, ValueError, UnidentifiedImageError) as error:
+    except (ArrowInvalid, KeyError, TypeError, ValueError, OSError) as error:
         raise InputError(
             f"data must hold images and labels as the hub's CIFAR-10 does, got {files[0]!r}: {error}"
         ) from None
