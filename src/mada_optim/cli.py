@@ -78,7 +78,7 @@ each on [-1, 1], with the best point at -1. docs/online.md says what is seen.
 """
 _BENCH_EPILOG = """\
 workloads:
-  a  one tensor of 20 M        b  the 148 tensors of GPT-2 124M        c  training steps of a GPT of 10.7 M
+  a  one tensor of 20 M        b  the 148 tensors of GPT-2 124M        c  training steps of a GPT of 10.8 M
 
 Written: results.json, table.md and figure.png. Let nothing else run meanwhile.
 """
