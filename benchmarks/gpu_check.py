@@ -34,6 +34,7 @@ from torch import nn
 
 import mada_optim
 from mada_optim import MADA, OMADA
+from mada_optim.bench.contenders import matrices_apart
 from mada_optim.cli import main as mada
 
 SHAPES = [(), (7,), (65, 129), (300, 400), (1 << 20,)]
@@ -53,10 +54,7 @@ def optimizers() -> dict[str, Optimizer]:
 
 
 def _omada(params: list[nn.Parameter], **kwargs: object) -> torch.optim.Optimizer:
-    groups = [
-        {"params": [p for p in params if (p.dim() == 2) is wanted], "matrices": wanted} for wanted in (True, False)
-    ]
-    return OMADA(groups, **kwargs)
+    return OMADA(matrices_apart(params), **kwargs)
 
 
 def train(make: Optimizer, device: str, dtype: torch.dtype, **kwargs: object) -> list[torch.Tensor]:

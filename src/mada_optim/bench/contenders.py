@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mada_optim import MADA, OMADA, AVGrad, HypergradientOptimizer, MADAFamily, load_optimizer
+from mada_optim.experiments.peers import MuonWithAdamW
 
 if TYPE_CHECKING:
     from mada_optim.bench.workloads import Training
@@ -99,7 +100,7 @@ def contenders() -> list[Contender]:
         Contender("OMADA, no matrices", "ours", partial(OMADA, lr=LR)),
         Contender("OMADA", "ours", _omada),
         Contender("OMADA at Muon's corner", "ours", partial(_omada, ortho=1.0, scale=1.0, hyper_lr=0.0)),
-        Contender("Muon and AdamW (torch)", "torch", _Muon),
+        Contender("Muon and AdamW (torch)", "torch", _muon),
         Contender("schedule-free AdamW", "peer", _schedule_free, package="schedulefree"),
         Contender("Adan (pytorch-optimizer)", "peer", partial(_peer, "Adan"), package="pytorch_optimizer"),
         Contender("Lion (pytorch-optimizer)", "peer", partial(_peer, "Lion"), package="pytorch_optimizer"),
@@ -107,28 +108,20 @@ def contenders() -> list[Contender]:
     ]
 
 
-class _Muon(Optimizer):
-    """torch.optim.Muon for matrices, fused AdamW for the rest: what people use it as."""
+def matrices_apart(params: Params) -> list[dict[str, Any]]:
+    """Groups as OMADA and Muon take them. Of tensors alone, all with two dimensions are matrices."""
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in params if (p.dim() == 2) == wanted], "matrices": wanted} for wanted in (True, False)
+    ]
+    return [group for group in groups if group["params"]]
 
-    def __init__(self, params: Params) -> None:
-        super().__init__(params, {})
-        matrices = [param for param in params if param.dim() == 2]
-        others = [param for param in params if param.dim() != 2]
-        self.parts: list[Optimizer] = [torch.optim.Muon(matrices, lr=LR)]
-        if others:
-            self.parts.append(torch.optim.AdamW(others, lr=LR, fused=True))
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for part in self.parts:
-            part.step(closure)
+def _muon(params: Params) -> Optimizer:
+    return MuonWithAdamW(matrices_apart(params), lr=LR)
 
 
 def _omada(params: Params, **options: Any) -> Optimizer:
-    """With the same matrices as :class:`_Muon`."""
-    groups = [
-        {"params": [p for p in params if (p.dim() == 2) == wanted], "matrices": wanted} for wanted in (True, False)
-    ]
-    return OMADA([group for group in groups if group["params"]], lr=LR, **options)
+    return OMADA(matrices_apart(params), lr=LR, **options)
 
 
 def _peer(name: str, params: Params) -> Optimizer:

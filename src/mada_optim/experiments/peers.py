@@ -40,18 +40,18 @@ class MuonWithAdamW(Optimizer):
                     raise ValueError(f"a kernel of shape {tuple(param.shape)} is not contiguous: Muon needs a matrix")
                 self._matrices.append((param, matrix))
             for_muon.append({**{key: value for key, value in group.items() if key != "matrices"}, "params": flat})
-        self._parts: list[Optimizer] = []
+        self.parts: list[Optimizer] = []
         if for_muon:
-            self._parts.append(torch.optim.Muon(for_muon, lr, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
+            self.parts.append(torch.optim.Muon(for_muon, lr, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
         if for_adamw:
-            self._parts.append(AdamW(for_adamw, lr, betas, fused=True, **options))
+            self.parts.append(AdamW(for_adamw, lr, betas, fused=True, **options))
 
     @property
     def param_groups(self) -> list[Group]:  # type: ignore[override]
-        return [group for part in self._parts for group in part.param_groups]
+        return [group for part in self.parts for group in part.param_groups]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        for part in self._parts:
+        for part in self.parts:
             part.zero_grad(set_to_none)
         for param, _ in self._matrices:
             param.grad = None
@@ -59,14 +59,14 @@ class MuonWithAdamW(Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
         for param, matrix in self._matrices:
             matrix.grad = None if param.grad is None else param.grad.flatten(1)
-        for part in self._parts:
+        for part in self.parts:
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"parts": [part.state_dict() for part in self._parts]}
+        return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for part, state in zip(self._parts, state_dict["parts"], strict=True):
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
 
 
