@@ -153,6 +153,7 @@ def _print_report(out: Path, reference: str | None = None) -> None:
         console.width = max(console.width, sum(widths) + 2 * len(widths))
         console.print(table)
         console.print()
+    console = Console()
     for note in notes:
         console.print(note, highlight=False, markup=False)
     console.print(f"Written: {out}/table.md, results.json, curves.png", highlight=False, markup=False, soft_wrap=True)

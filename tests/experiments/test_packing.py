@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import filelock
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,7 +22,7 @@ from packed import make_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mada_optim.cli import main
-from mada_optim.tasks import InputError
+from mada_optim.tasks import InputError, packing
 from mada_optim.tasks.corpus import Corpus, pieces
 from mada_optim.tasks.language import embedded_text
 from mada_optim.tasks.packing import DTYPE, load_tokenizer, pack, read
@@ -172,7 +174,7 @@ def test_after_a_kill_the_same_call_makes_it_whole(bpe: Path, tmp_path: Path) ->
         read(str(out))
     pack(Corpus((str(text),)), out, str(bpe))
     assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "out"}
-    assert set(os.listdir(out)) == {"lock", "meta.json", "tokenizer.json", "train.bin", "val.bin"}
+    assert set(os.listdir(out)) - {"lock"} == {"meta.json", "tokenizer.json", "train.bin", "val.bin"}
     assert read(str(out)).meta["train"]["characters"] == 90_000
 
 
@@ -199,6 +201,34 @@ def test_nothing_that_is_not_ours_is_deleted(bpe: Path, tmp_path: Path) -> None:
         pack(corpus, tmp_path / "busy", str(bpe))
 
 
+def test_what_another_process_finishes_meanwhile_stays(
+    bpe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.txt").write_text("Some text.")
+    corpus = Corpus((str(tmp_path / "text.txt"),))
+    with monkeypatch.context() as patch:
+
+        def slow(source: str) -> Tokenizer:
+            patch.undo()
+            pack(corpus, tmp_path / "out", source)
+            return load_tokenizer(source)
+
+        patch.setattr(packing, "load_tokenizer", slow)
+        with pytest.raises(InputError, match="out must be a new or empty folder"):
+            pack(corpus, tmp_path / "out", str(bpe))
+    assert read(str(tmp_path / "out")).meta["train"]["documents"] == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with pytest.warns(UserWarning, match="without locks"), locked(tmp_path / "new"):
+        assert (tmp_path / "new").is_dir()
+
+
 def test_a_tokenizer_stored_with_truncation_and_padding(bpe: Path, encoder: Tokenizer, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(bpe))
     tokenizer.enable_truncation(5)
@@ -215,8 +245,10 @@ def test_a_tokenizer_stored_with_truncation_and_padding(bpe: Path, encoder: Toke
 def test_a_folder_with_files_of_several_formats(bpe: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Some text.")
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"Some text."))
-    (tmp_path / "dataset_info.json").write_text('{"about": "a description, not data"}')
     assert [path.name for path in Corpus((str(tmp_path),)).files()] == ["a.txt", "b.txt.gz"]
+    (tmp_path / "data.json").touch()
+    with pytest.raises(InputError, match="data must be files of one format"):
+        Corpus((str(tmp_path),))
     (tmp_path / "c.parquet").touch()
     with pytest.raises(InputError, match="data must be files of one format"):
         Corpus((str(tmp_path),))

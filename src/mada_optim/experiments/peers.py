@@ -61,6 +61,8 @@ class MuonWithAdamW(Optimizer):
             matrix.grad = None if param.grad is None else param.grad.flatten(1)
         for part in self.parts:
             part.step()
+        for _, matrix in self._matrices:
+            matrix.grad = None  # it would keep the gradient from being freed before the next one is there
 
     def state_dict(self) -> dict[str, Any]:
         return {"parts": [part.state_dict() for part in self.parts]}

@@ -50,13 +50,16 @@ class RunFolder:
         self.result_file = self.path / RESULT
         self.tensorboard = self.path / "tensorboard"
 
-    def create(self, config: RunConfig, data: Mapping[str, Any]) -> None:
-        """Start a run. ``data`` is the task's description."""
+    def check_free(self) -> None:
+        """Raise unless a run can start here."""
         if self.path.exists() and not (self.path.is_dir() and self._is_empty()):
             raise InputError(
                 f"out must be a new or empty folder, got {str(self.path)!r}; to go on with a run: --resume"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+
+    def create(self, config: RunConfig, data: Mapping[str, Any]) -> None:
+        """Start a run, in a folder that is locked. ``data`` is the task's description."""
+        self.check_free()
         write_json(
             self.config_file,
             {"config": to_dict(config), "data": dict(data), "versions": _versions(), "machine": _machine()},

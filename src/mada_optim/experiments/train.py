@@ -108,9 +108,12 @@ def train(
         _stop_signal(alone=processes.size == 1) as stop,
     ):
         processes.share(task.batch(config.seed, 1), config.accumulate)  # raises where that cannot be done
-        if not resume and processes.first:
-            folder.create(config, task.describe())
+        begins = processes.first and not resume
+        if begins:
+            folder.check_free()
         with locked(folder.path) if processes.first else nullcontext():
+            if begins:
+                folder.create(config, task.describe())
             run = _Run(config, task, folder, processes)
             try:
                 return run.go(on_step, stop, draw)

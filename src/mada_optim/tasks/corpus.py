@@ -66,8 +66,9 @@ class Corpus:
             found = [path for path in sorted(Path(self.names[0]).iterdir()) if _loader(path) is not None]
             if not found:
                 raise InputError(f"data must be a folder with files {', '.join(_LOADERS)}, got {self.names[0]!r}")
-            # Beside other files, .json is a description: the library saves some, the hub has some.
-            return [path for path in found if path.suffix != ".json"] or found
+            # Beside files of a data set, .json is a description: the library saves some, the hub has some.
+            described = any(path.name.endswith((".parquet", ".arrow", ".jsonl", ".jsonl.gz")) for path in found)
+            return [path for path in found if not (described and path.suffix == ".json")]
         missing = [name for name in self.names if not Path(name).is_file()]
         if not missing:
             return [Path(name) for name in self.names]

@@ -163,7 +163,7 @@ def pack(
     require(0 <= val_share <= 1, "val_share", val_share, "a number from 0 to 1")
     whole = val_share in (0, 1) or val is not None or not corpus.join
     require(whole, "val_share", val_share, "0 or 1 where rows are joined to one text")
-    require(not out.exists() or (out.is_dir() and _is_free(out)), "out", str(out), "a new or empty folder")
+    _check_free(out)
     encoder = load_tokenizer(tokenizer)
     end = _end(encoder)
     if val is None:
@@ -221,18 +221,21 @@ def _batches(stream: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _is_free(folder: Path) -> bool:
-    """Empty, or one in which packing was killed. A tokenizer alone is not ours."""
-    names = {path.name for path in folder.iterdir()}
-    return not names or (LOCK in names and names <= {LOCK, *_UNFINISHED})
+def _check_free(out: Path) -> None:
+    """Raise unless it is new, empty, or a folder in which packing was killed. A tokenizer alone is not ours."""
+    free = not out.exists() or out.is_dir()
+    if free and out.exists():
+        names = {path.name for path in out.iterdir()}
+        free = not names or (LOCK in names and names <= {LOCK, *_UNFINISHED})
+    require(free, "out", str(out), "a new or empty folder")
 
 
 @contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
     """Let nobody else pack into a folder, and leave nothing in it of what an error ends, or a kill ended before."""
     new = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
     with locked(out):
+        _check_free(out)  # another process may have finished since
         _forget(out)
         try:
             yield

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from mada_optim.tasks import InputError
 
 CONFIG, CHECKPOINT, RESULT = "config.json", "checkpoint.pt", "result.json"
 LOCK, TEMPORARY = "lock", ".tmp"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 # What reading a damaged checkpoint may raise.
 _UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)
@@ -24,7 +27,9 @@ _UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.Unp
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Be the only process that writes into a folder: two would each undo what the other wrote. A kill lets go of it.
+    """Be the only process that writes into a folder, which is made: two would each undo what the other wrote.
+
+    A kill lets go of it. A file system that has no locks gives none, with a warning.
 
     Raises:
         InputError: another process holds it, or it cannot be written.
@@ -33,11 +38,14 @@ def locked(folder: Path) -> Iterator[None]:
 
     lock = FileLock(folder / LOCK, timeout=0)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise InputError(f"another process is writing into {folder}; wait for its end, or end it") from None
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror or error}") from None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise InputError(f"{folder} cannot be written: {error.strerror or error}") from None
+        warnings.warn(f"{folder} is on a file system without locks: let one process write into it", stacklevel=3)
     try:
         yield
     finally:

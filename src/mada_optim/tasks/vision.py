@@ -66,9 +66,14 @@ class VisionTask:
         for name, labels in (("train", self._labels), ("test", self._val_labels)):
             known = labels.min() >= 0 and labels.max() < self.classes
             require(known, f"data, labels of {name},", f"{labels.min()} to {labels.max()}", "classes of train, from 0")
-        height, width = self._images.shape[2:]
-        fits = config.model != "cnn" or (height == width and height >= 4)
-        require(fits, "data", f"images of {height} by {width}", "square images of 4 pixels or more for the model cnn")
+        for images in (self._images, self._val_images):
+            height, width = images.shape[2:]
+            size = f"images of {height} by {width}"
+            if config.model == "cnn":
+                fits = height == width == self._images.shape[2] >= 4
+                require(fits, "data", size, "square images of one size, 4 pixels or more, for the model cnn")
+            else:
+                require(min(height, width) >= 8, "data", size, "images of 8 pixels or more for the model resnet9")
         self._mean = self._images.mean(axis=(0, 2, 3), dtype=np.float64)
         self._std = self._images.std(axis=(0, 2, 3), dtype=np.float64)
 
@@ -160,7 +165,7 @@ def cnn(channels: int, size: int, width: int, classes: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size * size, classes))
 
 
-def resnet9(channels: int, size: int, width: int, classes: int) -> nn.Module:  # noqa: ARG001 (any size will do)
+def resnet9(channels: int, size: int, width: int, classes: int) -> nn.Module:  # noqa: ARG001 (any from 8 will do)
     """The nine-layer residual network of the CIFAR-10 speed records (D. Page, "How to train your ResNet", 2018)."""
 
     def convolution(a: int, b: int) -> list[nn.Module]:
