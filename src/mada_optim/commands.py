@@ -71,7 +71,6 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
-
     from mada_optim.experiments.compare import comparison
     from mada_optim.experiments.stage_folder import check_reference
     from mada_optim.experiments.stages import TUNE
@@ -90,7 +89,6 @@ def run_compare(arguments: argparse.Namespace) -> int:
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
-
     from mada_optim.experiments import sweep
     from mada_optim.experiments.stages import CONFIRM, TUNE
 

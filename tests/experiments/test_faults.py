@@ -19,11 +19,11 @@ import torch
 from tiny import assert_same_run, tiny_config
 
 from mada_optim.cli import main
-from mada_optim.experiments import run_folder
 from mada_optim.experiments.config import RunConfig
-from mada_optim.experiments.run_folder import RunFolder, write_json
+from mada_optim.experiments.run_folder import RunFolder
 from mada_optim.experiments.train import train
 from mada_optim.tasks.language import LanguageTask
+from mada_optim.tasks.stored import write_json
 
 HERE = Path(__file__).parent
 REAL_SAVE = torch.save
@@ -81,7 +81,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(
 def test_a_result_that_cannot_be_written_leaves_no_half_of_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_folder.os, name, no_space)
+    monkeypatch.setattr(os, name, no_space)
     with pytest.raises(OSError, match="No space left"):
         write_json(tmp_path / "result.json", {"status": "finished"})
     assert not list(tmp_path.iterdir())

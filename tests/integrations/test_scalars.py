@@ -15,6 +15,7 @@ from problems import Net, train
 from torch.utils.data import DataLoader
 
 from mada_optim import MADA, AVGrad
+from mada_optim.integrations import lightning as callback
 from mada_optim.integrations import scalars, unwrap
 from mada_optim.integrations.lightning import LogCoefficients
 
@@ -79,8 +80,12 @@ class TwoOptimizers(LightningModule):
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 @pytest.mark.filterwarnings("ignore:You set `Trainer.log_every_n_steps")
 @pytest.mark.parametrize(("every", "steps"), [(4, [3, 7]), (0, [])])
-def test_several_optimizers_in_lightning(every: int, steps: list[int], tmp_path: Path) -> None:
-    """Those that have coefficients are told apart, others passed over, and only where the Trainer logs."""
+def test_several_optimizers_in_lightning(
+    every: int, steps: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that have coefficients are told apart, others passed over; they are read only where the Trainer logs."""
+    reads = []
+    monkeypatch.setattr(callback, "scalars", lambda *a: (reads.append(a), scalars(*a))[1])
     logger = CSVLogger(tmp_path)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = Trainer(
@@ -91,7 +96,8 @@ def test_several_optimizers_in_lightning(every: int, steps: list[int], tmp_path:
     if steps:
         with open(Path(logger.log_dir) / "metrics.csv") as file:
             rows = list(csv.DictReader(file))
-    assert len(rows) == len(steps)
+    assert [int(row["step"]) for row in rows] == steps
+    assert len(reads) == 2 * len(steps)
     for row in rows:
         assert float(row["coefficients/optimizer0/rho"]) == 0.5
         assert float(row["coefficients/optimizer2/rho"]) == 0.0

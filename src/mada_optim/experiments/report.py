@@ -274,7 +274,7 @@ def betas_table(entries: Sequence[dict[str, Any]], threshold: float, reference: 
     for entry in entries:
         losses = [entry[f"{name}_{which}"] for name in FINAL_LOSSES for which in ("median", "worst")]
         cells = [loss_or_diverged(loss) for loss in losses]
-        compared = "compared" in entry and entry["optimizer"] != reference
+        compared = entry.get("compared") and entry["optimizer"] != reference
         cells.append(f"{entry['better']} of {entry['compared']}" if compared else "-")
         table.append([entry["optimizer"], f"{entry['lr']:g}", str(entry["runs"]), f"{entry['share']:.1%}", *cells])
     return table

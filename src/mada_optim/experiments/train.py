@@ -367,14 +367,14 @@ def summarize(metrics: Metrics, status: str, coefficients: dict[str, float], ski
 
 
 def _typical(seconds: Sequence[float]) -> float | None:
-    """Median over twentieths of a run of the mean time of a step in them.
+    """Median over twentieths of a run, each of ten steps or more, of the mean time of a step in them.
 
     The median over steps would pass over what happens in each tenth of them alone, the mean be that of a few long ones.
 
-    >>> _typical([1.0] * 200 + [99.0]), _typical([1.0, 1.0, 1.0, 3.0] * 100), _typical([2.0]), _typical([])
-    (1.0, 1.5, 2.0, None)
+    >>> _typical([1.0] * 200 + [99.0]), _typical(([1.0] * 9 + [11.0]) * 4), _typical([2.0]), _typical([])
+    (1.0, 2.0, 2.0, None)
     """
-    size = max(1, len(seconds) // 20)
+    size = max(10, len(seconds) // 20)
     parts = [seconds[begin : begin + size] for begin in range(0, len(seconds), size)]
     return statistics.median(map(statistics.fmean, parts)) if parts else None
 

@@ -92,7 +92,7 @@ class Corpus:
             yield from ([text] for text in self._rows())
 
     def _rows(self) -> Iterator[str]:
-        for row in _rows(self):
+        for row in _read_rows(self):
             text = row.get("text")
             if not isinstance(text, str):
                 raise InputError(f"data must have a text in the column 'text', got the row {str(row)[:80]} in {self}")
@@ -164,7 +164,7 @@ def _loader(path: Path) -> str | None:
     return next((name for end, name in _LOADERS.items() if path.name.endswith(end)), None)
 
 
-def _rows(corpus: Corpus) -> Iterator[dict[str, Any]]:
+def _read_rows(corpus: Corpus) -> Iterator[dict[str, Any]]:
     try:
         import datasets
     except ModuleNotFoundError:

@@ -108,9 +108,8 @@ def from_run(folder: str, kind: str) -> Initial:
     except ValueError as error:
         check(False, f"its {CHECKPOINT} cannot be read: {error}")
     # Schedule-free optimizers store the point where they take gradients. What they validate is an average.
-    # An optimizer made of several stores the states of its parts.
-    parts = state["optimizer"].get("parts", [state["optimizer"]])
-    averaged = any(group.get("train_mode") for part in parts for group in part["param_groups"])
+    # Whatever else an optimizer stores, only those have such groups.
+    averaged = any(group.get("train_mode") for group in state["optimizer"].get("param_groups", ()))
     check(not averaged, "it is schedule-free, and stores other weights than it validates")
     return Initial(folder, state["model"], stored["config"]["task"]["heads"], stored["data"])
 

@@ -223,10 +223,9 @@ def _batches(stream: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 def _check_free(out: Path) -> None:
     """Raise unless it is new, empty, or a folder in which packing was killed. A tokenizer alone is not ours."""
-    free = not out.exists() or out.is_dir()
-    if free and out.exists():
-        names = {path.name for path in out.iterdir()}
-        free = not names or (LOCK in names and names <= {LOCK, *_UNFINISHED})
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    killed = LOCK in names and names <= {LOCK, *_UNFINISHED}
+    free = not out.exists() or (out.is_dir() and (killed or not names))
     require(free, "out", str(out), "a new or empty folder")
 
 

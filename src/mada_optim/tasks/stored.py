@@ -1,4 +1,4 @@
-"""How files are stored, and what a run has stored is read: to go on with it, or to begin another with its weights."""
+"""How files are written, and how those of a run are read: to go on with it, or to begin another with its weights."""
 
 from __future__ import annotations
 

@@ -66,14 +66,12 @@ class VisionTask:
         for name, labels in (("train", self._labels), ("test", self._val_labels)):
             known = labels.min() >= 0 and labels.max() < self.classes
             require(known, f"data, labels of {name},", f"{labels.min()} to {labels.max()}", "classes of train, from 0")
-        for images in (self._images, self._val_images):
-            height, width = images.shape[2:]
-            size = f"images of {height} by {width}"
-            if config.model == "cnn":
-                fits = height == width == self._images.shape[2] >= 4
-                require(fits, "data", size, "square images of one size, 4 pixels or more, for the model cnn")
-            else:
-                require(min(height, width) >= 8, "data", size, "images of 8 pixels or more for the model resnet9")
+        height, width = self._images.shape[2:]
+        if config.model == "cnn":
+            fits, allowed = height == width >= 4, "square images of 4 pixels or more for the model cnn"
+        else:
+            fits, allowed = min(height, width) >= 8, "images of 8 pixels or more for the model resnet9"
+        require(fits, "data", f"images of {height} by {width}", allowed)
         self._mean = self._images.mean(axis=(0, 2, 3), dtype=np.float64)
         self._std = self._images.std(axis=(0, 2, 3), dtype=np.float64)
 
