@@ -59,8 +59,10 @@ _REPORT_EPILOG = """\
 examples:
   mada report runs/shakespeare                    both stages of a sweep
   mada report runs/grid runs/digits/confirm runs/one --out all.html
+  mada report runs/shakespeare runs/cifar --out all.md
 
-The file needs no network. Figures for papers are beside the tables of each stage: mada compare --report FOLDER.
+Several experiments are compared in one table, too. The file needs no network. Figures for papers are beside the tables
+of each stage: mada compare --report FOLDER.
 """
 _PACK_EPILOG = """\
 examples:
@@ -133,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(
         command(
             "report",
-            "show what is stored as an HTML file, with interactive figures",
+            "show what is stored as one file, with tables and interactive figures",
             _REPORT_EPILOG,
             commands.run_report,
         )
@@ -207,9 +209,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("folder")
     group.add_argument("--out", metavar="DIR", help="new, or of this comparison (default: runs/TIME-compare)")
     group.add_argument("--report", metavar="DIR", help="train nothing; tables and figure from what is stored in DIR")
-    group.add_argument(
-        "--reference", metavar="NAME", help="optimizer that the tables compare the others with (default: adamw)"
-    )
+    _add_reference(group)
 
 
 def _add_tokens(parser: argparse.ArgumentParser) -> None:
@@ -254,13 +254,21 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="(default: report.html in the first folder, or here where that cannot be written to)",
+        help="Markdown, tables only, where it ends in .md (default: report.html in the first folder, or here where "
+        "that cannot be written to)",
     )
+    _add_reference(parser)
 
 
 def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="of a sweep, of a stage or comparison")
     parser.add_argument("--out", metavar="FILE", help="(default: the folder's name with .tar.gz, here)")
+
+
+def _add_reference(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--reference", metavar="NAME", help="optimizer that the tables compare the others with (default: adamw)"
+    )
 
 
 def _add_workers(parser: argparse._ActionsContainer) -> None:

@@ -161,14 +161,14 @@ def run_report(arguments: argparse.Namespace) -> int:
     from mada_optim.tasks import InputError
 
     try:
-        from mada_optim.experiments.page import write_page
+        from mada_optim.experiments.page import write_report
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is missing: pip install 'mada-optim[experiments]'") from None
 
     folders = [Path(folder) for folder in arguments.folders]
     default = (folders[0] if os.access(folders[0], os.W_OK) else Path()) / "report.html"
     out = Path(getattr(arguments, "out", default))
-    write_page(folders, out)
+    write_report(folders, out, getattr(arguments, "reference", None))
     print(f"Written: {out}")
     return 0
 

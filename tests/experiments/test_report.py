@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from mada_optim.cli import main
-from mada_optim.experiments.page import write_page
+from mada_optim.experiments.page import write_report
 from mada_optim.experiments.run_folder import RunFolder
 from mada_optim.experiments.stages import CONFIRM, TUNE, make_report, run_stages
 from mada_optim.experiments.sweep import load
@@ -121,7 +121,7 @@ def _title(axis: Mapping[str, Any]) -> str:
 @pytest.fixture(scope="module")
 def page(out: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    write_page([out], path)
+    write_report([out], path)
     return Page(path)
 
 
@@ -163,7 +163,7 @@ def test_diverged_runs_are_said(page: Page) -> None:
 
 def test_missing_runs_are_said(out: Path, tmp_path: Path) -> None:
     with without(out / TUNE / "runs" / "omada-lr0.01-seed1" / "result.json"):
-        write_page([out / TUNE], tmp_path / "report.html")
+        write_report([out / TUNE], tmp_path / "report.html")
     text = Page(tmp_path / "report.html").text
     assert "omada: 1 of 4 runs are not over: omada-lr0.01-seed1" in text
     assert "runs23 of 24 are over" in text
@@ -173,7 +173,7 @@ def test_a_stage_that_has_just_begun(out: Path, tmp_path: Path) -> None:
     shutil.copytree(out / TUNE, tmp_path / TUNE)
     (tmp_path / CONFIRM).mkdir()
     shutil.copy(out / CONFIRM / "stage.json", tmp_path / CONFIRM)
-    write_page([tmp_path], tmp_path / "report.html")
+    write_report([tmp_path], tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
     assert "adamw: 3 of 3 runs are not over" in page.text
     assert len(page.tables) == 4
@@ -197,46 +197,87 @@ def test_nothing_is_fetched(page: Page) -> None:
 
 
 def test_the_same_metrics_give_the_same_file(out: Path, page: Page, tmp_path: Path) -> None:
-    write_page([out], tmp_path / "report.html")
+    write_report([out], tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text("utf-8") == page.html
 
 
 def test_a_run_alone(out: Path, tmp_path: Path) -> None:
     folder = out / TUNE / "runs" / "omada-lr0.01-seed1"
-    write_page([folder], tmp_path / "report.html")
+    write_report([folder], tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
     assert "omada, learning rate 0.01, seed 1" in page.text
     assert "runs1 of 1 are over" in page.text
     training = traces(page.figure("loss (nats)"), name="training")[0]
     assert training["y"] == [line["loss"] for line in RunFolder(folder).metrics() if "loss" in line]
     with without(folder / "result.json"):
-        write_page([folder], tmp_path / "report.html")
+        write_report([folder], tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
     assert "omada: the run is not over, it is at step 12" in page.text
     assert "runs0 of 1 are over" in page.text
 
 
 def test_several_folders(out: Path, tmp_path: Path) -> None:
-    write_page([out / CONFIRM, out / TUNE / "runs" / "adamw-lr0.01-seed1"], tmp_path / "report.html")
+    write_report([out / CONFIRM, out / TUNE / "runs" / "adamw-lr0.01-seed1"], tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
     assert page.text.split("<h1>")[0].strip().startswith("2 experiments")
     assert len({name.split("-")[0] for name in page.figures()}) == 2
 
 
+def test_experiments_together(out: Path, tmp_path: Path) -> None:
+    write_report([out, out / TUNE, out / TUNE / "runs" / "adamw-lr0.01-seed1"], tmp_path / "all.html")
+    header, reference, *rows = Page(tmp_path / "all.html").tables[0]
+    assert header == ["optimizer", "Tiny <b>", "Tiny <b>", "lower", "higher"]
+    for stage in (CONFIRM, TUNE):
+        make_report(out / stage)
+    entries = [json.loads((out / stage / "results.json").read_text("utf-8"))["results"] for stage in (CONFIRM, TUNE)]
+    losses = [next(entry for entry in each if entry["optimizer"] == "adamw") for each in entries]
+    assert reference[1:] == [*(f"{each['val_loss']:.4f} ± {each['val_loss_ci95']:.4f}" for each in losses), "-", "-"]
+    assert [row[0] for row in rows] == [LABEL, "omada", "starts", "wild"]  # of which nothing is in the first
+    for row in rows:
+        cells = [next((entry for entry in each if entry["optimizer"] == row[0]), {}) for each in entries]
+        sure = [(cell["difference"], cell["difference_ci95"]) for cell in cells if "difference" in cell]
+        assert row[1:3] == [
+            f"{cell['difference']:+.4f} ± {cell['difference_ci95']:.4f}" if "difference" in cell else "-"
+            for cell in cells
+        ]
+        assert row[3] == f"{sum(mean + half < 0 for mean, half in sure)} of {len(sure)}"
+        assert row[4] == f"{sum(mean - half > 0 for mean, half in sure)} of {len(sure)}"
+    assert rows[3][1:] == ["-", "-", "0 of 0", "0 of 0"]  # every run of it diverged
+
+
+def test_another_reference(out: Path, tmp_path: Path) -> None:
+    write_report([out / TUNE, out / CONFIRM], tmp_path / "all.html", "omada")
+    page = Page(tmp_path / "all.html")
+    assert page.tables[0][1][0] == "omada"
+    assert "Difference to omada and to the best" in page.text
+    with pytest.raises(InputError, match="reference must be one of 'adamw', .*, got 'sgd'"):
+        write_report([out], tmp_path / "all.html", "sgd")
+
+
+def test_as_markdown(out: Path, page: Page, tmp_path: Path) -> None:
+    write_report([out], tmp_path / "all.md")
+    lines = (tmp_path / "all.md").read_text("utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line[:1] == "|"]
+    assert [row for row in rows if row[0] != "---"] == [row for table in page.tables for row in table]
+    assert lines[0] == "# Tiny <b>"
+    assert "## Tiny <b>: confirm" in lines
+    assert "- wild: 3 of 3 runs are not there: what they build on diverged or is not over" in lines
+
+
 def test_errors(out: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"folder must be that of a sweep, a stage or a run, .*, got '.*nowhere'"):
-        write_page([out, tmp_path / "nowhere"], tmp_path / "report.html")
+        write_report([out, tmp_path / "nowhere"], tmp_path / "report.html")
     (tmp_path / "stage").mkdir()
     shutil.copy(out / CONFIRM / "stage.json", tmp_path / "stage")
     with pytest.raises(InputError, match=r"no run of .*stage is over yet"):
-        write_page([tmp_path / "stage"], tmp_path / "report.html")
+        write_report([tmp_path / "stage"], tmp_path / "report.html")
     (tmp_path / "run").mkdir()
     shutil.copy(out / TUNE / "runs" / "adamw-lr0.01-seed1" / "config.json", tmp_path / "run")
     with pytest.raises(InputError, match=r"the run of .*run has not begun"):
-        write_page([tmp_path / "run"], tmp_path / "report.html")
+        write_report([tmp_path / "run"], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
     with pytest.raises(InputError, match=r"out must be a file that can be written, got .*: Is a directory"):
-        write_page([out], tmp_path)
+        write_report([out], tmp_path)
 
 
 def test_command(

@@ -1,4 +1,7 @@
-"""The report: one HTML file, with tables and interactive figures, of what is stored in folders. It needs no network."""
+"""The report of what is stored in folders, as one file.
+
+As HTML it has tables and interactive figures, and needs no network; as Markdown it has the tables.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from plotly.offline import get_plotlyjs
 import mada_optim
 from mada_optim.experiments import plots
 from mada_optim.experiments.paths import panels
-from mada_optim.experiments.report import Table, count
+from mada_optim.experiments.report import JOINT_NOTE, REFERENCE, Table, count, joint_table, markdown
 from mada_optim.experiments.stage_folder import (
     StoredStage,
     check_any_run,
@@ -76,47 +79,74 @@ _PLOT_OPTIONS = {
 }
 
 
-def write_page(folders: Sequence[Path], out: Path) -> None:
+def write_report(folders: Sequence[Path], out: Path, reference: str | None = None) -> None:
     """Write the report.
 
     Args:
         folders: each is that of a sweep, of a stage or comparison, or of a run.
-        out: the HTML file.
+        out: the file: Markdown where its name ends in .md, otherwise HTML.
+        reference: see :func:`load_stage`.
 
     Raises:
         InputError: a folder is none of these or holds nothing to report, or ``out`` cannot be written.
     """
-    stages = [stage for folder in folders for stage in _stages(folder)]
+    by_folder = [_stages(folder, reference) for folder in folders]
+    stages = [stage for found in by_folder for stage in found]
     titles = {stage.described["title"] for stage in stages}
-    contents = "".join(f'<li><a href="#s{i}">{escape(stage.title)}</a></li>' for i, stage in enumerate(stages))
-    body = [f"<nav><ul>{contents}</ul></nav>"] if len(stages) > 1 else []
-    for number, stage in enumerate(stages):
-        body.append(f'<section id="s{number}">\n<h2>{escape(stage.title)}</h2>')
-        body += _section(stage, f"s{number}")
-        body.append("</section>")
-    page = _PAGE.format(
-        title=escape(titles.pop() if len(titles) == 1 else count(len(titles), "experiment")),
-        style=_STYLE,
-        plotly=get_plotlyjs(),
-        body="\n".join(body),
-        version=mada_optim.__version__,
-    )
+    title = titles.pop() if len(titles) == 1 else count(len(titles), "experiment")
+    # Of a sweep, the last stage is what it found.
+    last = [[stage for stage in found if stage.runs][-1] for found in by_folder]
+    joint = joint_table([(stage.described["title"], stage.entries) for stage in last], reference or REFERENCE)
+    text = _markdown(title, stages, joint) if out.suffix == ".md" else _page(title, stages, joint)
     try:
-        out.write_text(page, "utf-8")
+        out.write_text(text, "utf-8")
     except OSError as error:
         raise InputError(f"out must be a file that can be written, got {str(out)!r}: {error.strerror}") from None
 
 
-def _stages(folder: Path) -> list[StoredStage]:
+def _stages(folder: Path, reference: str | None) -> list[StoredStage]:
     """What there is to report of a folder."""
     if (folder / "config.json").exists():
         return [load_run_alone(folder)]
     begun = [path for path in (folder, folder / TUNE, folder / CONFIRM) if (path / "stage.json").exists()]
     allowed = f"that of a sweep, a stage or a run, with {TUNE}/stage.json, stage.json or config.json in it"
     require(bool(begun), "folder", str(folder), allowed)
-    stages = [load_stage(path) for path in begun]
+    stages = [load_stage(path, reference) for path in begun]
     check_any_run(folder, stages)
     return stages
+
+
+def _markdown(title: str, stages: Sequence[StoredStage], joint: Table | None) -> str:
+    parts = [f"# {title}"]
+    if joint is not None:
+        parts += [markdown(joint).rstrip(), JOINT_NOTE]
+    for stage in stages:
+        parts += [f"## {stage.title}"] if len(stages) > 1 else []
+        if problems := stage.problems():
+            parts.append("\n".join(f"- {problem}" for problem in problems))
+        if stage.runs:
+            for heading, table in stage.tables().items():
+                parts += [f"{heading}:", markdown(table).rstrip()]
+            parts += stage.notes()
+    return "\n\n".join(parts) + "\n"
+
+
+def _page(title: str, stages: Sequence[StoredStage], joint: Table | None) -> str:
+    contents = "".join(f'<li><a href="#s{i}">{escape(stage.title)}</a></li>' for i, stage in enumerate(stages))
+    body = [f"<nav><ul>{contents}</ul></nav>"] if len(stages) > 1 else []
+    if joint is not None:
+        body += [_table(joint), f"<p>{escape(JOINT_NOTE)}</p>"]
+    for number, stage in enumerate(stages):
+        body.append(f'<section id="s{number}">\n<h2>{escape(stage.title)}</h2>')
+        body += _section(stage, f"s{number}")
+        body.append("</section>")
+    return _PAGE.format(
+        title=escape(title),
+        style=_STYLE,
+        plotly=get_plotlyjs(),
+        body="\n".join(body),
+        version=mada_optim.__version__,
+    )
 
 
 def _section(stage: StoredStage, name: str) -> Iterator[str]:

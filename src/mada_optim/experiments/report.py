@@ -16,6 +16,7 @@ from mada_optim.tasks.stored import read_json
 REFERENCE = "adamw"
 FINAL_LOSSES = ("train_loss", "val_loss")
 Table = list[list[str]]  # the first row is the header
+Entries = Sequence[dict[str, Any]]  # of each optimizer, see results()
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _difference(name: str, runs: Sequence[StoredRun], others: Sequence[StoredRun
     return {name: mean, f"{name}_ci95": half}
 
 
-def loss_table(entries: Sequence[dict[str, Any]]) -> Table:
+def loss_table(entries: Entries) -> Table:
     """Losses of each optimizer at its best learning rate."""
     names = ("val_loss", "best_val_loss", "train_loss")
     table = [["optimizer", "best lr", "final val loss", "best val loss", "final train loss"]]
@@ -172,20 +173,17 @@ def loss_table(entries: Sequence[dict[str, Any]]) -> Table:
         if entry["best_lr"] is None:
             table.append([entry["optimizer"], "-", "diverged", "-", "-"])
         else:
-            losses = [_plus_minus(entry[name], entry[f"{name}_ci95"]) for name in names]
+            losses = [_plus_minus(entry, name) for name in names]
             table.append([entry["optimizer"], f"{entry['best_lr']:g}", *losses])
     return table
 
 
-def reference_table(entries: Sequence[dict[str, Any]], reference: str = REFERENCE) -> Table:
+def reference_table(entries: Entries, reference: str = REFERENCE) -> Table:
     """Each optimizer against the reference and the best, all at their best learning rates, and what it costs."""
     losses = f"final val loss minus {reference}'s|minus the best's|steps to {reference}'s final"
     table = [f"optimizer|{losses}|ms per step|of these optimizer".split("|")]
     for entry in entries:
-        differences = [
-            _plus_minus(entry[name], entry[f"{name}_ci95"], "+") if name in entry else "-"
-            for name in ("difference", "difference_to_best")
-        ]
+        differences = [_plus_minus(entry, name, "+") for name in ("difference", "difference_to_best")]
         steps = entry.get("steps_to_reference")
         times = [
             f"{1000 * entry[name]:.1f}" if name in entry else "-" for name in ("step_seconds", "optimizer_seconds")
@@ -194,7 +192,7 @@ def reference_table(entries: Sequence[dict[str, Any]], reference: str = REFERENC
     return table
 
 
-def lr_table(entries: Sequence[dict[str, Any]]) -> Table:
+def lr_table(entries: Entries) -> Table:
     """Mean final validation loss of every optimizer at every learning rate."""
     lrs = sorted({cell["lr"] for entry in entries for cell in entry["by_lr"]})
     table = [["optimizer", *(f"lr {lr:g}" for lr in lrs)]]
@@ -204,15 +202,39 @@ def lr_table(entries: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def lr_difference_table(entries: Sequence[dict[str, Any]]) -> Table:
+def lr_difference_table(entries: Entries) -> Table:
     """Each optimizer against the reference at every learning rate that both were trained at."""
     cells = {entry["optimizer"]: {at["lr"]: at for at in entry["by_lr"] if "difference" in at} for entry in entries}
     lrs = sorted({lr for found in cells.values() for lr in found})
     table = [["optimizer", *(f"lr {lr:g}" for lr in lrs)]]
     for name, found in cells.items():
         if found:
-            shown = {lr: _plus_minus(at["difference"], at["difference_ci95"], "+") for lr, at in found.items()}
+            shown = {lr: _plus_minus(at, "difference", "+") for lr, at in found.items()}
             table.append([name, *(shown.get(lr, "-") for lr in lrs)])
+    return table
+
+
+JOINT_NOTE = (
+    "Final validation losses in nats minus those of the optimizer in the first row, whose own stand there; each at its "
+    "best learning rate. ±: half width of the 95 % t interval over seeds, paired by seed. Lower, higher: in how many "
+    "of the experiments, by more than the interval; of many such comparisons some are chance."
+)
+
+
+def joint_table(experiments: Sequence[tuple[str, Entries]], reference: str = REFERENCE) -> Table | None:
+    """Each optimizer against the reference in several experiments, given by title; None: fewer than two compare any."""
+    experiments = [(title, entries) for title, entries in experiments if any("difference" in each for each in entries)]
+    if len(experiments) < 2:
+        return None
+    found = [{entry["optimizer"]: entry for entry in entries} for _, entries in experiments]
+    table = [["optimizer", *(title for title, _ in experiments), "lower", "higher"]]
+    table.append([reference, *(_plus_minus(each[reference], "val_loss") for each in found), "-", "-"])
+    for label in dict.fromkeys(label for entries in found for label in entries if label != reference):
+        entries = [each.get(label, {}) for each in found]
+        sure = [each for each in entries if each.get("difference_ci95") is not None]
+        counts = [sum(sign * each["difference"] > each["difference_ci95"] for each in sure) for sign in (-1, 1)]
+        cells = [_plus_minus(each, "difference", "+") for each in entries]
+        table.append([label, *cells, *(f"{number} of {len(sure)}" for number in counts)])
     return table
 
 
@@ -267,7 +289,7 @@ def _by_start(entry: dict[str, Any]) -> dict[tuple[float, ...], float]:
     return {tuple(start["betas"]): _or_infinite(start["val_loss"]) for start in trained}
 
 
-def betas_table(entries: Sequence[dict[str, Any]], threshold: float, reference: str = REFERENCE) -> Table:
+def betas_table(entries: Entries, threshold: float, reference: str = REFERENCE) -> Table:
     """Share of good starts, median and worst final losses, starts that are better than the reference's."""
     header = f"optimizer|lr|runs|train loss < {threshold:.3g}|median|worst|val loss: median|worst|below {reference}'s"
     table = [header.split("|")]
@@ -312,8 +334,12 @@ def listed(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + (f" and {count(others, 'other')}" if others > 0 else "")
 
 
-def _plus_minus(mean: float, half: float | None, sign: str = "") -> str:
-    return rounded(mean, sign) if half is None else f"{rounded(mean, sign)} ± {rounded(half)}"
+def _plus_minus(entry: dict[str, Any], name: str, sign: str = "") -> str:
+    """A mean and the half width of its interval, as far as they are known."""
+    if name not in entry:
+        return "-"
+    mean, half = rounded(entry[name], sign), entry[f"{name}_ci95"]
+    return mean if half is None else f"{mean} ± {rounded(half)}"
 
 
 def loss_or_diverged(loss: float | None) -> str:
