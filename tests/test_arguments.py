@@ -79,6 +79,10 @@ def test_bad_parameters():
         MADA([{"params": {shared}}])
     with pytest.raises(TypeError, match="can only optimize Tensors"):
         MADA(["weight"])
+    with pytest.raises(ValueError, match=r"must have 'params', got only \['param'\]"):
+        MADA([{"param": [shared]}])
+    with pytest.raises(ValueError, match="a conjugate view cannot be optimized"):
+        MADA([torch.nn.Parameter(torch.ones(3, dtype=torch.complex64).conj())])
     with pytest.raises(ValueError, match="non-leaf"):
         MADA([weight() * 2])
 
@@ -139,6 +143,66 @@ def test_bad_family():
     assert HypergradientOptimizer([weight()], Empty()).coefficients() == {"a": 0.0}
     with pytest.raises(TypeError, match="family must be hashable, and Empty is not"):
         HypergradientOptimizer([weight()], dataclass(Empty)())
+
+
+class Named(Family):
+    """All of its names are as given."""
+
+    def __init__(self, coefficient="a", constant="b", buffer="c", returned="c"):
+        self.coefficients = (Coefficient(coefficient, 0.0, (0.0, 1.0), 0.1),)
+        self.constants = {constant: 1.0}
+        self.names = buffer, returned
+
+    def buffers(self, q):
+        return self.names[:1]
+
+    def update(self, state, grad, q, step):
+        return grad, {self.names[1]: grad}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"coefficient": "lr"}, "a coefficient or constant 'lr', a name that is taken"),
+        ({"constant": "weight_decay"}, "'weight_decay', a name that is taken"),
+        ({"constant": "params"}, "'params', a name that is taken"),
+        ({"constant": "a"}, "'a', a name that is taken"),
+        ({"buffer": "param"}, "a buffer 'param', a name that is taken"),
+        ({"buffer": "pending_grad"}, "a buffer 'pending_grad', a name that is taken"),
+    ],
+)
+def test_names_of_a_family(names, message):
+    with pytest.raises(ValueError, match=message):
+        HypergradientOptimizer([weight()], Named(**names))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_what_a_family_returns_and_does_not_name(fused):
+    param = weight()
+    optimizer = HypergradientOptimizer([param], Named(returned="d"), hyper_lr=0.0, fused=fused)
+    param.grad = torch.ones(3)
+    with pytest.raises(RuntimeError, match="update of Named returned 'd', which its buffers"):
+        optimizer.step()
+    assert torch.equal(param, torch.ones(3))
+
+
+def test_constants_are_no_tensors():
+    with pytest.raises(TypeError, match="b, a constant of Named, must not be a tensor"):
+        HypergradientOptimizer([weight()], Named(), b=torch.ones(()))
+
+
+def test_numbers_may_be_numpys():
+    numpy = pytest.importorskip("numpy")
+    results = []
+    for kind in (float, numpy.float32):
+        param = weight()
+        optimizer = MADA([param], lr=kind(0.125), weight_decay=kind(0.5), rho=kind(0.5), hyper_warmup=0)
+        for _ in range(3):
+            param.grad = param.detach().clone()
+            optimizer.step()
+        results.append(param.detach())
+        assert type(optimizer.param_groups[0]["previous_lr"]) is float
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("scale", [None, "2", torch.ones(2)], ids=str)

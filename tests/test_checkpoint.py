@@ -139,18 +139,23 @@ def test_a_state_of_another_version_changes_nothing():
         assert_unchanged(optimizer, before)
 
 
-@pytest.mark.parametrize("lost", ["end", "names"])
-def test_a_corrupted_file_is_not_loaded(lost, tmp_path):
+def test_one_set_of_settings_is_one_after_loading():
+    """What is changed in one group's is changed for all, as before."""
+    optimizers = [MADA([{"params": [nn.Parameter(torch.ones(2))]} for _ in range(2)]) for _ in range(2)]
+    optimizers[1].load_state_dict(optimizers[0].state_dict())
+    for optimizer in optimizers:
+        for key in ("hyper_lr", "bounds"):
+            assert optimizer.param_groups[0][key] is optimizer.param_groups[1][key]
+
+
+def test_the_hypergradients_of_before_are_not_those_of_what_was_loaded():
     model = Net()
     optimizer = MADA(model.parameters(), hyper_warmup=0)
+    saved = copy.deepcopy(optimizer.state_dict())
     train(model, optimizer, 3)
-    path = tmp_path / "optimizer.pt"
-    torch.save(optimizer.state_dict(), path)
-    content = path.read_bytes()
-    cut = len(content) // 2 if lost == "end" else content.index(b"coefficients")
-    path.write_bytes(content[:cut] + (b"" if lost == "end" else b"\xff" * 199 + content[cut + 199 :]))
-    with pytest.raises((RuntimeError, OSError, ValueError, pickle.UnpicklingError)):
-        torch.load(path, weights_only=True)
+    assert optimizer.hypergradients() is not None
+    optimizer.load_state_dict(saved)
+    assert optimizer.hypergradients() is None
 
 
 def test_parameters_may_have_other_names():
@@ -209,9 +214,11 @@ def test_a_damaged_state_changes_nothing(damage):
 def assert_unchanged(optimizer: MADA, before: dict) -> None:
     after = optimizer.state_dict()
     torch.testing.assert_close(after["state"], before["state"], rtol=0, atol=0)
-    torch.testing.assert_close(
-        after["param_groups"][0]["coefficients"], before["param_groups"][0]["coefficients"], rtol=0, atol=0
-    )
+    for group, group_before in zip(after["param_groups"], before["param_groups"], strict=True):
+        assert group.keys() == group_before.keys()
+        for name, value in group.items():
+            same = torch.equal if isinstance(value, torch.Tensor) else lambda a, b: a == b
+            assert same(value, group_before[name]), name
 
 
 def test_keys_that_a_scheduler_added_need_not_be_in_the_checkpoint():

@@ -54,6 +54,37 @@ def test_hypergradient_equals_finite_differences(family):
         assert learning.hypergradients()[coefficient.name] == pytest.approx(difference, rel=1e-5)
 
 
+class Delayed(Family):
+    """The gradient and half of that before the last: a buffer is handed on as another one."""
+
+    coefficients = (Coefficient("share", 0.5, box=(0.0, 1.0), hyper_lr=1e-2),)
+
+    def buffers(self, q):
+        return ("last", "before")
+
+    def update(self, state, grad, q, step):
+        return grad + q["share"] * state["before"], {"last": grad, "before": state["last"]}
+
+
+DELAYED = Delayed()  # one, so that it is compiled once
+
+
+@pytest.mark.parametrize("shapes", [[(3,)], [(3,), (4,)], [(300_000,)]], ids=["one", "two", "large"])
+@pytest.mark.parametrize("hyper_lr", [0.0, 1e-300], ids=["fixed", "learned"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_buffer_may_be_handed_on(shapes, hyper_lr, fused):
+    params = [torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64)) for shape in shapes]
+    optimizer = HypergradientOptimizer(params, DELAYED, lr=1.0, hyper_lr=hyper_lr, hyper_warmup=0, fused=fused)
+    sizes = [1.0, 10.0, 100.0, 1000.0, 10_000.0]
+    for size in sizes:
+        before = [param.detach().clone() for param in params]
+        for param in params:
+            param.grad = torch.full_like(param, size)
+        optimizer.step()
+    for param, old in zip(params, before, strict=True):
+        torch.testing.assert_close(old - param.detach(), torch.full_like(old, sizes[-1] + 0.5 * sizes[-3]))
+
+
 def test_learning_improves_a_bad_start():
     """From no momentum at a small learning rate: what is learned trains faster than what was given."""
     losses = []

@@ -8,11 +8,57 @@ import pytest
 import torch
 from problems import TABLE, Net, Row, loss_of, train
 
-from mada_optim import HypergradientOptimizer
+from mada_optim import MADA, HypergradientOptimizer
 
 EVERY_LEARNING_ROW = pytest.mark.parametrize(
     "row", [row for row in TABLE if row.learns], ids=[row.name for row in TABLE if row.learns]
 )
+
+
+def test_groups_that_come_after_a_freeze_do_not_learn():
+    first, second = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = MADA([first], hyper_per_group=True)
+    optimizer.freeze()
+    optimizer.add_param_group({"params": [second]})
+    assert not any(optimizer.param_groups[1]["hyper_lr"].values())
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_step_sizes_are_told_apart_by_their_names(fused):
+    """Whoever sets or stores them may have sorted them."""
+    results = []
+    for order in (list, sorted):
+        model = Net()
+        optimizer = MADA(model.parameters(), lr=5e-3, hyper_lr={"rho": 0.1, "gamma": 0.2}, hyper_warmup=0, fused=fused)
+        group = optimizer.param_groups[0]
+        for key in ("hyper_lr", "bounds"):
+            group[key] = {name: group[key][name] for name in order(group[key])}
+        train(model, optimizer, 10)
+        results.append(optimizer.coefficients())
+    assert results[0] == results[1]
+    assert results[0]["gamma"] != 1.0
+
+
+@pytest.mark.parametrize("hyper_lr", [0.1, {"rho": 0.1}], ids=str)
+def test_step_sizes_that_are_none(hyper_lr):
+    model = Net()
+    optimizer = MADA(model.parameters(), hyper_warmup=0)
+    train(model, optimizer, 2)
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
+    optimizer.param_groups[0]["hyper_lr"] = hyper_lr
+    with pytest.raises(TypeError, match="hyper_lr of a parameter group must be a mapping with beta1, .*, got"):
+        train(model, optimizer, 1)
+    torch.testing.assert_close((model.state_dict(), optimizer.state_dict()["state"]), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_what_was_left_out_from_the_start_cannot_be_learned_later(fused):
+    model = Net()
+    optimizer = MADA(model.parameters(), hyper_lr={"beta1": 1e-3}, hyper_warmup=0, fused=fused)
+    train(model, optimizer, 2)
+    optimizer.param_groups[0]["hyper_lr"]["beta3"] = 0.1
+    with pytest.raises(ValueError, match=r"hyper_lr of beta3 must stay 0, got 0.1: frozen at 0 from the start"):
+        train(model, optimizer, 1)
 
 
 def by_hand(optimizer: HypergradientOptimizer) -> None:

@@ -319,6 +319,15 @@ def test_a_momentum_in_bfloat16_does_not_stand_still():
     assert error.mean().abs() < 5e-3
 
 
+def test_single_rows_and_columns_are_no_matrices():
+    """A class token, positions and scales of channels, which models keep in as many dimensions as their activations."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    for name, shape in {"token": (1, 1, 8), "positions": (1, 16, 8), "scale": (8, 1, 1), "none": (0, 3)}.items():
+        model.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+    assert matrix_parameters(model) == [model[0].weight]
+    OMADA(model)
+
+
 def test_complex_weights_are_no_matrices():
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4, dtype=torch.complex64), nn.Linear(4, 4), nn.Linear(4, 2))
     assert matrix_parameters(model) == [model[0].weight, model[2].weight]

@@ -191,6 +191,7 @@ def test_gradients_in_float16_are_not_unscaled(row: Row):
         scaler.step(optimizer)
     assert torch.equal(weight, torch.ones_like(weight))
     assert not optimizer.state
+    assert not {"grad_scale", "found_inf"} & vars(optimizer).keys()  # a step without the scaler would obey them
 
 
 @EVERY_LEARNING_ROW

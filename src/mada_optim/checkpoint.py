@@ -127,6 +127,10 @@ def fill_state(
             for group in groups:
                 group[key] = tensor
         for group in groups:
+            for key in SET_SETTINGS:
+                if group[key] == groups[0][key]:  # one object, as before: a change in one is for all
+                    group[key] = groups[0][key]
+        for group in groups:
             if group["capturable"]:
                 for key in LR_MEMORY:
                     group[key] = torch.as_tensor(group[key], dtype=torch.float64).to(device)

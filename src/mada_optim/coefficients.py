@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from numbers import Real
 from typing import Any, overload
 
 import torch
@@ -23,8 +24,8 @@ Bounds = Mapping[str, tuple[float, float]]
 
 
 def is_number(value: object) -> bool:
-    """Whether ``value`` is a plain finite number (bool does not count)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether ``value`` is a finite number, numpy's included (bool does not count)."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class LearnedTensors:
 
 @dataclass(frozen=True)
 class LearningRule:
-    """Projected gradient descent with momentum and clipping: q ← Π(q - α b), b ← μ b + clip(h).
+    """Projected gradient descent with momentum and clipping: b ← μ b + clip(h), then q ← Π(q - α b).
 
     Args:
         momentum: μ, in [0, 1).

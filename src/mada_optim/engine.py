@@ -11,7 +11,7 @@ when a hypergradient is due, which all processes know alike: also those that hav
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -22,7 +22,7 @@ from mada_optim import horizon
 from mada_optim.coefficients import LearnedTensors, LearningRule
 from mada_optim.family import Coefficient, Family
 from mada_optim.kernels import Batch, Kernels, select_kernels
-from mada_optim.kernels.base import coefficients_and_constants
+from mada_optim.kernels.base import SCALAR_STATE, coefficients_and_constants
 from mada_optim.kernels.rounding import noise_seed, round_stochastically
 from mada_optim.sharding import Team, find_team, local, parts
 
@@ -44,6 +44,27 @@ State = MutableMapping[Tensor, dict[str, Any]]
 def learning_rule(group: Group) -> LearningRule:
     """The rule that a parameter group's settings describe; raises ValueError where they make no sense."""
     return LearningRule(*(group[f"hyper_{name}"] for name in ("momentum", "clip", "warmup", "every")))
+
+
+def check_step_sizes(family: Family, group: Group) -> None:
+    """Raise where a parameter group's ``hyper_lr``, which users may change, is not what the engine can learn with."""
+    step_sizes = group["hyper_lr"]
+    names = [coefficient.name for coefficient in family.coefficients]
+    if not isinstance(step_sizes, Mapping) or step_sizes.keys() != set(names):
+        raise TypeError(f"hyper_lr of a parameter group must be a mapping with {', '.join(names)}, got {step_sizes!r}")
+    for name, value in group["special"].items():
+        if step_sizes[name] > 0.0:
+            raise ValueError(
+                f"hyper_lr of {name} must stay 0, got {step_sizes[name]!r}: frozen at {value:g} from the start, {name} "
+                "leaves out a part of the update, which keeps no buffers"
+            )
+
+
+def check_buffer_names(family: Family, group: Group) -> None:
+    """Raise ValueError where a buffer of the family would have the name of something else in a parameter's state."""
+    for name in family.buffers(coefficients_and_constants(family, group, group["coefficients"])):
+        if name in ("param", "grad", *SCALAR_STATE, *PENDING, *horizon.BUFFERS):
+            raise ValueError(f"family: {family.name} has a buffer {name!r}, a name that is taken")
 
 
 def is_learning(group: Group) -> bool:
@@ -126,7 +147,10 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
             grad_scale = grad_scale.to(hypergradient.device)
         hypergradient = hypergradient * grad_scale
         learned = LearnedTensors(*(shared[key] for key in LEARNED_TENSORS))
-        step_sizes, boxes = tuple(shared["hyper_lr"].values()), tuple(shared["bounds"].values())
+        step_sizes, boxes = (
+            tuple(shared[key][coefficient.name] for coefficient in family.coefficients)
+            for key in ("hyper_lr", "bounds")
+        )
         skipped, phase = shared["hyper_skipped"], _phase(family, groups)
         rule.learn(learned, skipped, hypergradient, family.coefficients, step_sizes, boxes, due, *phase)
     for group in groups:
@@ -281,7 +305,7 @@ def _remember_lr(group: Group) -> None:
     elif isinstance(lr, Tensor):
         group.update(previous_lr=lr.clone(), peak_lr=lr.clamp(min=peak))
     else:
-        group.update(previous_lr=lr, peak_lr=max(lr, peak))
+        group.update(previous_lr=float(lr), peak_lr=max(float(lr), peak))
 
 
 def _finish_step(state: dict[str, Any], stepped: bool, keep: bool, differentiated: bool, cumulative: bool) -> None:

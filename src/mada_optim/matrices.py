@@ -15,12 +15,13 @@ NEWTON_SCHULZ_STEPS = 5
 
 
 def matrix_parameters(model: nn.Module) -> list[Tensor]:
-    """Real parameters of two and more dimensions, but for embeddings and the output layer.
+    """Real parameters of two and more dimensions, but for single rows and columns, embeddings and the output layer.
 
     The rule that optimizers with an orthogonalized direction share (K. Jordan, "Muon: An optimizer for hidden layers in
     neural networks", 2024): a hidden matrix or convolution maps activations to activations, and its whole spectrum
     counts; an embedding is a table of rows, and the output layer another. The output layer is the last module with such
-    a weight; a weight that it shares with an embedding is an embedding.
+    a weight; a weight that it shares with an embedding is an embedding. A table that is no ``nn.Embedding``, such as a
+    parameter of positions with more than one row, cannot be told from a hidden matrix: give parameter groups then.
 
     Returns:
         Each parameter once, in the order of ``model.parameters()``.
@@ -38,8 +39,14 @@ def matrix_parameters(model: nn.Module) -> list[Tensor]:
         elif own:
             last = own
     excluded.update(last)
-    matrices = (param for param in model.parameters() if param.dim() >= 2 and not param.is_complex())
-    return [param for param in matrices if param not in excluded]
+    return [param for param in model.parameters() if _is_matrix(param) and param not in excluded]
+
+
+def _is_matrix(param: Tensor) -> bool:
+    if param.is_complex() or param.dim() < 2:
+        return False
+    rows = param.size(0)
+    return min(rows, param.numel() // max(rows, 1)) > 1
 
 
 def orthogonalize(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, overload
@@ -18,6 +19,8 @@ from mada_optim.engine import (
     SET_SETTINGS,
     SET_TENSORS,
     Group,
+    check_buffer_names,
+    check_step_sizes,
     learning_rule,
     prepare_state,
     release,
@@ -123,6 +126,7 @@ class HypergradientOptimizer(Optimizer):
         unknown = [name for name in constants if name not in family.constants]
         if unknown:
             raise TypeError(f"unexpected argument {unknown[0]!r}; constants of {family.name}: {list(family.constants)}")
+        _check_family_names(family)
         self.family = family
         self._start: dict[str, float] = dict(start or {})
         self._hypergradients: dict[int, Tensor] = {}
@@ -159,7 +163,11 @@ class HypergradientOptimizer(Optimizer):
         return self._by_name(self.param_groups[group]["coefficients"])
 
     def hypergradients(self, group: int = 0) -> dict[str, float] | None:
-        """h of the latest step that took one, before clipping; frozen coefficients have 0. None if none was taken."""
+        """h of the latest step that took one, before clipping; frozen coefficients have 0.
+
+        With ``hyper_grad_scale``, where that was set. None if none was taken since the optimizer was made or loaded.
+        With ``capturable`` also that of steps which do not use it.
+        """
         set_index = group if self.param_groups[group]["hyper_per_group"] else 0
         latest = self._hypergradients.get(set_index)
         return None if latest is None else self._by_name(latest)
@@ -170,7 +178,12 @@ class HypergradientOptimizer(Optimizer):
         return sum(int(groups[0]["hyper_skipped"]) for groups in self._coefficient_sets())
 
     def freeze(self) -> None:
-        """Stop learning: the coefficients stay where they are from now on, and what learning needs is released."""
+        """Stop learning: the coefficients stay where they are from now on, and what learning needs is released.
+
+        A state_dict that is saved afterwards is for an optimizer made with the same arguments as this one, not for one
+        made from :meth:`frozen_config`.
+        """
+        self.defaults["hyper_lr"] = 0.0  # for groups that come later
         for group in self.param_groups:
             group["hyper_lr"] = dict.fromkeys(group["hyper_lr"], 0.0)
         with torch.no_grad():
@@ -193,8 +206,10 @@ class HypergradientOptimizer(Optimizer):
         """Add parameters, also in the middle of a training; see torch.optim.Optimizer.add_param_group."""
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, got {type(param_group).__name__}")
+        if "params" not in param_group:
+            raise ValueError(f"param_group must have 'params', got only {list(param_group)}")
         group = dict(param_group)
-        group["params"] = _as_list(group.get("params", ()))
+        group["params"] = _as_list(group["params"])
         start = self._pop_start(group)
         first = self.param_groups[0] if self.param_groups else None
         per_group = self.defaults["hyper_per_group"]
@@ -233,6 +248,7 @@ class HypergradientOptimizer(Optimizer):
                 hyper_skipped=torch.zeros((), dtype=torch.int64, device=device),
                 hyper_steps=torch.zeros((), dtype=torch.int64, device=device if group["capturable"] else "cpu"),
             )
+        check_buffer_names(self.family, group)
         super().add_param_group(group)
 
     def _pop_start(self, group: Group) -> dict[str, float]:
@@ -269,6 +285,9 @@ class HypergradientOptimizer(Optimizer):
             allowed = "None, torch.float32 or torch.bfloat16"
             raise ValueError(f"state_dtype must be {allowed}, got {group['state_dtype']!r}")
         learning_rule(group)
+        for name in self.family.constants:
+            if isinstance(group[name], Tensor):
+                raise TypeError(f"{name}, a constant of {self.family.name}, must not be a tensor, got {group[name]!r}")
         self.family.validate_constants({name: group[name] for name in self.family.constants})
         tensors = [_tensor(param) for param in group["params"]]
         if len({id(tensor) for tensor in tensors}) != len(tensors):
@@ -278,6 +297,8 @@ class HypergradientOptimizer(Optimizer):
                 raise TypeError(f"params: can only optimize Tensors, got {type(tensor).__name__}")
             if not (tensor.is_floating_point() or tensor.is_complex()):
                 raise TypeError(f"params: can only optimize floating-point or complex tensors, got {tensor.dtype}")
+            if tensor.is_conj():
+                raise ValueError("params: a conjugate view cannot be optimized; call resolve_conj() first")
             check_placements(tensor, self.family.elementwise)
 
     def _coefficient_sets(self) -> list[list[Group]]:
@@ -310,8 +331,10 @@ class HypergradientOptimizer(Optimizer):
 
         Raises:
             RuntimeError: a gradient is sparse, or not spread over the same processes as its parameter.
-            ValueError: a gradient in float16 is scaled by ``torch.amp.GradScaler``.
-            TypeError: ``hyper_grad_scale`` is not a number. As with the others, nothing has been changed then.
+            ValueError: a gradient in float16 is scaled by ``torch.amp.GradScaler``, or a coefficient is to be learned
+                that has been frozen where part of the update is left out.
+            TypeError: ``hyper_grad_scale`` is not a number, or a group's ``hyper_lr`` no longer has one for each
+                coefficient. As with the others, nothing has been changed then.
         """
         loss = None
         if closure is not None:
@@ -322,8 +345,19 @@ class HypergradientOptimizer(Optimizer):
 
     @_disable_dynamo
     def _update(self) -> None:
+        try:
+            self._take_step()
+        except BaseException:
+            # torch.amp.GradScaler takes these back only after a step that succeeds.
+            for name in ("grad_scale", "found_inf"):
+                self.__dict__.pop(name, None)
+            raise
+
+    def _take_step(self) -> None:
         with torch.no_grad():
             self._check_gradients()
+            for group in self.param_groups:
+                check_step_sizes(self.family, group)
             grad_scale = self._take_hyper_grad_scale()
             phantom = self._is_phantom_step()
             for group in self.param_groups:
@@ -433,6 +467,17 @@ class HypergradientOptimizer(Optimizer):
         finally:
             for hook in hooks:
                 hook.remove()
+        self._hypergradients.clear()
+
+
+def _check_family_names(family: Family) -> None:
+    """Raise ValueError where a parameter group would have two things of one name."""
+    options = inspect.signature(HypergradientOptimizer.__init__).parameters
+    taken = {"params", "param_names", *options, *LR_MEMORY, *SET_TENSORS, "family", "special"} - {"constants"}
+    for name in (*family.constants, *(coefficient.name for coefficient in family.coefficients)):
+        if name in taken:
+            raise ValueError(f"family: {family.name} has a coefficient or constant {name!r}, a name that is taken")
+        taken.add(name)
 
 
 def _as_list(params: Any) -> list[Any]:

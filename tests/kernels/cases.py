@@ -41,6 +41,8 @@ def gradients(params: dict[str, nn.Parameter], step: int) -> None:
             param.grad = param.grad.t().contiguous().t()
         if name == "vector":
             param.grad = param.grad[:1].expand(5)
+        if name in ("scalar", "large"):
+            param.grad = torch._neg_view(-param.grad)  # as autograd may leave it behind torch.conj
 
 
 def run(row: Row, dtype: torch.dtype, steps: int = 7, **kwargs):

@@ -254,6 +254,42 @@ def test_buffers_of_mixed_dtypes_are_left_to_the_plain_kernels():
     torch.testing.assert_close(*results, rtol=0, atol=1e-6)
 
 
+def test_a_compiler_that_does_not_know_a_type(tmp_path, monkeypatch):
+    """Its parameters are left to the plain kernels, the others are not."""
+    compiler = tmp_path / "compiler"
+    real = " ".join(native._compiler())
+    compiler.write_text(
+        f'#!/bin/sh\ncase "$*" in *PARAM=_Float16*) echo what type >&2; exit 1;; esac\nexec {real} "$@"\n'
+    )
+    compiler.chmod(0o755)
+    results = []
+    for broken in (True, False):
+        params = [nn.Parameter(torch.linspace(-1, 1, 50).to(dtype)) for dtype in (torch.float16, torch.float32)]
+        optimizer = MADA(params, lr=1e-2, hyper_warmup=0, fused=None if broken else False)
+        if broken:
+            monkeypatch.setenv("CXX", str(compiler))
+            monkeypatch.setenv("MADA_CACHE_DIR", str(tmp_path / "cache"))
+            native.load.cache_clear()
+            native.why_unavailable.cache_clear()
+        try:
+            for step in range(3):
+                for param in params:
+                    param.grad = param.detach().clone()
+                if broken and step == 0:
+                    with pytest.warns(UserWarning, match="fused kernels cannot be built, .*: .*what type"):
+                        optimizer.step()
+                else:
+                    optimizer.step()
+            if broken:
+                assert len(list((tmp_path / "cache").iterdir())) >= 1
+        finally:
+            if broken:
+                native.load.cache_clear()
+                native.why_unavailable.cache_clear()
+        results.append([param.detach() for param in params])
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-6)
+
+
 def test_the_compiler_may_be_more_than_one_word(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", f"env LANG=C {native._compiler()[0]}")
     monkeypatch.setenv("MADA_CACHE_DIR", str(tmp_path / "a folder"))

@@ -73,7 +73,7 @@ class Batch:
     def roles(self) -> list[Roles]:
         """For each parameter its tensors by name: "param", "grad" and the buffers. Complex ones as pairs of reals.
 
-        Of a tensor that is spread over processes it is the part on this one.
+        Of a tensor that is spread over processes it is the part on this one. All but the gradient are the stored ones.
         """
         return [self._roles(*pair) for pair in zip(self.params, self.states, strict=True)]
 
@@ -81,12 +81,13 @@ class Batch:
     def _roles(param: Tensor, state: Mapping[str, Any]) -> Roles:
         tensors = {"param": param}
         if param.grad is not None:
-            tensors["grad"] = param.grad
+            # Autograd may leave a sign or a conjugation for later, of which those who read the memory do not know.
+            tensors["grad"] = local(param.grad).resolve_conj().resolve_neg()
         for name, value in state.items():
             if name not in SCALAR_STATE:
                 tensors[name] = value
         if param.is_complex():
-            return {role: torch.view_as_real(local(tensor).resolve_conj()) for role, tensor in tensors.items()}
+            return {role: torch.view_as_real(local(tensor)) for role, tensor in tensors.items()}
         return {role: local(tensor) for role, tensor in tensors.items()}
 
 

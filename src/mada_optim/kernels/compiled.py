@@ -21,8 +21,8 @@ from mada_optim.family import Family
 from mada_optim.hypergradient import alignment_gradient
 from mada_optim.kernels.base import Batch
 from mada_optim.kernels.blocks import make_blocks
-from mada_optim.kernels.plain import PlainKernels, is_rounded_stochastically, number_tensor, spread
-from mada_optim.kernels.rounding import noise_seed, round_stochastically
+from mada_optim.kernels.plain import PlainKernels, number_tensor, spread, to_store
+from mada_optim.kernels.rounding import noise_seed
 
 SMALLEST = 1 << 13
 
@@ -103,11 +103,8 @@ class CompiledKernels(PlainKernels):
     def _oriented(batch: Batch, grad: Tensor) -> Tensor:
         return -grad.to(batch.dtype) if batch.group["maximize"] else grad.to(batch.dtype)
 
-    @staticmethod
-    def _store(batch: Batch, tensors: Tensors, values: Mapping[str, Tensor], seed: Tensor) -> None:
-        for role, (name, value) in enumerate(values.items()):
-            if is_rounded_stochastically(batch, name, tensors[name].dtype):
-                value = round_stochastically(value.float(), seed + role)
+    def _store(self, batch: Batch, tensors: Tensors, values: Mapping[str, Tensor], seed: Tensor) -> None:
+        for name, value in to_store(self.family, batch, values, tensors, seed).items():
             tensors[name].copy_(value)
 
     # How it is run.
@@ -133,7 +130,7 @@ class CompiledKernels(PlainKernels):
             shared = {role: block.flat(role) for role in read}
             # An element that a zero gradient follows adds nothing to the hypergradient.
             tensors = {role: _pad(tensor.detach(), role == "grad") for role, (tensor, _) in shared.items()}
-            seed = noise_seed(batch.step, batch.index, number)
+            seed = noise_seed(step, batch.index, number)
             if not isinstance(seed, Tensor):
                 seed = torch.full((), seed, dtype=torch.int64, device=batch.device)
             if program is None:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,9 @@ class NativeKernels(PlainKernels):
         total = super().settle(rest, values, learned, keep) if rest else None
         if native is None:
             return total
-        settings, variant = self._settings(native, values, float(native.step), keep)
-        library, rows = load(variant), _Rows(native)
+        variant = self._variant(native)
+        library, settings = load(variant), self._settings(native, values, native.step, keep)
+        rows = _Rows(native, native.step)
         if not (learned and native.has_grad):
             library.mada_advance(ctypes.byref(settings), rows.pointer, len(rows))
         else:
@@ -102,9 +104,9 @@ class NativeKernels(PlainKernels):
         if rest is not None:
             super().step(rest, values, keep)
         if native is not None:
-            settings, variant = self._settings(native, values, float(native.step) + 1, keep)
-            rows = _Rows(native)
-            load(variant).mada_step(ctypes.byref(settings), rows.pointer, len(rows))
+            settings = self._settings(native, values, native.step + 1, keep)
+            rows = _Rows(native, native.step + 1)
+            load(self._variant(native)).mada_step(ctypes.byref(settings), rows.pointer, len(rows))
 
     def follow(self, batch: Batch, values: Tensor, wanted: bool) -> Tensor | None:
         """See :meth:`Kernels.follow`."""
@@ -112,9 +114,9 @@ class NativeKernels(PlainKernels):
         total = super().follow(rest, values, wanted) if rest else None
         if native is None:
             return total
-        settings, variant = self._settings(native, values, float(native.step) + 1, keep=False)
-        rows, h = _Rows(native), (ctypes.c_double * 1)()
-        load(variant).mada_follow(ctypes.byref(settings), rows.pointer, len(rows), h if wanted else None)
+        settings = self._settings(native, values, native.step + 1, keep=False)
+        rows, h = _Rows(native, native.step + 1), (ctypes.c_double * 1)()
+        load(self._variant(native)).mada_follow(ctypes.byref(settings), rows.pointer, len(rows), h if wanted else None)
         if not wanted:
             return None
         found = torch.tensor(h[0], dtype=torch.float64, device=values.device)
@@ -123,26 +125,22 @@ class NativeKernels(PlainKernels):
     def _split(self, batch: Batch) -> tuple[Batch | None, Batch | None]:
         """The parameters that the library can work on, and the others."""
         dense = [_is_dense(roles) for roles in batch.roles]
-        if all(dense):
-            return batch, None
-        parts = []
-        for wanted in (True, False):
-            members = [i for i, is_dense in enumerate(dense) if is_dense == wanted]
-            params, states = [batch.params[i] for i in members], [batch.states[i] for i in members]
-            parts.append(replace(batch, params=params, states=states) if members else None)
-        return parts[0], parts[1]
+        native, rest = (_part(batch, [flag == wanted for flag in dense]) for wanted in (True, False))
+        if native is not None and why_unavailable(self._variant(native)) is not None:
+            return None, batch
+        return native, rest
 
-    def _settings(self, batch: Batch, values: Tensor, t: float, keep: bool) -> tuple[_Settings, Variant]:
-        group, roles = batch.group, batch.roles[0]
+    def _settings(self, batch: Batch, values: Tensor, t: float | Tensor, keep: bool) -> _Settings:
+        group = batch.group
         q: dict[str, Any] = coefficients_and_constants(self.family, group, values)
         names = self.family.buffers(q)
         numbers = dict(zip((c.name for c in self.family.coefficients), values.tolist(), strict=True))
-        settings = _Settings(
+        return _Settings(
             *(numbers.get(name, 0.0) for name in _DIFFERENTIATED),
             numbers.get("scale", 1.0),
             q["eps"],
             *q["lion_betas"],
-            t,
+            float(t),
             float(group["lr"]),
             group["weight_decay"] * float(self.family.decay_factor(q)),
             horizon.DECAY,
@@ -153,33 +151,45 @@ class NativeKernels(PlainKernels):
             batch.pending and "exp_avg_diff" in names,
             torch.get_num_threads(),
         )
+
+    def _variant(self, batch: Batch) -> Variant:
+        group, roles = batch.group, batch.roles[0]
+        names = self.family.buffers(coefficients_and_constants(self.family, group, group["coefficients"]))
+        learned_scale = any(one.name == "scale" for one in self.family.coefficients) and "scale" not in group["special"]
         state = next(tensor for role, tensor in roles.items() if role in _BUFFERS)
-        variant = Variant(
+        return Variant(
             ADAPTIVE="exp_avg" in names,
             SIGN="lion_exp_avg" in names,
             MEAN="mean_exp_avg_sq" in names,
             DIFF="exp_avg_diff" in names,
             YOGI="exp_avg" in names and "c" not in group["special"],
             ORTHO="ortho" in names,
-            SCALED="scale" in numbers and "scale" not in group["special"],
+            SCALED=learned_scale,
             PARAM=_TYPES[roles["param"].dtype],
             GRAD=_TYPES[roles["grad"].dtype if "grad" in roles else roles["param"].dtype],
             STATE=_TYPES[state.dtype],
             REAL=_TYPES[batch.dtype],
             STOCHASTIC=group["stochastic_rounding"],
         )
-        return settings, variant
+
+
+def _part(batch: Batch, wanted: Sequence[bool]) -> Batch | None:
+    """Of these parameters; None where there are none."""
+    if all(wanted):
+        return batch
+    params, states = (list(compress(items, wanted)) for items in (batch.params, batch.states))
+    return replace(batch, params=params, states=states) if params else None
 
 
 class _Rows:
-    """The tensors of a batch as native.cpp's Row, which must not outlive the batch."""
+    """The tensors of a batch as native.cpp's Row, which must not outlive the batch; ``step`` tells the noise."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, step: float | Tensor) -> None:
         self._kept: list[Tensor] = []
         self._table = array("q")
         for number, roles in enumerate(batch.roles):
             self._table.append(roles["param"].numel())
-            self._table.append(mix(batch.index, number, int(batch.step)))
+            self._table.append(mix(batch.index, number, int(step)))
             for role in _ROLES:
                 tensor = self._gradient(roles) if role == "grad" else roles.get(role)
                 self._table.append(0 if tensor is None else tensor.data_ptr())
@@ -209,6 +219,8 @@ def _is_dense(roles: Roles) -> bool:
         RuntimeError: one of them has another shape than the parameter, whose memory must not be touched then.
     """
     param = roles["param"]
+    if param.is_neg():  # its memory holds the opposite
+        return False
     for role, tensor in roles.items():
         if tensor.shape != param.shape:
             raise RuntimeError(f"{role} has shape {tuple(tensor.shape)}, its parameter {tuple(param.shape)}")
@@ -235,11 +247,17 @@ def _is_dense(roles: Roles) -> bool:
 # ---- Building.
 
 
-@lru_cache(maxsize=1)
-def why_unavailable() -> str | None:
-    """Why nothing can be compiled on this machine, or None if it can. Says so by a warning, once."""
+_SIMPLE = Variant(True, False, False, False, False, False, False, "float", "float", "float", "float", False)
+
+
+@lru_cache(maxsize=256)
+def why_unavailable(variant: Variant = _SIMPLE) -> str | None:
+    """Why a variant cannot be compiled on this machine, or None if it can. Says so by a warning, once.
+
+    Where the simplest cannot, none can; the others because compilers differ in the types that they know.
+    """
     try:
-        load(Variant(True, False, False, False, False, False, False, "float", "float", "float", "float", False))
+        load(variant)
     except (OSError, RuntimeError) as error:
         warnings.warn(
             f"MADA's fused kernels cannot be built, the plain ones will be used, which are slower: {error}. "

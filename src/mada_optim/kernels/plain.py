@@ -40,7 +40,7 @@ class PlainKernels(Kernels):
                 aligned = alignment_gradient(self.family, state, grad, next_grad, q, learned, step)
                 total = aligned if total is None else total + aligned
             _, advanced = self.family.update(state, grad, q, step)
-            self._write(batch, block, advanced, number)
+            self._write(batch, block, advanced, noise_seed(batch.step, batch.index, number))
         return None if total is None else spread(self.family, learned, total.to(values.device))
 
     def follow(self, batch: Batch, values: Tensor, wanted: bool) -> Tensor | None:
@@ -70,7 +70,9 @@ class PlainKernels(Kernels):
             direction, advanced = self.family.update(state, grad, q, step)
             param = self._before(batch, block, "param") * (1 - lr * weight_decay) - lr * direction
             kept = {"pending_grad": grad} if keep else advanced
-            self._write(batch, block, {"param": param, **kept}, number)
+            # settle() has used the noise of the last step, perhaps on the same buffers.
+            seed = noise_seed(batch.step + 1, batch.index, number)
+            self._write(batch, block, {"param": param, **kept}, seed)
 
     def _blocks(self, batch: Batch) -> list[Block]:
         return list(make_blocks(batch.roles, self.family.elementwise, gather=batch.group["foreach"] is not False))
@@ -90,12 +92,36 @@ class PlainKernels(Kernels):
         grad = block.read("grad", batch.dtype)
         return -grad if batch.group["maximize"] else grad
 
-    @staticmethod
-    def _write(batch: Batch, block: Block, values: Mapping[str, Tensor], number: int) -> None:
-        for role, (name, value) in enumerate(values.items()):
-            if is_rounded_stochastically(batch, name, block.members[0][name].dtype):
-                value = round_stochastically(value.float(), noise_seed(batch.step, batch.index, number) + role)
+    def _write(self, batch: Batch, block: Block, values: Mapping[str, Tensor], seed: int | Tensor) -> None:
+        for name, value in to_store(self.family, batch, values, block.members[0], seed).items():
             block.write(name, value)
+
+
+def to_store(
+    family: Family, batch: Batch, values: Mapping[str, Tensor], stored: Mapping[str, Tensor], seed: int | Tensor
+) -> dict[str, Tensor]:
+    """New values as they are to be stored, in any order: rounded, and not in the memory of what is overwritten.
+
+    Args:
+        family: whose update made them.
+        batch: to which they belong.
+        values: by name.
+        stored: tensors that they go to, by name.
+        seed: of the noise of stochastic rounding.
+    """
+    unknown = [name for name in values if name not in stored]
+    if unknown:
+        raise RuntimeError(f"update of {family.name} returned {unknown[0]!r}, which its buffers() does not name")
+    overwritten = {stored[name].untyped_storage()._cdata for name in values}
+    found = {}
+    for role, (name, value) in enumerate(values.items()):
+        if is_rounded_stochastically(batch, name, stored[name].dtype):
+            value = round_stochastically(value.float(), seed + role)
+        elif value is not stored[name] and value.untyped_storage()._cdata in overwritten:
+            # A family may hand a buffer on as another one.
+            value = value.clone()
+        found[name] = value
+    return found
 
 
 def is_rounded_stochastically(batch: Batch, name: str, dtype: torch.dtype) -> bool:
