@@ -177,7 +177,7 @@ def _part(batch: Batch, wanted: Sequence[bool]) -> Batch | None:
     """Of these parameters; None where there are none."""
     if all(wanted):
         return batch
-    params, states = (list(compress(items, wanted)) for items in (batch.params, batch.states))
+    params, states = list(compress(batch.params, wanted)), list(compress(batch.states, wanted))
     return replace(batch, params=params, states=states) if params else None
 
 
