@@ -84,7 +84,7 @@ def test_theorem_3_at_rho_0_is_theorem_1(beta2, decay):
 
 
 def test_adams_bound_is_that_of_defossez_with_half_the_constant():
-    """Their Theorem 3 in our notation, written out: 4 there is 2 here, and (1-β2^T) is kept."""
+    """Their theorem for Adam without momentum in our notation, written out: 4 there is 2 here, and (1-β2^T) is kept."""
     d, L, R, gap = 3, 2.0, 1.5, 0.7
     beta2, alpha, eps, T = SETTING["beta2"], SETTING["alpha"], SETTING["eps"], SETTING["steps"]
     rate, window = alpha / math.sqrt(T), (1 - beta2**T) / (1 - beta2)
