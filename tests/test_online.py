@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,6 +61,27 @@ def test_the_hypergradient_that_docs_online_explains_with(betas: tuple[float, fl
     trace = setting.play(setting.held(0.1))[0]
     assert trace.rho.unique().tolist() == [0.1]
     assert (trace.hypergradient[-2 * PERIOD :].mean() > 0) == towards_avgrad
+
+
+def test_mada_stays_where_adam_goes_if_it_learns_from_what_is_paid():
+    """At the wrong end the projection cuts the steps before the rare losses: less ρ would have changed nothing."""
+    trace = played(FROM_ADAM, Setting("theorem", steps=1500, projected=True))
+    assert trace.rho.min() > 0.99
+    assert trace.iterates[-30:].mean() > 0.9
+
+
+@pytest.mark.parametrize("rho", [1.0, 0.3])
+def test_hypergradients_of_what_is_paid(rho: float):
+    """With ρ held the iterates are the same, and so are the hypergradients, but for 0 after a step that was cut."""
+    setting = Setting("theorem", steps=600)
+    plain, projected = (replace(setting, projected=flag) for flag in (False, True))
+    one, other = (each.play(each.held(rho))[0] for each in (plain, projected))
+    assert torch.equal(one.iterates, other.iterates)
+    inside = one.iterates.abs() < 1  # whoever is not at an end was not cut; h_t is known one step after the iterate
+    begun = torch.arange(600) > 60
+    assert torch.equal(one.hypergradient[inside & begun], other.hypergradient[inside & begun])
+    assert not other.hypergradient[~inside & begun].any()
+    assert one.hypergradient[~inside & begun].any()
 
 
 # The module itself.

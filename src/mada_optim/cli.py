@@ -326,6 +326,11 @@ def _add_online(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="instead of a figure, tables in Markdown over betas, step sizes of rho, and values at which it is held",
     )
+    parser.add_argument(
+        "--projected",
+        action="store_true",
+        help="hypergradients of what is paid: 0 after a step that the projection onto [-1, 1] cut",
+    )
     parser.add_argument("--out", metavar="FILE", help="figure, without suffix (default: online)")
 
 

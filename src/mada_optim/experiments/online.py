@@ -56,6 +56,7 @@ class Setting:
         steps: T. Default: a hundred periods of the periodic problem.
         hyper_lr: step size of ρ.
         seeds: runs of the stochastic problem; the others are played once.
+        projected: see :func:`mada_optim.tasks.online.play`.
 
     Raises:
         ValueError: a value is not allowed.
@@ -67,6 +68,7 @@ class Setting:
     steps: int = 10_100
     hyper_lr: float = 0.1
     seeds: int = 4
+    projected: bool = False
 
     def __post_init__(self) -> None:
         require(self.problem in PROBLEMS, "problem", self.problem, f"one of {', '.join(PROBLEMS)}")
@@ -108,7 +110,7 @@ class Setting:
         """One run for each seed."""
         problem = PROBLEMS[self.problem]
         seeds = range(self.seeds if problem.stochastic else 1)
-        return [play(problem.slopes(self.steps, seed), make, self.alpha) for seed in seeds]
+        return [play(problem.slopes(self.steps, seed), make, self.alpha, self.projected) for seed in seeds]
 
 
 def summarize(setting: Setting) -> Iterator[tuple[str, str, Traces]]:

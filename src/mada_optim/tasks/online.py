@@ -93,13 +93,17 @@ def average_regret(slopes: Tensor, iterates: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def play(slopes: Tensor, make: Callable[[list[nn.Parameter]], Optimizer], alpha: float) -> Trace:
+def play(
+    slopes: Tensor, make: Callable[[list[nn.Parameter]], Optimizer], alpha: float, projected: bool = False
+) -> Trace:
     """Play the losses f_t(x) = c_t x from x_1 = 0, with learning rates α/√t and projection onto [-1, 1].
 
     Args:
         slopes: c_1, ..., c_T, shape (T,).
         make: the optimizer for a list of parameters.
         alpha: α.
+        projected: whether hypergradients are of what is paid, at the projected iterate: 0 after a step that the
+            projection cut. False: as everywhere, of the loss where the step led, f_{t+1}(x_t - η_t Δ_t).
 
     Raises:
         InputError: ``alpha`` is not a positive, finite number.
@@ -114,11 +118,15 @@ def play(slopes: Tensor, make: Callable[[list[nn.Parameter]], Optimizer], alpha:
     optimizer = make([x])
     group = optimizer.param_groups[0]
     iterates, rhos = [], []
+    cut = False
     for step, slope in enumerate(slopes.tolist(), start=1):
         iterates.append(x.item())
         grad.fill_(slope)
         group["lr"] = alpha / step**0.5
+        if projected and cut and isinstance(optimizer, HypergradientOptimizer):
+            optimizer.hyper_grad_scale = 0.0
         optimizer.step()
+        cut = not LOW <= x.item() <= HIGH
         x.clamp_(LOW, HIGH)
         rhos.append(_rho(optimizer))
     rho, hypergradient = torch.tensor(rhos, dtype=torch.float64).reshape(-1, 2).T
