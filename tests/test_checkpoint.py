@@ -10,7 +10,7 @@ import torch
 from problems import IDS, TABLE, Net, Row, train
 from torch import nn
 
-from mada_optim import MADA, HypergradientOptimizer, load_optimizer
+from mada_optim import MADA, HypergradientOptimizer, engine, load_optimizer
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
@@ -146,6 +146,18 @@ def test_one_set_of_settings_is_one_after_loading():
     for optimizer in optimizers:
         for key in ("hyper_lr", "bounds"):
             assert optimizer.param_groups[0][key] is optimizer.param_groups[1][key]
+
+
+def test_coefficients_follow_the_parameters_to_another_device():
+    """As when a library moves the model after the optimizer was made. There is no other device than meta here."""
+    optimizer = MADA([{"params": [nn.Parameter(torch.ones(2))]} for _ in range(2)])
+    for group in optimizer.param_groups:
+        group["params"] = [nn.Parameter(param.detach().to("meta")) for param in group["params"]]
+    engine.follow_device(optimizer.param_groups)
+    for key in engine.SET_TENSORS:
+        one, other = (group[key] for group in optimizer.param_groups)
+        assert one is other
+        assert one.device.type == ("cpu" if key == "hyper_steps" else "meta")
 
 
 def test_the_hypergradients_of_before_are_not_those_of_what_was_loaded():

@@ -319,6 +319,26 @@ def test_a_momentum_in_bfloat16_does_not_stand_still():
     assert error.mean().abs() < 5e-3
 
 
+def test_weights_that_are_loaded_before_the_first_step():
+    """Distributed checkpoints make an optimizer's state early, by a step at lr = 0; x_1 is what is trained from."""
+    results = []
+    for early in (True, False):
+        model = Net()
+        optimizer = OMADA(model, lr=1e-2)
+        if early:
+            for param in model.parameters():
+                param.grad = torch.zeros_like(param)
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0
+            optimizer.step()
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-2
+        model.load_state_dict(Net(seed=1).state_dict())
+        train(model, optimizer, 20)
+        results.append((list(model.parameters()), optimizer.coefficients()))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 def test_single_rows_and_columns_are_no_matrices():
     """A class token, positions and scales of channels, which models keep in as many dimensions as their activations."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))

@@ -20,6 +20,7 @@ from mada_optim.engine import (
     Group,
     State,
     buffer_names,
+    follow_device,
     init_state,
 )
 from mada_optim.family import Family
@@ -120,12 +121,7 @@ def fill_state(
         state: of the optimizer. Changed.
     """
     for groups in sets:
-        device = next((p.device for group in groups for p in group["params"]), torch.device("cpu"))
-        for key in SET_TENSORS:
-            on_host = key == "hyper_steps" and not groups[0]["capturable"]
-            tensor = groups[0][key].to("cpu" if on_host else device)
-            for group in groups:
-                group[key] = tensor
+        follow_device(groups)
         for group in groups:
             for key in SET_SETTINGS:
                 if group[key] == groups[0][key]:  # one object, as before: a change in one is for all
@@ -133,7 +129,7 @@ def fill_state(
         for group in groups:
             if group["capturable"]:
                 for key in LR_MEMORY:
-                    group[key] = torch.as_tensor(group[key], dtype=torch.float64).to(device)
+                    group[key] = torch.as_tensor(group[key], dtype=torch.float64).to(group["coefficients"].device)
     for group, saved_group in zip(own, saved["param_groups"], strict=True):
         for param, saved_id in zip(group["params"], saved_group["params"], strict=True):
             buffers = saved["state"].get(saved_id)

@@ -24,7 +24,7 @@ from mada_optim.family import Coefficient, Family
 from mada_optim.kernels import Batch, Kernels, select_kernels
 from mada_optim.kernels.base import SCALAR_STATE, coefficients_and_constants
 from mada_optim.kernels.rounding import noise_seed, round_stochastically
-from mada_optim.sharding import Team, find_team, local, parts
+from mada_optim.sharding import Team, check_placements, find_team, local, spread_like
 
 # What all parameter groups have in common unless each has coefficients of its own.
 SET_SETTINGS = ("hyper_lr", "bounds", "hyper_momentum", "hyper_clip", "hyper_warmup", "hyper_every")
@@ -90,6 +90,8 @@ def prepare_state(family: Family, group: Group, state: State) -> None:
     for param in group["params"]:
         if param.grad is not None:
             own = state.get(param) or {}
+            if not own:
+                check_placements(param, family.elementwise)  # libraries put others into the place of those given
             if not own or any(name not in own for name in needed):
                 state[param] = {**init_state(family, param, group), **own}
 
@@ -135,6 +137,8 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
     keep = learning and (shared["capturable"] or rule.due(steps + 1))
     due: bool | Tensor = rule.due(steps)
     team = find_team(param for group in groups for param in group["params"]) if learning else None
+    if not shared["capturable"] and steps == 0 and _cumulative(family, shared):
+        _begin_to_follow(groups, state)
     hypergradient = _settle(family, groups, state, values, keep, team)
     along = _follow(family, groups, state, values, team, wanted=due is not False)
     if along is not None:
@@ -209,6 +213,24 @@ def _follow(
                 share = 1.0 if team is None else team.share(batch.params[0])
                 total = share * along + (0.0 if total is None else total)
     return total
+
+
+def _begin_to_follow(groups: list[Group], state: State) -> None:
+    """Before the first step: the state may be older, and weights have been loaded since."""
+    for group in groups:
+        for param in group["params"]:
+            if state.get(param):
+                state[param] |= horizon.start(param)
+
+
+def follow_device(groups: list[Group]) -> None:
+    """Bring the coefficients that groups share to the device of the parameters, which may have moved."""
+    device = next((param.device for group in groups for param in group["params"]), torch.device("cpu"))
+    for key in SET_TENSORS:
+        on_host = key == "hyper_steps" and not groups[0]["capturable"]
+        tensor = groups[0][key].to("cpu" if on_host else device)
+        for group in groups:
+            group[key] = tensor
 
 
 def _cumulative_mask(family: Family, group: Group, device: torch.device) -> Tensor:
@@ -339,7 +361,7 @@ def _batches(family: Family, group: Group, state: State, pending: bool = False) 
         if waits if pending else param.grad is not None:
             grad = None if param.grad is None else param.grad.dtype
             count = param if group["capturable"] else float(own["step"])
-            alike.setdefault((param.device, param.dtype, grad, count, parts(param), waits), []).append(index)
+            alike.setdefault((param.device, param.dtype, grad, count, spread_like(param), waits), []).append(index)
     for (*_, waits), members in alike.items():
         params = [group["params"][index] for index in members]
         states = [state[param] for param in params]

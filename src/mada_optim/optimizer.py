@@ -21,6 +21,7 @@ from mada_optim.engine import (
     Group,
     check_buffer_names,
     check_step_sizes,
+    follow_device,
     learning_rule,
     prepare_state,
     release,
@@ -360,6 +361,8 @@ class HypergradientOptimizer(Optimizer):
                 check_step_sizes(self.family, group)
             grad_scale = self._take_hyper_grad_scale()
             phantom = self._is_phantom_step()
+            for groups in self._coefficient_sets():
+                follow_device(groups)
             for group in self.param_groups:
                 prepare_state(self.family, group, self.state)
             if phantom or not self._unscale():
@@ -423,7 +426,11 @@ class HypergradientOptimizer(Optimizer):
         """
         if self.state or any(group["lr"] != 0.0 for group in self.param_groups):
             return False
-        nonzero = any(bool(local(param.grad).any()) for param, _ in self._params_with_grad() if param.grad is not None)
+        grads = [local(param.grad) for param, _ in self._params_with_grad() if param.grad is not None]
+        nonzero = any(bool(grad.any()) for grad in grads)
+        if any(int(group["hyper_steps"]) for group in self.param_groups):
+            # Other processes may have a state, and do not ask. Whoever wants one here has given all a gradient.
+            return bool(grads) and not nonzero
         return not any_process((param for group in self.param_groups for param in group["params"]), nonzero)
 
     # Saving and loading.

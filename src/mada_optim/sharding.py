@@ -61,6 +61,11 @@ def parts(param: Tensor) -> int:
     return math.prod(mesh.size(dim) for dim, place in enumerate(param.placements) if not place.is_replicate())
 
 
+def spread_like(param: Tensor) -> object:
+    """What two parameters have in common whose parts lie alike: copies of both are then on the same processes."""
+    return (param.device_mesh, param.placements) if is_dtensor(param) else None
+
+
 def check_placements(param: Tensor, elementwise: bool) -> None:
     """Raise TypeError where a parameter is spread in a way in which it cannot be updated."""
     if not is_dtensor(param):
@@ -138,7 +143,7 @@ def find_team(params: Iterable[Tensor]) -> Team | None:
     Raises:
         RuntimeError: parameters are spread over different processes, or not over this one.
     """
-    meshes = list(dict.fromkeys(param.device_mesh for param in params if is_dtensor(param)))
+    meshes = _meshes(params)
     if not meshes:
         return None
     largest = max(meshes, key=lambda mesh: mesh.size())
@@ -150,13 +155,28 @@ def find_team(params: Iterable[Tensor]) -> Team | None:
         )
     if torch.distributed.get_rank() not in ranks:
         raise RuntimeError(f"this process has no part of parameters that are spread over {largest}")
-    return Team(_group(largest, ranks), len(ranks), torch.device(largest.device_type))
+    return _team(largest)
 
 
 def any_process(params: Iterable[Tensor], found: bool) -> bool:
-    """Whether ``found`` is true on any of the processes over which parameters are spread."""
-    team = find_team(params)
-    return found if team is None else bool(team.sum(torch.tensor(float(found))))
+    """Whether ``found`` is true on any of the processes over which parameters are spread, on whatever meshes.
+
+    One mesh after the other: where they are the rows and columns of a grid, that reaches all of it.
+    """
+    for mesh in _meshes(params):
+        if torch.distributed.get_rank() in _ranks(mesh):
+            found = bool(_team(mesh).sum(torch.tensor(float(found))))
+    return found
+
+
+def _meshes(params: Iterable[Tensor]) -> list[DeviceMesh]:
+    """In the order in which they come, which is the same on every process."""
+    return list(dict.fromkeys(param.device_mesh for param in params if is_dtensor(param)))
+
+
+def _team(mesh: DeviceMesh) -> Team:
+    ranks = _ranks(mesh)
+    return Team(_group(mesh, ranks), len(ranks), torch.device(mesh.device_type))
 
 
 def _ranks(mesh: DeviceMesh) -> tuple[int, ...]:

@@ -330,6 +330,50 @@ def check_a_rank_without_gradients_takes_part(world: World) -> None:
     assert torch.equal(learned(optimizer), before)
 
 
+def check_a_rank_without_gradients_while_the_learning_rate_is_0(world: World) -> None:
+    """It has no state, which must not keep it from doing what the others do."""
+    param = nn.Parameter(distribute_tensor(torch.ones(4, 3), init_device_mesh("cpu", (world.size,)), [Shard(0)]))
+    optimizer = MADA([param], lr=0.0, hyper_warmup=1)
+    for _ in range(4):
+        param.grad = None if world.rank == 0 else torch.ones_like(param.detach())
+        optimizer.step()
+    assert int(optimizer.param_groups[0]["hyper_steps"]) == 4
+    assert_same_on_all_ranks(world, learned(optimizer))
+
+
+def check_meshes_that_overlap(world: World) -> None:
+    """Rows and columns of a grid; what GradScaler found on one process is known to all."""
+    mesh = init_device_mesh("cpu", (world.size // 2, 2), mesh_dim_names=("data", "tensor"))
+    for options in ({"hyper_per_group": True}, {"hyper_lr": 0.0}):
+        params = [
+            nn.Parameter(distribute_tensor(torch.ones(4, 3), mesh[name], [Shard(0)])) for name in ("data", "tensor")
+        ]
+        optimizer = MADA([{"params": [param]} for param in params], hyper_warmup=1, **options)
+        for found in (0.0, float(world.rank == world.size - 1)):
+            for param in params:
+                param.grad = torch.ones_like(param.detach())
+            optimizer.found_inf = torch.tensor(found)
+            optimizer.step()
+            del optimizer.found_inf
+        assert int(optimizer.param_groups[0]["hyper_steps"]) == 1
+
+
+def check_copies_get_the_same_noise(world: World) -> None:
+    """Also beside a parameter of which the processes have parts of different sizes."""
+    mesh = init_device_mesh("cpu", (world.size // 2, 2), mesh_dim_names=("data", "tensor"))
+    uneven = nn.Parameter(distribute_tensor(torch.randn(3, 5).bfloat16(), mesh["tensor"], [Shard(0)]))
+    copied = nn.Parameter(distribute_tensor(torch.randn(8, 5).bfloat16(), mesh, [Shard(0), Replicate()]))
+    optimizer = MADA([uneven, copied], lr=1e-2, stochastic_rounding=True, fused=False)
+    for _ in range(3):
+        for param in (uneven, copied):
+            param.grad = torch.ones_like(param.detach())
+        optimizer.step()
+    mine = copied.detach().to_local().float()
+    found = [torch.empty_like(mine) for _ in range(2)]
+    dist.all_gather(found, mine, group=mesh["tensor"].get_group())
+    assert torch.equal(*found)
+
+
 def check_partial_gradients(world: World) -> None:
     """Tensor parallelism leaves sums over ranks undone."""
     mesh = init_device_mesh("cpu", (world.size,))
@@ -354,6 +398,11 @@ def check_what_is_refused(world: World) -> None:
     with pytest.raises(TypeError, match="not elementwise"):
         HypergradientOptimizer([cut], WholeMatrix())
     HypergradientOptimizer([copied], WholeMatrix())
+    swapped = HypergradientOptimizer([copied], WholeMatrix())
+    swapped.param_groups[0]["params"] = [cut]  # as accelerate does
+    cut.grad = distribute_tensor(torch.ones(5, 3), mesh, [Shard(0)])
+    with pytest.raises(TypeError, match="not elementwise"):
+        swapped.step()
     partial_sum = nn.Parameter(DTensor.from_local(torch.zeros(5, 3), mesh, [Partial()]))
     with pytest.raises(TypeError, match="partial sum"):
         MADA([partial_sum])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -36,8 +37,23 @@ from mada_optim.experiments.train import train
 def on_step(report):
     if report.step == 17 and os.environ["RANK"] == "1" and sys.argv[3:] == ["STOP"]:
         os.kill(os.getpid(), signal.SIGTERM)
+    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if report.step == 17 and first and os.environ["RANK"] == "1" and sys.argv[3:] == ["DIE"]:
+        os.kill(os.getpid(), signal.SIGKILL)
 result = train(tiny_config(dtype="float64"), sys.argv[1], on_step=on_step, draw=False)
 os.write(1, f"{os.environ['RANK']} {result.status} {result.step}\\n".encode())
+"""
+
+APART = """
+import os, sys
+sys.path.insert(0, sys.argv[2])
+from tiny import tiny_config
+from mada_optim.experiments.train import train
+from mada_optim.tasks import InputError
+try:
+    train(tiny_config(dtype="float64"), os.path.join(sys.argv[1], os.environ["RANK"]), resume=True, draw=False)
+except InputError as error:
+    os.write(1, f"{error}\\n".encode())
 """
 
 
@@ -59,8 +75,8 @@ def outputs(*commands: tuple[list[str], dict[str, str]]) -> list[str]:
     return [out for out, _ in said]
 
 
-def torchrun(*arguments: str) -> str:
-    return outputs(([*TORCHRUN, "--standalone", "--nproc-per-node", "2", *arguments], environment()))[0]
+def torchrun(*arguments: str, processes: int = 2) -> str:
+    return outputs(([*TORCHRUN, "--standalone", "--nproc-per-node", f"{processes}", *arguments], environment()))[0]
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +125,30 @@ def test_two_processes_stop_together_and_go_on(alone: Path, program: Path, tmp_p
     said = torchrun("-m", "mada_optim.cli", "train", "--resume", str(stopped))
     assert said.count("Going on from step 17.") == said.count("Validation loss") == 1
     assert_same_run(stopped, whole)
+
+
+def test_four_processes_that_start_again_go_on_bit_for_bit(program: Path, tmp_path: Path) -> None:
+    """One of them dies, and torchrun starts all anew. More than two may add up their gradients in several orders."""
+    whole, died = tmp_path / "whole", tmp_path / "died"
+    torchrun(str(program), str(whole), str(HERE), processes=4)
+    said = torchrun("--max-restarts", "1", str(program), str(died), str(HERE), "DIE", processes=4)
+    assert sorted(said.split("\n")) == ["", *(f"{rank} finished 30" for rank in range(4))]
+    assert_same_run(died, whole)
+
+
+def test_processes_that_see_different_folders(tmp_path: Path) -> None:
+    """As on hosts that share none, one of which has what another run left."""
+    for rank in range(2):
+        train(tiny_config(dtype="float64", steps=10 + 10 * rank), tmp_path / f"{rank}", draw=False)
+        config = json.loads((tmp_path / f"{rank}" / "config.json").read_text())
+        (tmp_path / f"{rank}" / "result.json").unlink()
+        config["config"]["steps"] = 30
+        (tmp_path / f"{rank}" / "config.json").write_text(json.dumps(config))
+        state = torch.load(tmp_path / f"{rank}" / "checkpoint.pt", weights_only=True)
+        torch.save({**state, "config": config["config"]}, tmp_path / f"{rank}" / "checkpoint.pt")
+    program = tmp_path / "program.py"
+    program.write_text(APART)
+    assert torchrun(str(program), str(tmp_path), str(HERE)).count("steps 10 to 20; all must see one folder") == 2
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_before_anything_is_written(tmp_path: Path) -> None:

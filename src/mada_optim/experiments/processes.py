@@ -60,6 +60,13 @@ class Processes:
             return nullcontext()
         return cast("AbstractContextManager[None]", model.no_sync())
 
+    def least(self, values: Tensor) -> Tensor:
+        """The least of each value over the processes."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values, dist.ReduceOp.MIN)
+        return values
+
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the processes."""
         if self.size > 1:
@@ -76,6 +83,11 @@ class Processes:
         return cast(T, made[0])
 
 
+def restarts() -> int:
+    """How often torchrun has started these processes again, after one of them failed (``--max-restarts``)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 @contextmanager
 def join_processes(device: str) -> Iterator[Processes]:
     """Meet the other processes, if torchrun started any; the variables it sets say who and where they are."""
@@ -84,7 +96,11 @@ def join_processes(device: str) -> Iterator[Processes]:
     if size == 1:
         yield Processes()
         return
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    store, rank, size = next(dist.rendezvous("env://"))
+    # torchrun may keep the store when it starts again: the addresses of those who are gone would be in it.
+    store = dist.PrefixStore(f"mada-{restarts()}", store)
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         yield Processes(dist.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))
     finally:

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from mada_optim.experiments import optimizers
 from mada_optim.experiments.config import RunConfig, from_dict, to_dict
-from mada_optim.experiments.processes import Processes, join_processes
+from mada_optim.experiments.processes import Processes, join_processes, restarts
 from mada_optim.experiments.run_folder import Metrics, RunFolder, finite
 from mada_optim.tasks import Batch, InputError, Task, require_device
 from mada_optim.tasks.stored import locked, read_json, write_json
@@ -83,7 +83,7 @@ def train(
         config: the run; what is None in it is resolved first.
         run_dir: a new or empty folder; with ``resume``, the folder of a run of the same configuration.
         resume: go on from the checkpoint, which every process reads. The result is bit for bit that of an uninterrupted
-            run with as many processes.
+            run with as many processes. So does a run whose processes torchrun has started again.
         on_step: called after each step.
         draw: make the figure at the end.
 
@@ -98,6 +98,7 @@ def train(
     config = resolve(config)
     task = config.task.build()
     folder = RunFolder(run_dir)
+    resume = resume or (restarts() > 0 and folder.config_file.exists())
     if resume:
         folder.check_same(config, task.describe())
         if folder.result_file.exists():
@@ -114,7 +115,7 @@ def train(
         with locked(folder.path) if processes.first else nullcontext():
             if begins:
                 folder.create(config, task.describe())
-            run = _Run(config, task, folder, processes)
+            run = _Run(config, task, folder, processes, resume)
             try:
                 return run.go(on_step, stop, draw)
             except OSError as error:
@@ -143,7 +144,7 @@ def resolve(config: RunConfig) -> RunConfig:
 class _Run:
     """The state of a training between two steps."""
 
-    def __init__(self, config: RunConfig, task: Task, folder: RunFolder, processes: Processes) -> None:
+    def __init__(self, config: RunConfig, task: Task, folder: RunFolder, processes: Processes, resume: bool) -> None:
         self.config, self.task, self.folder, self.processes = config, task, folder, processes
         self.device = processes.device(config.device or "cpu")
         self.model = task.model(config.seed).to(self.device, getattr(torch, config.dtype))
@@ -151,12 +152,21 @@ class _Run:
         self.step = 0
         self.bad_steps = 0
         self.val_loss: float | None = None
-        self._restore()
+        if resume:
+            self._restore()
+        begun = torch.tensor([self.step, -self.step], dtype=torch.float64, device=self.device)
+        lowest, highest = processes.least(begun).abs().int().tolist()
+        if lowest != highest:
+            raise InputError(
+                f"{folder.path} does not hold the same run for all processes: steps {lowest} to {highest}; "
+                "all must see one folder"
+            )
         self.spread_model = processes.spread(self.model)
 
     def go(self, on_step: Callable[[StepReport], None] | None, stop: threading.Event, draw: bool) -> Result:
         config = self.config
         self._set_mode(training=True)
+        self._settle_order_of_sums()
         with (
             torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
             _Metrics(self.folder, 0 if self.val_loss is None else self.step + 1, self.processes.first) as metrics,
@@ -234,6 +244,18 @@ class _Run:
                 loss.backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach()
         return total
+
+    def _settle_order_of_sums(self) -> None:
+        """A backward pass that changes nothing.
+
+        After its first, DDP arranges gradients anew, and more than two processes add them up in another order then: a
+        resumed run would begin with the first order where one that was not interrupted has the second.
+        """
+        if self.processes.size > 1:
+            self.spread_model.eval()
+            self._backward(self.processes.share(self.task.batch(self.config.seed, 1), self.config.accumulate))
+            self.optimizer.zero_grad()
+            self.spread_model.train()
 
     def _validation(self) -> dict[str, Any]:
         self._set_mode(training=False)
