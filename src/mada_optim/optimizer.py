@@ -64,7 +64,7 @@ class HypergradientOptimizer(Optimizer):
         fused: None, the default: the fastest implementation that there is for the device. True: compile the family's
             update with torch.compile where nothing faster is built in. False: torch's operators only.
         state_dtype: of the buffers: None, the default, for float32 (float64 for float64 parameters); torch.bfloat16
-            halves them, with stochastic rounding.
+            halves them, with stochastic rounding; not those of complex parameters.
         stochastic_rounding: round bfloat16 parameters stochastically, so that small updates are not lost.
         constants: the family's constants, by name. Groups may override them, as they may lr and weight_decay.
 
