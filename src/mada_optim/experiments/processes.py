@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from mada_optim.tasks import Batch, InputError
@@ -96,9 +97,9 @@ def join_processes(device: str) -> Iterator[Processes]:
     if size == 1:
         yield Processes()
         return
-    store, rank, size = next(dist.rendezvous("env://"))
+    store, rank, size = next(rendezvous("env://"))
     # torchrun may keep the store when it starts again: the addresses of those who are gone would be in it.
-    store = dist.PrefixStore(f"mada-{restarts()}", store)
+    store = dist.PrefixStore(f"mada-{restarts()}", store)  # type: ignore[attr-defined]
     backend = "nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
