@@ -11,7 +11,6 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from mada_optim.tasks import Batch, InputError
@@ -97,6 +96,8 @@ def join_processes(device: str) -> Iterator[Processes]:
     if size == 1:
         yield Processes()
         return
+    from torch.distributed.rendezvous import rendezvous  # not there in every torch
+
     store, rank, size = next(rendezvous("env://"))
     # torchrun may keep the store when it starts again: the addresses of those who are gone would be in it.
     store = dist.PrefixStore(f"mada-{restarts()}", store)  # type: ignore[attr-defined]
