@@ -86,3 +86,11 @@ def test_docstrings_become_markdown():
     )
     both = "Args:\n    a, b: as\n        there.\n    c: here."
     assert convert(both) == "Args:\n    a: as\n        there.\n    b: as\n        there.\n    c: here."
+
+
+def test_the_readmes_table_of_losses_is_the_one_that_was_made():
+    """But for the names of the tasks, which are shorter."""
+    made = [line for line in (DOCS / "results" / "three-tasks.md").read_text("utf-8").splitlines() if line[:1] == "|"]
+    readme = (DOCS.parent / "README.md").read_text("utf-8").splitlines()
+    assert len(made) == 2 + 17
+    assert all(line in readme for line in made[1:])
