@@ -77,11 +77,11 @@ class NativeKernels(PlainKernels):
 
     def settle(self, batch: Batch, values: Tensor, learned: Sequence[str], keep: bool) -> Tensor | None:
         """See :meth:`Kernels.settle`."""
-        native, rest = self._split(batch)
+        part, rest = self._split(batch)
         total = super().settle(rest, values, learned, keep) if rest else None
-        if native is None:
+        if part is None:
             return total
-        variant = self._variant(native)
+        native, variant = part
         library, settings = load(variant), self._settings(native, values, native.step, keep)
         rows = _Rows(native, native.step)
         if not (learned and native.has_grad):
@@ -100,35 +100,38 @@ class NativeKernels(PlainKernels):
 
     def step(self, batch: Batch, values: Tensor, keep: bool) -> None:
         """See :meth:`Kernels.step`."""
-        native, rest = self._split(batch)
+        part, rest = self._split(batch)
         if rest is not None:
             super().step(rest, values, keep)
-        if native is not None:
+        if part is not None:
+            native, variant = part
             settings = self._settings(native, values, native.step + 1, keep)
             rows = _Rows(native, native.step + 1)
-            load(self._variant(native)).mada_step(ctypes.byref(settings), rows.pointer, len(rows))
+            load(variant).mada_step(ctypes.byref(settings), rows.pointer, len(rows))
 
     def follow(self, batch: Batch, values: Tensor, wanted: bool) -> Tensor | None:
         """See :meth:`Kernels.follow`."""
-        native, rest = self._split(batch)
+        part, rest = self._split(batch)
         total = super().follow(rest, values, wanted) if rest else None
-        if native is None:
+        if part is None:
             return total
+        native, variant = part
         settings = self._settings(native, values, native.step + 1, keep=False)
         rows, h = _Rows(native, native.step + 1), (ctypes.c_double * 1)()
-        load(self._variant(native)).mada_follow(ctypes.byref(settings), rows.pointer, len(rows), h if wanted else None)
+        load(variant).mada_follow(ctypes.byref(settings), rows.pointer, len(rows), h if wanted else None)
         if not wanted:
             return None
         found = torch.tensor(h[0], dtype=torch.float64, device=values.device)
         return found if total is None else total + found
 
-    def _split(self, batch: Batch) -> tuple[Batch | None, Batch | None]:
-        """The parameters that the library can work on, and the others."""
+    def _split(self, batch: Batch) -> tuple[tuple[Batch, Variant] | None, Batch | None]:
+        """The parameters that a library can work on, with what it is compiled for, and the others."""
         dense = [_is_dense(roles) for roles in batch.roles]
         native, rest = (_part(batch, [flag == wanted for flag in dense]) for wanted in (True, False))
-        if native is not None and why_unavailable(self._variant(native)) is not None:
-            return None, batch
-        return native, rest
+        if native is None:
+            return None, rest
+        variant = self._variant(native)
+        return (None, batch) if why_unavailable(variant) is not None else ((native, variant), rest)
 
     def _settings(self, batch: Batch, values: Tensor, t: float | Tensor, keep: bool) -> _Settings:
         group = batch.group
