@@ -9,6 +9,10 @@ from hypothesis import settings
 TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS), str(TESTS.parent / "examples")]
 
+# Without a GPU, kernels in Triton run in its interpreter, which has to be said before anything imports it.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # The tensors of most tests are tiny: waking other threads would cost more than the work.
 torch.set_num_threads(1)
 

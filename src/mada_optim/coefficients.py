@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mada_optim.family import Coefficient, Family
+from mada_optim.kernels.numbers import change_numbers
 
 # Of the running means by which normalized hypergradients are divided, as Adam's defaults but for a shorter memory.
 _MEAN_DECAY, _SQUARE_DECAY = 0.9, 0.99
@@ -205,23 +206,49 @@ class LearningRule:
             of_peak: the learning rate as a share of the highest so far.
             rising: whether it is higher than ever before.
         """
-        h = hypergradient
-        if any(one.logarithmic and not one.cumulative for one in coefficients):  # a cumulative h is by the logarithm
-            _, logarithmic, cumulative = _kinds(tuple(coefficients), h.device)
-            h = torch.where(logarithmic & ~cumulative, learned.values * h, h)
-        finite = torch.isfinite(h).all()
-        usable = finite & due
-        alpha, low, high = _on_device(tuple(step_sizes), tuple(boxes), h.device)
-        momentum = self.momentum * learned.momentum + h.clamp(-self.clip, self.clip)
-        new = LearnedTensors(learned.values - alpha * momentum, momentum, learned.square, learned.taken + 1)
-        if any(one.normalized or one.logarithmic or one.cumulative for one in coefficients):
-            new = _normalize(learned, new, h, alpha, tuple(coefficients), of_peak, rising)
-        moved = torch.minimum(torch.maximum(new.values, low), high)
-        new = replace(new, values=torch.where(alpha > 0, moved, learned.values))
-        for item in fields(LearnedTensors):
-            tensor = getattr(learned, item.name)
-            tensor.copy_(torch.where(usable, getattr(new, item.name), tensor))
-        skipped.add_(~finite & due)
+        if due is False:
+            return
+        special = any(one.normalized or one.logarithmic or one.cumulative for one in coefficients)
+
+        def change(
+            values: Tensor,
+            momentum: Tensor,
+            square: Tensor,
+            taken: Tensor,
+            skipped: Tensor,
+            h: Tensor,
+            alpha: Tensor,
+            low: Tensor,
+            high: Tensor,
+            due: Tensor | None = None,
+        ) -> None:
+            before = LearnedTensors(values, momentum, square, taken)
+            if any(
+                one.logarithmic and not one.cumulative for one in coefficients
+            ):  # a cumulative h is by the logarithm
+                _, logarithmic, cumulative = _kinds(tuple(coefficients), h.device)
+                h = torch.where(logarithmic & ~cumulative, values * h, h)
+            finite = torch.isfinite(h).all()
+            descent = self.momentum * momentum + h.clamp(-self.clip, self.clip)
+            new = LearnedTensors(values - alpha * descent, descent, square, taken + 1)
+            if special:
+                new = _normalize(before, new, h, alpha, tuple(coefficients), of_peak, rising)
+            moved = torch.minimum(torch.maximum(new.values, low), high)
+            new = replace(new, values=torch.where(alpha > 0, moved, values))
+            usable, counted = (finite, ~finite) if due is None else (finite & due, ~finite & due)
+            for item in fields(LearnedTensors):
+                tensor = getattr(before, item.name)
+                tensor.copy_(torch.where(usable, getattr(new, item.name), tensor))
+            skipped.copy_(torch.where(counted, skipped + 1, skipped))
+
+        tensors = [getattr(learned, item.name) for item in fields(LearnedTensors)]
+        tensors += [skipped, hypergradient, *_on_device(tuple(step_sizes), tuple(boxes), hypergradient.device)]
+        if isinstance(due, Tensor):
+            tensors.append(due)
+        if special:  # the share of the learning rate is a number that changes
+            change(*tensors)
+        else:
+            change_numbers(change, (self, isinstance(due, Tensor)), *tensors)
 
 
 def _normalize(

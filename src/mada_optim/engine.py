@@ -39,6 +39,7 @@ PENDING = ("pending", "pending_grad")
 
 Group = dict[str, Any]
 State = MutableMapping[Tensor, dict[str, Any]]
+Batches = list[tuple[Kernels, Batch]]
 
 
 def learning_rule(group: Group) -> LearningRule:
@@ -86,13 +87,13 @@ def prepare_state(family: Family, group: Group, state: State) -> None:
 
     That is all of it before their first step, and later what coefficients need that were not learned until now.
     """
-    needed = buffer_names(family, group)
+    needed = set(buffer_names(family, group))
     for param in group["params"]:
         if param.grad is not None:
             own = state.get(param) or {}
             if not own:
                 check_placements(param, family.elementwise)  # libraries put others into the place of those given
-            if not own or any(name not in own for name in needed):
+            if not own or not needed <= own.keys():
                 state[param] = {**init_state(family, param, group), **own}
 
 
@@ -139,8 +140,9 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
     team = find_team(param for group in groups for param in group["params"]) if learning else None
     if not shared["capturable"] and steps == 0 and _cumulative(family, shared):
         _begin_to_follow(groups, state)
-    hypergradient = _settle(family, groups, state, values, keep, team)
-    along = _follow(family, groups, state, values, team, wanted=due is not False)
+    batches = [list(_batches(family, group, state)) for group in groups]
+    hypergradient = _settle(family, groups, batches, values, keep, team)
+    along = _follow(family, groups, batches, values, team, wanted=due is not False)
     if along is not None:
         along = along * _cumulative_mask(family, shared, values.device)
         hypergradient = along if hypergradient is None else hypergradient + along
@@ -149,7 +151,8 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
     if hypergradient is not None:
         if isinstance(grad_scale, Tensor) and grad_scale.device.type != "cpu":
             grad_scale = grad_scale.to(hypergradient.device)
-        hypergradient = hypergradient * grad_scale
+        if isinstance(grad_scale, Tensor) or grad_scale != 1.0:
+            hypergradient = hypergradient * grad_scale
         learned = LearnedTensors(*(shared[key] for key in LEARNED_TENSORS))
         step_sizes, boxes = (
             tuple(shared[key][coefficient.name] for coefficient in family.coefficients)
@@ -157,15 +160,16 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
         )
         skipped, phase = shared["hyper_skipped"], _phase(family, groups)
         rule.learn(learned, skipped, hypergradient, family.coefficients, step_sizes, boxes, due, *phase)
-    for group in groups:
+    for group, alike in zip(groups, batches, strict=True):
         if family.prepares:
             _prepare(family, group, state)
         differentiated, cumulative = bool(_differentiated(family, group)), bool(_cumulative(family, group))
-        for kernels, batch in _batches(family, group, state):
-            kernels.step(batch, values, keep and differentiated)
-        for param in group["params"]:
-            if state.get(param):
-                _finish_step(state[param], param.grad is not None, keep, differentiated, cumulative)
+        for kernels, batch in alike:
+            if family.prepares:
+                batch.refresh()
+            if batch.has_grad:
+                kernels.step(batch, values, keep and differentiated)
+        _finish_steps(group, state, keep, differentiated, cumulative)
         _remember_lr(group)
     shared["hyper_steps"].add_(1)
     return hypergradient
@@ -173,42 +177,45 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
 
 def release(family: Family, groups: list[Group], state: State) -> None:
     """Settle what is pending and drop all that only learning needs, where nothing is learned any more."""
-    _settle(family, groups, state, groups[0]["coefficients"], keep=False, team=None)
+    batches = [list(_batches(family, group, state)) for group in groups]
+    _settle(family, groups, batches, groups[0]["coefficients"], keep=False, team=None)
     for group in groups:
         for param in group["params"]:
             if state.get(param):
-                _drop(state[param], (*PENDING, *horizon.BUFFERS))
+                for name in (*PENDING, *horizon.BUFFERS):
+                    state[param].pop(name, None)
 
 
 def _settle(
-    family: Family, groups: list[Group], state: State, values: Tensor, keep: bool, team: Team | None
+    family: Family, groups: list[Group], batches: list[Batches], values: Tensor, keep: bool, team: Team | None
 ) -> Tensor | None:
     """h_t over all parameters whose step t is pending and that have a gradient; None where there are none.
 
     With a team, it is this process's part of the sum.
     """
     total: Tensor | None = None
-    for group in groups:
+    for group, alike in zip(groups, batches, strict=True):
         learned = _differentiated(family, group)
-        for kernels, batch in _batches(family, group, state, pending=True):
-            aligned = kernels.settle(batch, values, learned, keep)
+        for kernels, batch in alike:
+            aligned = kernels.settle(batch, values, learned, keep) if batch.pending else None
             if aligned is not None:
                 share = 1.0 if team is None else team.share(batch.params[0])
-                total = (0.0 if total is None else total) - group["previous_lr"] * share * aligned
+                part = aligned * (-group["previous_lr"] * share)
+                total = part if total is None else total + part
     return total
 
 
 def _follow(
-    family: Family, groups: list[Group], state: State, values: Tensor, team: Team | None, wanted: bool
+    family: Family, groups: list[Group], batches: list[Batches], values: Tensor, team: Team | None, wanted: bool
 ) -> Tensor | None:
     """Follow the parameters that have gradients, for cumulative coefficients; their hypergradient, where it is wanted.
 
     With a team, it is this process's part of the sum.
     """
     total: Tensor | None = None
-    for group in groups if _cumulative(family, groups[0]) else ():
-        for kernels, batch in _batches(family, group, state):
-            along = kernels.follow(batch, values, wanted)
+    for alike in batches if _cumulative(family, groups[0]) else ():
+        for kernels, batch in alike:
+            along = kernels.follow(batch, values, wanted) if batch.has_grad else None
             if along is not None:
                 share = 1.0 if team is None else team.share(batch.params[0])
                 total = share * along + (0.0 if total is None else total)
@@ -330,41 +337,43 @@ def _remember_lr(group: Group) -> None:
         group.update(previous_lr=float(lr), peak_lr=max(float(lr), peak))
 
 
-def _finish_step(state: dict[str, Any], stepped: bool, keep: bool, differentiated: bool, cumulative: bool) -> None:
-    if stepped:
-        state["step"] += 1
-    if not differentiated:
-        _drop(state, PENDING)
-    elif "pending" in state:  # not where learning has begun again and there has been no gradient since
-        pending = stepped and keep
-        if bool(state["pending"]) != pending:
-            state["pending"].fill_(pending)
-            if not pending:
-                state["pending_grad"].zero_()  # else what is there would depend on the kernels
-    if not cumulative:
-        _drop(state, horizon.BUFFERS)
-
-
-def _drop(state: dict[str, Any], names: Sequence[str]) -> None:
-    for name in names:
-        state.pop(name, None)
-
-
-def _batches(family: Family, group: Group, state: State, pending: bool = False) -> Iterator[tuple[Kernels, Batch]]:
-    """The parameters whose step is pending, or those that have a gradient, and who works on them."""
-    alike: dict[tuple[Any, ...], list[int]] = {}
-    for index, param in enumerate(group["params"]):
+def _finish_steps(group: Group, state: State, keep: bool, differentiated: bool, cumulative: bool) -> None:
+    superfluous = (*(() if differentiated else PENDING), *(() if cumulative else horizon.BUFFERS))
+    counts: list[Tensor] = []
+    for param in group["params"]:
         own = state.get(param)
         if not own:
             continue
-        waits = "pending" in own and bool(own["pending"])
-        if waits if pending else param.grad is not None:
-            grad = None if param.grad is None else param.grad.dtype
-            count = param if group["capturable"] else float(own["step"])
-            alike.setdefault((param.device, param.dtype, grad, count, spread_like(param), waits), []).append(index)
-    for (*_, waits), members in alike.items():
+        stepped = param.grad is not None
+        if stepped:
+            counts.append(own["step"])
+        # Nothing is pending where learning has begun again and there has been no gradient since.
+        if differentiated and "pending" in own and own["pending"].item() != (stepped and keep):
+            own["pending"].fill_(stepped and keep)
+            if not (stepped and keep):
+                own["pending_grad"].zero_()  # else what is there would depend on the kernels
+        for name in superfluous:
+            own.pop(name, None)
+    if counts:
+        on_host = all(count.device.type == "cpu" for count in counts)
+        torch._foreach_add_(counts, torch.ones(()) if on_host else 1)  # a number is slower on the host
+
+
+def _batches(family: Family, group: Group, state: State) -> Iterator[tuple[Kernels, Batch]]:
+    """The parameters whose step is pending, or that have a gradient, and who works on them."""
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for index, param in enumerate(group["params"]):
+        own, grad = state.get(param), param.grad
+        if not own:
+            continue
+        pending = "pending" in own and own["pending"].item()
+        if pending or grad is not None:
+            dtype = None if grad is None else grad.dtype
+            count = param if group["capturable"] else own["step"].item()
+            alike.setdefault((param.device, param.dtype, dtype, count, spread_like(param), pending), []).append(index)
+    for (*_, pending), members in alike.items():
         params = [group["params"][index] for index in members]
         states = [state[param] for param in params]
-        step = states[0]["step"] if group["capturable"] else float(states[0]["step"])
-        batch = Batch(group, params, states, step, waits, members[0])
+        step = states[0]["step"] if group["capturable"] else states[0]["step"].item()
+        batch = Batch(group, params, states, step, pending, members[0])
         yield select_kernels(family, group, batch.device), batch

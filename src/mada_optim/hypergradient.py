@@ -9,7 +9,7 @@ The last form is what is computed: g_{t+1} pulled back through Δ_t to a handful
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from mada_optim.family import Buffers, Family
 
 
-def alignment_gradient(
+def align_and_advance(
     family: Family,
     state: Buffers,
     grad: Tensor,
@@ -26,8 +26,8 @@ def alignment_gradient(
     q: Mapping[str, Any],
     learned: Sequence[str],
     step: Tensor,
-) -> Tensor:
-    """∂/∂q ⟨g_{t+1}, Δ_t(q)⟩ for one tensor.
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """∂/∂q ⟨g_{t+1}, Δ_t(q)⟩ for one tensor, and its buffers after step t.
 
     Args:
         family: whose update is differentiated.
@@ -39,11 +39,12 @@ def alignment_gradient(
         step: t.
 
     Returns:
-        float64 tensor of shape ``(len(learned),)``, in the order of ``learned``.
+        float64 tensor of shape ``(len(learned),)``, in the order of ``learned``; the new buffers.
     """
 
-    def direction(values: Tensor) -> Tensor:
-        return family.update(state, grad, {**q, **dict(zip(learned, values.unbind(), strict=True))}, step)[0]
+    def update(values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return family.update(state, grad, {**q, **dict(zip(learned, values.unbind(), strict=True))}, step)
 
-    pull_back: Callable[[Tensor], tuple[Tensor]] = torch.func.vjp(direction, torch.stack([q[k] for k in learned]))[1]
-    return pull_back(next_grad)[0]
+    found: tuple[Any, ...] = torch.func.vjp(update, torch.stack([q[k] for k in learned]), has_aux=True)
+    _, pull_back, advanced = found
+    return pull_back(next_grad)[0], advanced

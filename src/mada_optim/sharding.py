@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
+PLAIN = {Tensor, torch.nn.Parameter}  # what most are; asking further takes time
+
+
 def is_dtensor(tensor: object) -> TypeGuard[DTensor]:
     """Whether a tensor is a DTensor. Does not import torch.distributed.tensor: without it, there is none."""
+    if type(tensor) in PLAIN:
+        return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 

@@ -2,7 +2,8 @@
 
 :class:`~mada_optim.kernels.base.Kernels` says what has to be done. ``plain`` does it with torch's operators on pieces
 that fit the cache, for any family, anywhere; ``compiled`` has torch.compile turn the same functions into fused kernels;
-``native`` holds MADA's family in closed form, in C++, for the CPU. :func:`select_kernels` picks.
+``multi_tensor`` has ``triton_source`` write them in Triton, for all parameters at once, for GPUs; ``native`` holds
+MADA's family in closed form, in C++, for the CPU. :func:`select_kernels` picks.
 """
 
 from mada_optim.kernels.base import Batch, Kernels

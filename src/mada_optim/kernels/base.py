@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -45,6 +45,7 @@ class Batch:
         step: number t of steps completed: a number, or a 0-dimensional tensor on the device (``capturable``).
         pending: whether the last of them was pending when this step began.
         index: position of the first parameter in its group, from which the noise of stochastic rounding is drawn.
+        found: what kernels have found out about the tensors and need again in this step.
     """
 
     group: Group
@@ -53,6 +54,7 @@ class Batch:
     step: float | Tensor
     pending: bool
     index: int
+    found: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def device(self) -> torch.device:
@@ -69,6 +71,11 @@ class Batch:
         """In which the arithmetic is done."""
         return torch.promote_types(self.params[0].dtype.to_real(), torch.float32)
 
+    def refresh(self) -> None:
+        """Forget what was found: there are other tensors, or their values have changed."""
+        self.found.clear()
+        self.__dict__.pop("roles", None)
+
     @cached_property
     def roles(self) -> list[Roles]:
         """For each parameter its tensors by name: "param", "grad" and the buffers. Complex ones as pairs of reals.
@@ -79,16 +86,16 @@ class Batch:
 
     @staticmethod
     def _roles(param: Tensor, state: Mapping[str, Any]) -> Roles:
-        tensors = {"param": param}
-        if param.grad is not None:
+        tensors, grad = {"param": local(param)}, param.grad
+        if grad is not None:
             # Autograd may leave a sign or a conjugation for later, of which those who read the memory do not know.
-            tensors["grad"] = local(param.grad).resolve_conj().resolve_neg()
+            tensors["grad"] = local(grad).resolve_conj().resolve_neg()
         for name, value in state.items():
             if name not in SCALAR_STATE:
-                tensors[name] = value
+                tensors[name] = local(value)
         if param.is_complex():
-            return {role: torch.view_as_real(local(tensor)) for role, tensor in tensors.items()}
-        return {role: local(tensor) for role, tensor in tensors.items()}
+            return {role: torch.view_as_real(tensor) for role, tensor in tensors.items()}
+        return tensors
 
 
 class Kernels(ABC):

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BLOCK_ELEMENTS = 1 << 17
+BLOCK_ELEMENTS = 1 << 17  # what fits the cache
+DEVICE_ELEMENTS = 1 << 24  # where launches cost more than memory
 
 Roles = Mapping[str, Tensor]
 

@@ -96,6 +96,7 @@ class NativeKernels(PlainKernels):
         if variant.DIFF:
             for state in native.states:
                 state["previous_grad"], state["pending_grad"] = state["pending_grad"], state["previous_grad"]
+            batch.refresh()
         return total
 
     def step(self, batch: Batch, values: Tensor, keep: bool) -> None:
@@ -181,7 +182,7 @@ def _part(batch: Batch, wanted: Sequence[bool]) -> Batch | None:
     if all(wanted):
         return batch
     params, states = list(compress(batch.params, wanted)), list(compress(batch.states, wanted))
-    return replace(batch, params=params, states=states) if params else None
+    return replace(batch, params=params, states=states, found={}) if params else None
 
 
 class _Rows:

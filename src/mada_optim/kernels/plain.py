@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mada_optim.family import Family
 from mada_optim.horizon import BUFFERS, DECAY, MEAN, SWING_SHARE
-from mada_optim.hypergradient import alignment_gradient
+from mada_optim.hypergradient import align_and_advance
 from mada_optim.kernels.base import Batch, Kernels, coefficients_and_constants
-from mada_optim.kernels.blocks import Block, make_blocks
+from mada_optim.kernels.blocks import DEVICE_ELEMENTS, Block, make_blocks
 from mada_optim.kernels.rounding import noise_seed, round_stochastically
 
 
@@ -32,22 +32,22 @@ class PlainKernels(Kernels):
         step = number_tensor(batch, batch.step)
         learned = [name for name in learned if batch.has_grad]
         total: Tensor | None = None
-        for number, block in enumerate(self._blocks(batch)):
+        for number, block in enumerate(self._blocks(batch, self.family.elementwise)):
             state = {name: block.read(name, batch.dtype) for name in self.family.buffers(q)}
             grad = block.read("pending_grad", batch.dtype)
             if learned:
                 next_grad = self._grad(batch, block)
-                aligned = alignment_gradient(self.family, state, grad, next_grad, q, learned, step)
+                aligned, advanced = align_and_advance(self.family, state, grad, next_grad, q, learned, step)
                 total = aligned if total is None else total + aligned
-            _, advanced = self.family.update(state, grad, q, step)
+            else:
+                _, advanced = self.family.update(state, grad, q, step)
             self._write(batch, block, advanced, noise_seed(batch.step, batch.index, number))
         return None if total is None else spread(self.family, learned, total.to(values.device))
 
     def follow(self, batch: Batch, values: Tensor, wanted: bool) -> Tensor | None:
         """See :meth:`Kernels.follow`."""
         total = torch.zeros((), dtype=torch.float64, device=batch.device) if wanted else None
-        gather, cut = batch.group["foreach"] is not False, batch.device.type == "cpu"
-        for block in make_blocks(batch.roles, elementwise=True, gather=gather, cut=cut):
+        for block in self._blocks(batch, elementwise=True):
             now, first, mean = (block.read(name, batch.dtype) for name in ("param", *BUFFERS))
             mean = mean.lerp(now, 1 - DECAY)
             block.write(MEAN, mean)
@@ -64,7 +64,7 @@ class PlainKernels(Kernels):
         lr, weight_decay = batch.group["lr"], batch.group["weight_decay"] * self.family.decay_factor(q)
         if isinstance(lr, Tensor):
             lr = lr.reshape(())  # a tensor of one element may have any number of dimensions
-        for number, block in enumerate(self._blocks(batch)):
+        for number, block in enumerate(self._blocks(batch, self.family.elementwise)):
             grad = self._grad(batch, block)
             state = {name: self._before(batch, block, name) for name in self.family.buffers(q)}
             direction, advanced = self.family.update(state, grad, q, step)
@@ -74,8 +74,10 @@ class PlainKernels(Kernels):
             seed = noise_seed(batch.step + 1, batch.index, number)
             self._write(batch, block, {"param": param, **kept}, seed)
 
-    def _blocks(self, batch: Batch) -> list[Block]:
-        return list(make_blocks(batch.roles, self.family.elementwise, gather=batch.group["foreach"] is not False))
+    @staticmethod
+    def _blocks(batch: Batch, elementwise: bool) -> list[Block]:
+        size = None if batch.device.type == "cpu" else DEVICE_ELEMENTS
+        return list(make_blocks(batch.roles, elementwise, size, gather=batch.group["foreach"] is not False))
 
     def _q(self, batch: Batch, values: Tensor) -> dict[str, Any]:
         return coefficients_and_constants(self.family, batch.group, values.to(batch.device))

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from mada_optim.family import Family, MADAFamily, OMADAFamily
+from mada_optim.kernels import launch
 from mada_optim.kernels.base import Kernels
 from mada_optim.kernels.compiled import CompiledKernels
+from mada_optim.kernels.multi_tensor import MultiTensorKernels
 from mada_optim.kernels.native import NativeKernels, why_unavailable
 from mada_optim.kernels.plain import PlainKernels
 
@@ -19,17 +21,21 @@ def select_kernels(family: Family, group: Mapping[str, Any], device: torch.devic
     """The kernels for parameters of a group on a device.
 
     ``fused=False``, ``differentiable``, or a choice of ``foreach``: plain. Otherwise native for the families of MADA
-    and OMADA on the CPU, and compiled for elementwise families on CUDA or, since compiling takes a while, where
-    ``fused=True`` asks for it.
+    and OMADA on the CPU; and for elementwise families multi-tensor on CUDA, but compiled in captured graphs, and on the
+    CPU where ``fused=True`` asks for it, since compiling takes a while.
     """
     wanted = group["fused"]
     if wanted is False or group["differentiable"] or (wanted is None and group["foreach"] is not None):
         return _make(PlainKernels, family)
     native = type(family) in (MADAFamily, OMADAFamily) and device.type == "cpu" and not group["capturable"]
     compiled = family.elementwise and (bool(wanted) or device.type == "cuda")
-    if (native or compiled) and why_unavailable() is None:
-        return _make(NativeKernels if native else CompiledKernels, family)
-    return _make(PlainKernels, family)
+    if not (native or compiled) or why_unavailable() is not None:
+        return _make(PlainKernels, family)
+    if native:
+        return _make(NativeKernels, family)
+    # Where tensors lie in memory must not be fixed at a capture's first run.
+    at_once = device.type == "cuda" and not group["capturable"] and launch.is_available()
+    return _make(MultiTensorKernels if at_once else CompiledKernels, family)
 
 
 def check_fused(family: Family) -> None:

@@ -1,0 +1,218 @@
+"""Kernels in Triton for all parameters at once, in Triton's interpreter. (benchmarks/gpu_check.py has them on a GPU.)"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from cases import FLOAT32, assert_same, run
+from problems import IDS, TABLE, Net, Row, train
+from torch import nn
+
+from mada_optim import MADA, Coefficient, Family, HypergradientOptimizer, OMADAFamily, engine
+from mada_optim.coefficients import LearnedTensors, LearningRule
+from mada_optim.kernels import launch, multi_tensor, numbers, select
+from mada_optim.kernels.multi_tensor import MultiTensorKernels
+
+pytestmark = [
+    pytest.mark.skipif(
+        not launch.is_available() or torch.cuda.is_available(), reason="needs Triton, and no GPU: its interpreter"
+    ),
+    # Of numpy, in which the interpreter computes.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Makes the kernels those of a GPU, with blocks that suit the interpreter; the number of launches so far."""
+    count = [0]
+    original = launch.Kernel.launch
+
+    def counted(*args, **kwargs):
+        count[0] += 1
+        original(*args, **kwargs)
+
+    monkeypatch.setattr(launch.Kernel, "launch", counted)
+    monkeypatch.setattr(engine, "select_kernels", lambda family, *_: select._make(MultiTensorKernels, family))
+    monkeypatch.setattr(multi_tensor, "TILE", 1 << 15)
+    monkeypatch.setattr(multi_tensor, "BLOCK", 1 << 14)
+    multi_tensor._tiles.cache_clear()
+    yield count
+    multi_tensor._tiles.cache_clear()
+
+
+def plain(row: Row, dtype: torch.dtype, **kwargs):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "select_kernels", select.select_kernels)
+        return run(row, dtype, fused=False, **kwargs)
+
+
+@pytest.mark.parametrize("row", TABLE, ids=IDS)
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, FLOAT32), (torch.float64, 1e-12)], ids=str)
+def test_agrees_with_plain(row: Row, dtype, rtol, launches):
+    """With coefficients that hardly move: in float32 what they learn amplifies rounding."""
+    settings = {"hyper_lr": 1e-6} if row.learns else {}
+    assert_same(run(row, dtype, **settings), plain(row, dtype, **settings), rtol)
+    assert launches[0] > 0
+
+
+@pytest.mark.parametrize("settings", [{"maximize": True}, {"lr": torch.tensor(3e-3)}, {"weight_decay": 0.3}], ids=str)
+def test_settings(settings, launches):
+    results = []
+    for kernels in (engine.select_kernels, select.select_kernels):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "select_kernels", kernels)
+            model = Net(torch.float64)
+            train(model, MADA(model.parameters(), **{"lr": 1e-2, "hyper_warmup": 2, **settings}), 8)
+            results.append(list(model.parameters()))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-13)
+    assert launches[0] > 0
+
+
+def test_complex_and_half_precision_parameters(launches):
+    """Not bfloat16, to which the interpreter does not round but cuts."""
+    for dtype, rtol in ((torch.complex64, 1e-5), (torch.float16, 1e-3)):
+        results = []
+        for kernels in (engine.select_kernels, select.select_kernels):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(engine, "select_kernels", kernels)
+                generator = torch.Generator().manual_seed(0)
+                params = [nn.Parameter(torch.randn(n, generator=generator, dtype=dtype)) for n in (3, 200)]
+                optimizer = MADA(params, lr=1e-2, hyper_warmup=0)
+                for _ in range(6):
+                    for param in params:
+                        param.grad = torch.randn(param.shape, generator=generator, dtype=dtype)
+                    optimizer.step()
+                results.append(params)
+        torch.testing.assert_close(*results, rtol=rtol, atol=rtol)
+    assert launches[0] > 0
+
+
+@pytest.mark.parametrize("learning", [False, True])
+def test_as_many_launches_for_many_parameters_as_for_one(learning, launches):
+    counts = []
+    for number in (1, 100):
+        params = [nn.Parameter(torch.randn(3 + index)) for index in range(number)]
+        optimizer = MADA(params, hyper_warmup=0, hyper_lr=None if learning else 0.0)
+        for _ in range(3):
+            for param in params:
+                param.grad = torch.randn_like(param)
+            before = launches[0]
+            optimizer.step()
+        counts.append(launches[0] - before)
+    assert counts == [5 if learning else 2] * 2  # (numbers, tensors, sums) and (numbers, tensors)
+
+
+def test_stochastic_rounding_is_right_on_average(launches):
+    x = nn.Parameter(torch.ones(20_000, dtype=torch.bfloat16))
+    optimizer = MADA([x], lr=1e-5, hyper_lr=0.0, state_dtype=torch.bfloat16, stochastic_rounding=True)
+    for _ in range(100):
+        x.grad = torch.ones_like(x)
+        optimizer.step()
+    assert 1.0 - float(x.detach().double().mean()) == pytest.approx(0.001, rel=0.1)
+    assert launches[0] > 0
+
+
+def test_gradients_that_are_not_finite_are_not_hidden(launches):
+    x = nn.Parameter(torch.zeros(40))
+    optimizer = MADA([x], hyper_warmup=0)
+    for value in (1.0, float("inf"), float("nan")):
+        x.grad = torch.ones_like(x)
+        x.grad[7] = value
+        optimizer.step()
+    assert bool(x.isnan()[7])
+    assert not x.isnan()[:7].any()
+    assert optimizer.skipped_hypergradients > 0
+    assert launches[0] > 0
+
+
+class ManyOperations(Family):
+    """A family that uses what MADA's does not."""
+
+    coefficients = (
+        Coefficient("beta", 0.9, (0.0, 0.99), 1e-3, domain=(0.0, 1.0)),
+        Coefficient("sharpness", 1.5, (0.5, 3.0), 1e-3),
+    )
+
+    def buffers(self, q):
+        return ("momentum", "largest")
+
+    def update(self, state, grad, q, step):
+        momentum = q["beta"] * state["momentum"] + (1 - q["beta"]) * grad
+        largest = torch.maximum(state["largest"], grad.abs()).clamp(min=1e-6)
+        soft = torch.sigmoid(q["sharpness"] * momentum) - torch.exp(-(momentum**2)) + torch.log(1 + momentum.abs())
+        scaled = (momentum.abs() / largest + 0.1) ** q["sharpness"]
+        small = torch.minimum(scaled, torch.relu(soft)) / torch.rsqrt(1 + step)
+        chosen = torch.where(torch.logical_and(grad > 0, ~(momentum < 0)), small, soft.reciprocal().clamp(-2, 2))
+        return chosen + 2.0**-momentum, {"momentum": momentum, "largest": largest}
+
+
+class Unknown(ManyOperations):
+    """One with an operation for which there is no Triton here."""
+
+    def update(self, state, grad, q, step):
+        direction, new = super().update(state, grad, q, step)
+        return torch.erf(direction), new
+
+
+def _row(family: Family) -> Row:
+    return Row(family.name, partial(HypergradientOptimizer, family=family, hyper_warmup=0), {}, 0, learns=True)
+
+
+def test_a_family_with_other_operations(launches):
+    row = _row(ManyOperations())
+    assert_same(run(row, torch.float64), plain(row, torch.float64), 1e-11)
+    assert launches[0] > 0
+
+
+def test_what_cannot_be_written_is_left_to_torch_compile(launches, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    row = _row(Unknown())
+    assert_same(run(row, torch.float64), plain(row, torch.float64), 1e-11)
+    assert launches[0] == 0
+
+
+@pytest.mark.parametrize("due", [True, torch.tensor(True), torch.tensor(False)], ids=str)
+@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
+def test_learning_in_one_launch(due, bad, launches, monkeypatch):
+    kinds = tuple(Coefficient(name, 0.5, (0.0, 1.0), 0.1) for name in "abc")
+    rule = LearningRule(momentum=0.9, clip=2.0, warmup=0, every=1)
+    results = []
+    for fast in (True, False):
+        monkeypatch.setattr(numbers, "_is_fast", lambda _, fast=fast: fast)
+        values, momentum, square = (torch.tensor(x, dtype=torch.float64) for x in ([0.5] * 3, [0.1, 0, 3.0], [0.0] * 3))
+        learned = LearnedTensors(values, momentum, square, torch.tensor(3))
+        skipped = torch.tensor(0)
+        h = torch.tensor([bad, -7.0, 0.25], dtype=torch.float64)
+        rule.learn(learned, skipped, h, kinds, [0.1, 0.0, 0.01], [(0.0, 1.0)] * 3, due)
+        results.append((values, momentum, learned.taken, skipped))
+    assert launches[0] == 1
+    torch.testing.assert_close(*results, rtol=1e-14, atol=0)
+
+
+def test_state_of_another_shape_is_refused_before_memory_is_touched(launches):
+    x = nn.Parameter(torch.ones(6))
+    optimizer = MADA([x], hyper_lr=0.0)
+    x.grad = torch.ones(6)
+    optimizer.step()
+    optimizer.state[x]["exp_avg"] = torch.zeros(2)
+    before = x.detach().clone()
+    with pytest.raises(RuntimeError, match=r"exp_avg \(2,\)"):
+        optimizer.step()
+    assert torch.equal(x.detach(), before)
+
+
+def test_selected_on_a_gpu_only_and_not_where_a_graph_may_be_captured(monkeypatch):
+    monkeypatch.setattr(select, "why_unavailable", lambda: None)
+    group = dict(MADA([nn.Parameter(torch.ones(1))]).param_groups[0])
+    for device, capturable, triton, expected in (
+        ("cuda", False, True, MultiTensorKernels),
+        ("cuda", True, True, select.CompiledKernels),
+        ("cuda", False, False, select.CompiledKernels),
+        ("cpu", False, True, select.NativeKernels),
+    ):
+        monkeypatch.setattr(launch, "is_available", lambda triton=triton: triton)
+        group["capturable"] = capturable
+        assert type(select.select_kernels(OMADAFamily(), group, torch.device(device))) is expected
