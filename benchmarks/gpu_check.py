@@ -164,7 +164,7 @@ def check_recompilations() -> None:
 # Timings, one after the other.
 
 
-def compare_training(steps: int = 24, tokens: int = 1024, batch: int = 32) -> None:
+def compare_training(steps: int = 24, tokens: int = 1024, batch: int = 96) -> None:
     """Whole training steps of GPT-2 124M in bfloat16 autocast: time, memory, loss."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -186,7 +186,7 @@ def compare_training(steps: int = 24, tokens: int = 1024, batch: int = 32) -> No
             model = GPT2LMHeadModel(GPT2Config(use_cache=False))
         optimizer = make(model.parameters(), lr=3e-4)
         torch.cuda.reset_peak_memory_stats()
-        times, micro = [], 16
+        times, micro = [], 32
         for step in range(steps):
             x = torch.empty(batch, tokens, dtype=torch.long)
             x[:, 0] = torch.randint(0, 50257, (batch,), generator=torch.Generator().manual_seed(step))

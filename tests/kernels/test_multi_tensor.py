@@ -1,4 +1,4 @@
-"""Kernels in Triton for all parameters at once, in Triton's interpreter. (benchmarks/gpu_check.py has them on a GPU.)"""
+"""Kernels in Triton for all parameters at once, in Triton's interpreter; benchmarks/gpu_check.py has them on a GPU."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from mada_optim.bench.workloads import WORKLOADS, Running, Workload
 from mada_optim.tasks import require, require_device
 
 COPIED = 20_000_000
-QUEUED = 20  # steps that a GPU is given at a time, as in training: it works on one while the program prepares the next
+QUEUED = 10  # steps that a GPU is given at a time, as in training: it works on one while the program prepares the next
 PROCESS_STATUS = Path("/proc/self/status")
 PEERS = ("pytorch-optimizer", "schedulefree", "gradient-descent-the-ultimate-optimizer")
 PACKAGES = ("torch", "triton", "transformers", *PEERS)
