@@ -2,7 +2,8 @@
 
 Prints as it goes, and writes to OUT (default: benchmarks/results/DATE-DEVICE), the parts
 
-- ``bench``: what a step costs, as `mada bench`;
+- ``bench``: what a step costs, as `mada bench`, by the clock on the wall, program and device together;
+- ``device``: what it costs the device alone, as in a training that keeps it busy, and how long the program takes;
 - ``training``: a short training of GPT-2 124M with AdamW and MADA: time of a step, peak memory, loss;
 - ``checks``: agreement with the CPU for every named optimizer and dtype, steps without a wait for the device, a
   captured graph, recompilations, bfloat16 state.
@@ -34,7 +35,8 @@ from torch import nn
 
 import mada_optim
 from mada_optim import MADA, OMADA
-from mada_optim.bench.contenders import matrices_apart
+from mada_optim.bench.contenders import contenders, matrices_apart
+from mada_optim.bench.workloads import WORKLOADS
 from mada_optim.cli import main as mada
 
 SHAPES = [(), (7,), (65, 129), (300, 400), (1 << 20,)]
@@ -42,7 +44,7 @@ EVERYTHING = {"beta3": 0.3, "rho": 0.5, "c": 0.6, "gamma": 0.7, "hyper_warmup": 
 STEPS = 8
 STEADY = 14  # steps of a training after which MADA's coefficients move and all is compiled; ten are left
 
-PARTS = ("bench", "training", "checks")
+PARTS = ("bench", "device", "training", "checks")
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 
@@ -162,6 +164,38 @@ def check_recompilations() -> None:
 
 
 # Timings, one after the other.
+
+
+def time_on_device(steps: int = 10, asleep: float = 0.06) -> None:
+    """Steps that the device finds waiting, for it is put to sleep while the program prepares them."""
+    for letter in "ab":
+        workload = WORKLOADS[letter]("cuda")
+        baseline: float | None = None
+        print(f"  ({letter}) {workload.title}")
+        for contender in contenders():
+            if contender.make is None or contender.kind == "peer" or "plain" in contender.name:
+                continue
+            optimizer = contender.make(list(workload.params))
+            for _ in range(4):
+                optimizer.step()
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            torch.cuda._sleep(int(asleep * 2e9))  # cycles
+            begin.record()
+            began = time.perf_counter()
+            for _ in range(steps):
+                optimizer.step()
+            program = 1e3 * (time.perf_counter() - began) / steps
+            end.record()
+            torch.cuda.synchronize()
+            device = begin.elapsed_time(end) / steps
+            baseline = device if baseline is None else baseline
+            print(
+                f"  {contender.name:<34} device {device:7.3f} ms, {device / baseline:5.2f} of AdamW's; "
+                f"program {program:7.3f} ms",
+                flush=True,
+            )
+            del optimizer
 
 
 def compare_training(steps: int = 24, tokens: int = 1024, batch: int = 96) -> None:
@@ -285,11 +319,16 @@ def main() -> int:
     def run_bench() -> list[str]:
         return ["bench"] if mada(bench) else []
 
-    def run_training() -> list[str]:
-        compare_training()
+    def alone(part: Callable[[], None]) -> list[str]:
+        part()
         return []
 
-    parts = {"bench": run_bench, "training": run_training, "checks": run_checks}
+    parts = {
+        "bench": run_bench,
+        "device": partial(alone, time_on_device),
+        "training": partial(alone, compare_training),
+        "checks": run_checks,
+    }
     failed: list[str] = []
     with (out / "output.txt").open("w", buffering=1) as file, contextlib.redirect_stdout(_Tee(sys.stdout, file)):
         print(f"{date.today()}, {torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")

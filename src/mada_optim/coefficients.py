@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from numbers import Real
 from typing import Any, overload
 
@@ -208,47 +208,45 @@ class LearningRule:
         """
         if due is False:
             return
-        special = any(one.normalized or one.logarithmic or one.cumulative for one in coefficients)
-
-        def change(
-            values: Tensor,
-            momentum: Tensor,
-            square: Tensor,
-            taken: Tensor,
-            skipped: Tensor,
-            h: Tensor,
-            alpha: Tensor,
-            low: Tensor,
-            high: Tensor,
-            due: Tensor | None = None,
-        ) -> None:
-            before = LearnedTensors(values, momentum, square, taken)
-            if any(
-                one.logarithmic and not one.cumulative for one in coefficients
-            ):  # a cumulative h is by the logarithm
-                _, logarithmic, cumulative = _kinds(tuple(coefficients), h.device)
-                h = torch.where(logarithmic & ~cumulative, values * h, h)
-            finite = torch.isfinite(h).all()
-            descent = self.momentum * momentum + h.clamp(-self.clip, self.clip)
-            new = LearnedTensors(values - alpha * descent, descent, square, taken + 1)
-            if special:
-                new = _normalize(before, new, h, alpha, tuple(coefficients), of_peak, rising)
-            moved = torch.minimum(torch.maximum(new.values, low), high)
-            new = replace(new, values=torch.where(alpha > 0, moved, values))
-            usable, counted = (finite, ~finite) if due is None else (finite & due, ~finite & due)
-            for item in fields(LearnedTensors):
-                tensor = getattr(before, item.name)
-                tensor.copy_(torch.where(usable, getattr(new, item.name), tensor))
-            skipped.copy_(torch.where(counted, skipped + 1, skipped))
-
+        device = hypergradient.device
         tensors = [getattr(learned, item.name) for item in fields(LearnedTensors)]
-        tensors += [skipped, hypergradient, *_on_device(tuple(step_sizes), tuple(boxes), hypergradient.device)]
-        if isinstance(due, Tensor):
-            tensors.append(due)
-        if special:  # the share of the learning rate is a number that changes
-            change(*tensors)
-        else:
-            change_numbers(change, (self, isinstance(due, Tensor)), *tensors)
+        tensors += [skipped, hypergradient, *_on_device(tuple(step_sizes), tuple(boxes), device)]
+        tensors.append(due if isinstance(due, Tensor) else _true(device))
+        if any(one.normalized or one.logarithmic or one.cumulative for one in coefficients):
+            tensors += [*_kinds(tuple(coefficients), device), _number(of_peak, device), _number(rising, device)]
+        change_numbers(partial(_descend, self), self, *tensors)
+
+
+def _descend(
+    rule: LearningRule,
+    values: Tensor,
+    momentum: Tensor,
+    square: Tensor,
+    taken: Tensor,
+    skipped: Tensor,
+    h: Tensor,
+    alpha: Tensor,
+    low: Tensor,
+    high: Tensor,
+    due: Tensor,
+    *of_kinds: Tensor,
+) -> None:
+    """:meth:`LearningRule.learn`, all of whose arguments are tensors; ``of_kinds`` are those of :func:`_normalize`."""
+    if of_kinds:
+        _, logarithmic, cumulative, *_ = of_kinds
+        h = torch.where(logarithmic & ~cumulative, values * h, h)  # a cumulative h is by the logarithm
+    finite = torch.isfinite(h).all()
+    descent = rule.momentum * momentum + h.clamp(-rule.clip, rule.clip)
+    before = LearnedTensors(values, momentum, square, taken)
+    new = LearnedTensors(values - alpha * descent, descent, square, taken + 1)
+    if of_kinds:
+        new = _normalize(before, new, h, alpha, *of_kinds)
+    moved = torch.minimum(torch.maximum(new.values, low), high)
+    new = replace(new, values=torch.where(alpha > 0, moved, values))
+    for item in fields(LearnedTensors):
+        tensor = getattr(before, item.name)
+        tensor.copy_(torch.where(finite & due, getattr(new, item.name), tensor))
+    skipped.copy_(torch.where(~finite & due, skipped + 1, skipped))
 
 
 def _normalize(
@@ -256,12 +254,13 @@ def _normalize(
     plain: LearnedTensors,
     h: Tensor,
     alpha: Tensor,
-    coefficients: tuple[Coefficient, ...],
-    of_peak: float | Tensor,
-    rising: bool | Tensor,
+    normalized: Tensor,
+    logarithmic: Tensor,
+    cumulative: Tensor,
+    of_peak: Tensor,
+    rising: Tensor,
 ) -> LearnedTensors:
     """What ``plain`` gradient descent makes of ``before``, but for coefficients that are learned in another way."""
-    normalized, logarithmic, cumulative = _kinds(coefficients, h.device)
     taken = plain.taken.to(h.dtype)
     mean = _MEAN_DECAY * before.momentum + (1 - _MEAN_DECAY) * h
     square = _SQUARE_DECAY * before.square + (1 - _SQUARE_DECAY) * h * h
@@ -272,6 +271,18 @@ def _normalize(
     change = torch.where(cumulative & rising, change.clamp(min=0.0), change)
     values = torch.where(logarithmic, before.values * torch.exp(-change), before.values - change)
     return LearnedTensors(values, torch.where(normalized, mean, plain.momentum), square, plain.taken)
+
+
+def _number(value: float | Tensor, device: torch.device) -> Tensor:
+    """On the device, without waiting for it."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return torch.full((), value, dtype=torch.bool if isinstance(value, bool) else torch.float64, device=device)
+
+
+@lru_cache(maxsize=16)
+def _true(device: torch.device) -> Tensor:
+    return torch.ones((), dtype=torch.bool, device=device)
 
 
 @lru_cache(maxsize=64)

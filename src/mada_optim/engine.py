@@ -354,9 +354,10 @@ def _finish_steps(group: Group, state: State, keep: bool, differentiated: bool, 
                 own["pending_grad"].zero_()  # else what is there would depend on the kernels
         for name in superfluous:
             own.pop(name, None)
-    if counts:
-        on_host = all(count.device.type == "cpu" for count in counts)
-        torch._foreach_add_(counts, torch.ones(()) if on_host else 1)  # a number is slower on the host
+    if counts and all(count.is_cpu for count in counts):
+        torch._foreach_add_(counts, torch.ones(()), alpha=1.0)  # by far the fastest way to count on the host
+    elif counts:
+        torch._foreach_add_(counts, 1)
 
 
 def _batches(family: Family, group: Group, state: State) -> Iterator[tuple[Kernels, Batch]]:

@@ -174,22 +174,30 @@ def test_what_cannot_be_written_is_left_to_torch_compile(launches, monkeypatch):
     assert launches[0] == 0
 
 
+PLAIN = tuple(Coefficient(name, 0.5, (0.0, 1.0), 0.1) for name in "abc")
+OF_KINDS = (
+    Coefficient("a", 0.5, (0.0, 1.0), 0.1, normalized=True),
+    Coefficient("b", 0.5, (0.0, 1.0), 0.1, normalized=True, logarithmic=True, cumulative=True),
+    Coefficient("c", 0.5, (0.1, 1.0), 0.1, logarithmic=True),
+)
+
+
+@pytest.mark.parametrize("kinds", [PLAIN, OF_KINDS], ids=["plain", "of kinds"])
 @pytest.mark.parametrize("due", [True, torch.tensor(True), torch.tensor(False)], ids=str)
-@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
-def test_learning_in_one_launch(due, bad, launches, monkeypatch):
-    kinds = tuple(Coefficient(name, 0.5, (0.0, 1.0), 0.1) for name in "abc")
+@pytest.mark.parametrize("h", [(0.1, -7.0, 0.25), (float("nan"), 1.0, 1.0), (1.0, float("inf"), 0.0)], ids=str)
+def test_learning_in_one_launch(kinds, due, h, launches, monkeypatch):
     rule = LearningRule(momentum=0.9, clip=2.0, warmup=0, every=1)
     results = []
     for fast in (True, False):
         monkeypatch.setattr(numbers, "_is_fast", lambda _, fast=fast: fast)
-        values, momentum, square = (torch.tensor(x, dtype=torch.float64) for x in ([0.5] * 3, [0.1, 0, 3.0], [0.0] * 3))
-        learned = LearnedTensors(values, momentum, square, torch.tensor(3))
+        rows = ([0.5] * 3, [0.1, 0.0, 3.0], [0.2] * 3)
+        learned = LearnedTensors(*(torch.tensor(row, dtype=torch.float64) for row in rows), torch.tensor(3))
         skipped = torch.tensor(0)
-        h = torch.tensor([bad, -7.0, 0.25], dtype=torch.float64)
-        rule.learn(learned, skipped, h, kinds, [0.1, 0.0, 0.01], [(0.0, 1.0)] * 3, due)
-        results.append((values, momentum, learned.taken, skipped))
+        gradient, boxes = torch.tensor(h, dtype=torch.float64), [(0.0, 1.0)] * 3
+        rule.learn(learned, skipped, gradient, kinds, [0.1, 0.0, 0.01], boxes, due, of_peak=0.7, rising=False)
+        results.append((learned.values, learned.momentum, learned.square, learned.taken, skipped))
     assert launches[0] == 1
-    torch.testing.assert_close(*results, rtol=1e-14, atol=0)
+    torch.testing.assert_close(*results, rtol=1e-13, atol=0)
 
 
 def test_state_of_another_shape_is_refused_before_memory_is_touched(launches):

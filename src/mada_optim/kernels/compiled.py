@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mada_optim import horizon
 from mada_optim.family import Family
 from mada_optim.hypergradient import align_and_advance
 from mada_optim.kernels.base import Batch
@@ -47,7 +48,30 @@ class CompiledKernels(PlainKernels):
         read = dict.fromkeys(("param", "grad", *names, *kept))
         self._run(batch, values, batch.step + 1, self._step(batch, keep), tuple(read), ("param", *kept))
 
+    def follow(self, batch: Batch, values: Tensor, wanted: bool) -> Tensor | None:
+        """See :meth:`Kernels.follow`."""
+        read = ("param", "grad", *horizon.BUFFERS)
+        results = self._run(batch, values, batch.step, self._follow(batch, wanted), read, (horizon.MEAN,))
+        if not wanted:
+            return None
+        return results[0].to(values.device) if results else torch.zeros((), dtype=torch.float64, device=values.device)
+
     # What is compiled.
+
+    def _follow(self, batch: Batch, wanted: bool) -> Pass:
+        def follow(tensors: Tensors, *_: Tensor) -> list[Tensor]:
+            now, first, mean = (tensors[name].to(batch.dtype) for name in ("param", *horizon.BUFFERS))
+            mean = mean + (1 - horizon.DECAY) * (now - mean)
+            tensors[horizon.MEAN].copy_(mean)
+            # Differences first: the weights are large beside the way that they have come.
+            way = mean + horizon.SWING_SHARE * (now - mean) - first
+            return [(self._oriented(batch, tensors["grad"]) * way).sum().to(torch.float64)]
+
+        def follow_alone(tensors: Tensors, *numbers: Tensor) -> list[Tensor]:
+            follow(tensors, *numbers)
+            return []
+
+        return follow if wanted else follow_alone
 
     def _settle(self, batch: Batch, learned: Sequence[str]) -> Pass:
         def settle(tensors: Tensors, values: Tensor, t: Tensor, *others: Tensor) -> list[Tensor]:

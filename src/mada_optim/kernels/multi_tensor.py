@@ -200,7 +200,7 @@ class _Kernel:
     def __init__(
         self, parts: Trace, roles: Sequence[str], dtypes: Mapping[str, torch.dtype], dtype: torch.dtype, later: bool
     ) -> None:
-        self._before = load(triton_source.write_before(parts))
+        self._before = load(triton_source.write_before(parts)) if parts.carried else None
         self._during = load(triton_source.write_for_tensors(parts, roles, dtypes, dtype, later))
         self._after = load(triton_source.write_after(parts)) if parts.results else None
         self._carried, self._sums = len(parts.carried), len(parts.sums)
@@ -216,7 +216,8 @@ class _Kernel:
         space = torch.empty(sum(sizes), dtype=torch.float64, device=batch.device)
         numbers, results, partial = torch.split(space, sizes)
         device = batch.device
-        self._before.launch(device, 1, (values.to(device), head, numbers), num_warps=1)
+        if self._before is not None:
+            self._before.launch(device, 1, (values.to(device), head, numbers), num_warps=1)
         arguments = (table[2 * _HEAD :], len(columns.sizes), tiles, numbers, partial)
         self._during.launch(device, count, arguments, (TILE, BLOCK, aligned), **OPTIONS)
         if self._after is None:
