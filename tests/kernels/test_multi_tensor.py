@@ -6,9 +6,12 @@ from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 from cases import FLOAT32, assert_same, run
 from problems import IDS, TABLE, Net, Row, train
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from mada_optim import MADA, Coefficient, Family, HypergradientOptimizer, OMADAFamily, engine
 from mada_optim.coefficients import LearnedTensors, LearningRule
@@ -87,6 +90,33 @@ def test_complex_and_half_precision_parameters(launches):
                     optimizer.step()
                 results.append(params)
         torch.testing.assert_close(*results, rtol=rtol, atol=rtol)
+    assert launches[0] > 0
+
+
+def test_parameters_that_are_spread_over_processes(launches, tmp_path, monkeypatch):
+    """The part that is here is worked on where it lies, empty parts included."""
+    monkeypatch.setattr(multi_tensor._Columns, "of_any", None)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        mesh, results = init_device_mesh("cpu", (1,)), []
+        for kernels in (engine.select_kernels, select.select_kernels):
+            monkeypatch.setattr(engine, "select_kernels", kernels)
+            generator = torch.Generator().manual_seed(0)
+
+            def random(*shape: int, generator=generator):
+                values = torch.randn(shape, generator=generator, dtype=torch.float64)
+                return distribute_tensor(values, mesh, [Shard(0)])
+
+            params = [nn.Parameter(random(*shape)) for shape in ((8, 4), (3,), (0, 2))]
+            optimizer = MADA(params, lr=1e-2, hyper_warmup=0)
+            for _ in range(4):
+                for param in params:
+                    param.grad = random(*param.shape)
+                optimizer.step()
+            results.append([param.full_tensor() for param in params])
+        torch.testing.assert_close(*results, rtol=1e-12, atol=1e-13)
+    finally:
+        dist.destroy_process_group()
     assert launches[0] > 0
 
 
