@@ -167,16 +167,16 @@ class ManyOperations(Family):
     )
 
     def buffers(self, q):
-        return ("momentum", "largest")
+        return ("count", "x 1")  # names that would not do in a program
 
     def update(self, state, grad, q, step):
-        momentum = q["beta"] * state["momentum"] + (1 - q["beta"]) * grad
-        largest = torch.maximum(state["largest"], grad.abs()).clamp(min=1e-6)
+        momentum = q["beta"] * state["count"] + (1 - q["beta"]) * grad
+        largest = torch.maximum(state["x 1"], grad.abs()).clamp(min=1e-6)
         soft = torch.sigmoid(q["sharpness"] * momentum) - torch.exp(-(momentum**2)) + torch.log(1 + momentum.abs())
         scaled = (momentum.abs() / largest + 0.1) ** q["sharpness"]
         small = torch.minimum(scaled, torch.relu(soft)) / torch.rsqrt(1 + step)
         chosen = torch.where(torch.logical_and(grad > 0, ~(momentum < 0)), small, soft.reciprocal().clamp(-2, 2))
-        return chosen + 2.0**-momentum, {"momentum": momentum, "largest": largest}
+        return chosen + 2.0**-momentum, {"count": momentum, "x 1": largest}
 
 
 class Unknown(ManyOperations):

@@ -93,6 +93,8 @@ _BINARY = {
     "maximum": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
     "minimum": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
 }
+# Exponents that are constants.
+_POWERS: dict[Any, str] = {1: "{0}", 2: "{0} * {0}", 3: "{0} * {0} * {0}", 0.5: "tl.sqrt({0})", -1: "1.0 / {0}"}
 _SAME = (aten.detach.default, aten.clone.default, aten.alias.default, aten.view.default, aten.lift_fresh_copy.default)
 _CONSTANT = {aten.zeros_like.default: 0, aten.ones_like.default: 1}
 _WHERE = (aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
@@ -134,11 +136,11 @@ def write_for_tensors(
         f"    last = tl.minimum(first + TILE, tl.load(of + {NUMEL} * count))",
         f"    seed = tl.load(of + {SEED + later} * count)",
     ]
-    for role, stored in dtypes.items():
+    for k, (role, stored) in enumerate(dtypes.items()):
         row = FIRST_TENSOR + roles.index(role)
-        lines += [f"    at_{role} = tl.load(of + {row} * count).to(tl.pointer_type({TYPES[stored]}))"]
+        lines += [f"    at{k} = tl.load(of + {row} * count).to(tl.pointer_type({TYPES[stored]}))  # {role!r}"]
     lines += ["    if ALIGNED:"]
-    lines += [f"        at_{role} = tl.multiple_of(at_{role}, 16)" for role in dtypes]
+    lines += [f"        at{k} = tl.multiple_of(at{k}, 16)" for k in range(len(dtypes))]
     lines += _indented([*writer.read(parts.carried, "numbers"), *writer.constants()], 1)
     lines += [f"    sum{k} = tl.zeros([BLOCK // {FOLD}], {TYPES[dtype]})" for k in range(count)]
     # Only the last block need ask for each element whether it is there: so asked, elements are read one by one.
@@ -227,6 +229,8 @@ class _Writer:
     def expression(self, node: fx.Node) -> str | None:
         """What computes a node, or one component of it; None where that has a name already."""
         target, dtype = node.target, self.dtype(node)
+        if node.meta["val"].dim() > 1:
+            raise UnsupportedError(f"{target} gives {node.meta['val']}")
         if target in _SAME:
             return None
         if target is aten._to_copy.default:
@@ -260,6 +264,8 @@ class _Writer:
             raise UnsupportedError(f"{node.target}, arguments {node.args}, {node.kwargs}")
         one, other = (x.meta["val"] if isinstance(x, fx.Node) else cast("float", x) for x in node.args)
         common = torch.result_type(one, other)
+        if name == "pow" and not isinstance(other, Tensor) and other in _POWERS:
+            return _POWERS[other].format(self._value(node.args[0], self._narrow(common)))
         return _BINARY[name].format(*(self._value(x, self._narrow(common)) for x in node.args))
 
     def _clamp(self, node: fx.Node, dtype: torch.dtype) -> str:
@@ -294,9 +300,9 @@ class _TensorWriter(_Writer):
 
     def __init__(self, parts: Trace, dtypes: Mapping[str, torch.dtype], dtype: torch.dtype) -> None:
         super().__init__()
-        self._parts, self._dtypes, self._dtype = parts, dtypes, dtype
-        self._roles = {node: role for role, node in parts.tensors.items()}
-        self._loads: list[str] = []
+        self._parts, self._dtype = parts, dtype
+        self._places = {parts.tensors[role]: k for k, role in enumerate(dtypes)}
+        self._loads: list[int] = []
 
     def _narrow(self, dtype: torch.dtype) -> torch.dtype:
         return self._dtype if dtype == torch.float64 else dtype
@@ -314,15 +320,15 @@ class _TensorWriter(_Writer):
         """Lines that compute on one block; ``{mask}`` stands where a mask belongs."""
         self._names[self._parts.seed] = "seed"
         self._names |= {node: f"n{k}" for k, node in enumerate(self._parts.carried)}
-        for role, node in self._parts.tensors.items():
+        for node, k in self._places.items():
             if any(user.target is not aten.copy_.default or user.args[0] is not node for user in node.users):
-                self._names[node] = role
-                self._loads.append(role)
+                self._names[node] = f"old{k}"
+                self._loads.append(k)
         return [line for node in self._parts.during if (line := self._line(node))]
 
     def block(self, elements: Sequence[str], masked: bool) -> list[str]:
         """Lines for one block of elements ``i``, which are ``there`` or not where ``masked``."""
-        lines = [f"{role} = tl.load(at_{role} + i{', mask=there, other=0' if masked else ''})" for role in self._loads]
+        lines = [f"old{k} = tl.load(at{k} + i{', mask=there, other=0' if masked else ''})" for k in self._loads]
         lines += [line.replace("{mask}", ", mask=there" if masked else "") for line in elements]
         for k, node in enumerate(self._parts.sums):
             summed = self._names[node.all_input_nodes[0]]
@@ -336,10 +342,10 @@ class _TensorWriter(_Writer):
         if node.target is aten.copy_.default:
             arguments: Any = node.args
             to, value = arguments
-            if to not in self._roles or not isinstance(value, fx.Node) or is_number(value) or node.users:
+            if to not in self._places or not isinstance(value, fx.Node) or is_number(value) or node.users:
                 raise UnsupportedError(f"{node.target} of {node.args}")
-            role = self._roles[to]
-            return f"tl.store(at_{role} + i, {self._names[value]}.to({TYPES[self._dtypes[role]]}){{mask}})"
+            dtype = TYPES[to.meta["val"].dtype]
+            return f"tl.store(at{self._places[to]} + i, {self._names[value]}.to({dtype}){{mask}})"
         if node in self._parts.sums or not isinstance(node.meta.get("val"), Tensor):
             return ""  # sizes are of no use here
         text = self.expression(node)
