@@ -143,6 +143,20 @@ def check_bfloat16_state() -> None:
     assert float(apart.std()) < 1e-4
 
 
+def check_subnormal_averages() -> None:
+    """Averages of squares that have fallen below the smallest normal number do not spoil the hypergradient."""
+    x = nn.Parameter(torch.ones(1 << 14, device="cuda"))
+    optimizer = MADA([x], lr=1e-3, hyper_lr={"c": 0.1, "beta2": 1e-3}, hyper_warmup=0)
+    for step in range(6):
+        x.grad = torch.ones_like(x)
+        if step >= 2:
+            x.grad[::2] = 0.0
+            optimizer.state[x]["exp_avg_sq"][::2] = 1e-40
+        optimizer.step()
+    assert optimizer.skipped_hypergradients == 0
+    assert bool(x.isfinite().all())
+
+
 def check_recompilations() -> None:
     """None for other shapes, numbers of parameters, rates, counts and coefficients."""
     from triton import knobs
@@ -281,6 +295,7 @@ def run_checks() -> list[str]:
     checks: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
         "captured graph": (check_graph, ()),
         "recompilations": (check_recompilations, ()),
+        "subnormal averages": (check_subnormal_averages, ()),
         "bfloat16 state": (check_bfloat16_state, ()),
         **{f"agreement of {name}": (check_agreement, (name,)) for name in optimizers()},
         **{f"no waiting in {name}": (check_no_waiting, (name,)) for name in optimizers()},

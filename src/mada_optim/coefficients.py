@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from numbers import Real
 from typing import Any, overload
 
@@ -188,6 +188,7 @@ class LearningRule:
         due: bool | Tensor = True,
         of_peak: float | Tensor = 1.0,
         rising: bool | Tensor = False,
+        fused: bool = False,
     ) -> None:
         """Move the coefficients in place, without waiting for the device.
 
@@ -205,20 +206,23 @@ class LearningRule:
             due: False: nothing changes.
             of_peak: the learning rate as a share of the highest so far.
             rising: whether it is higher than ever before.
+            fused: in one launch, see :func:`change_numbers`.
         """
         if due is False:
             return
         device = hypergradient.device
         tensors = [getattr(learned, item.name) for item in fields(LearnedTensors)]
         tensors += [skipped, hypergradient, *_on_device(tuple(step_sizes), tuple(boxes), device)]
-        tensors.append(due if isinstance(due, Tensor) else _true(device))
+        tensors += [_number(x, device) for x in (self.momentum, self.clip, due)]
         if any(one.normalized or one.logarithmic or one.cumulative for one in coefficients):
             tensors += [*_kinds(tuple(coefficients), device), _number(of_peak, device), _number(rising, device)]
-        change_numbers(partial(_descend, self), self, *tensors)
+        if fused:
+            change_numbers(_descend, *tensors)
+        else:
+            _descend(*tensors)
 
 
 def _descend(
-    rule: LearningRule,
     values: Tensor,
     momentum: Tensor,
     square: Tensor,
@@ -228,6 +232,8 @@ def _descend(
     alpha: Tensor,
     low: Tensor,
     high: Tensor,
+    mu: Tensor,
+    clip: Tensor,
     due: Tensor,
     *of_kinds: Tensor,
 ) -> None:
@@ -236,7 +242,7 @@ def _descend(
         _, logarithmic, cumulative, *_ = of_kinds
         h = torch.where(logarithmic & ~cumulative, values * h, h)  # a cumulative h is by the logarithm
     finite = torch.isfinite(h).all()
-    descent = rule.momentum * momentum + h.clamp(-rule.clip, rule.clip)
+    descent = mu * momentum + torch.minimum(torch.maximum(h, -clip), clip)
     before = LearnedTensors(values, momentum, square, taken)
     new = LearnedTensors(values - alpha * descent, descent, square, taken + 1)
     if of_kinds:
@@ -275,14 +281,12 @@ def _normalize(
 
 def _number(value: float | Tensor, device: torch.device) -> Tensor:
     """On the device, without waiting for it."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    return torch.full((), value, dtype=torch.bool if isinstance(value, bool) else torch.float64, device=device)
+    return value.to(device) if isinstance(value, Tensor) else _constant(value, isinstance(value, bool), device)
 
 
-@lru_cache(maxsize=16)
-def _true(device: torch.device) -> Tensor:
-    return torch.ones((), dtype=torch.bool, device=device)
+@lru_cache(maxsize=64)
+def _constant(value: float, is_bool: bool, device: torch.device) -> Tensor:
+    return torch.full((), value, dtype=torch.bool if is_bool else torch.float64, device=device)
 
 
 @lru_cache(maxsize=64)
@@ -290,8 +294,9 @@ def _on_device(
     step_sizes: tuple[float, ...], boxes: tuple[tuple[float, float], ...], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Step sizes, lower and upper bounds, copied to the device once: each copy waits for it."""
-    low, high = torch.tensor(boxes, dtype=torch.float64).unbind(dim=1)
-    return torch.tensor(step_sizes, dtype=torch.float64).to(device), low.to(device), high.to(device)
+    rows = (step_sizes, *zip(*boxes, strict=True))
+    alpha, low, high = (torch.tensor(row, dtype=torch.float64).to(device) for row in rows)
+    return alpha, low, high
 
 
 @lru_cache(maxsize=64)

@@ -159,7 +159,8 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
             for key in ("hyper_lr", "bounds")
         )
         skipped, phase = shared["hyper_skipped"], _phase(family, groups)
-        rule.learn(learned, skipped, hypergradient, family.coefficients, step_sizes, boxes, due, *phase)
+        fused = any(kernels.of_numbers for alike in batches for kernels, _ in alike)
+        rule.learn(learned, skipped, hypergradient, family.coefficients, step_sizes, boxes, due, *phase, fused)
     for group, alike in zip(groups, batches, strict=True):
         if family.prepares:
             _prepare(family, group, state)
@@ -355,7 +356,8 @@ def _finish_steps(group: Group, state: State, keep: bool, differentiated: bool, 
         for name in superfluous:
             own.pop(name, None)
     if counts and all(count.is_cpu for count in counts):
-        torch._foreach_add_(counts, torch.ones(()), alpha=1.0)  # by far the fastest way to count on the host
+        # By far the fastest way to count on the host.
+        torch._foreach_add_(counts, torch.ones((), device="cpu"), alpha=1.0)
     elif counts:
         torch._foreach_add_(counts, 1)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +19,10 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from mada_optim import MADA, Coefficient, Family, HypergradientOptimizer, OMADAFamily, engine
 from mada_optim.coefficients import LearnedTensors, LearningRule
-from mada_optim.kernels import launch, multi_tensor, numbers, select
+from mada_optim.kernels import launch, multi_tensor, select
 from mada_optim.kernels.multi_tensor import MultiTensorKernels
 
+TESTS = Path(__file__).parents[1]
 pytestmark = [
     pytest.mark.skipif(
         not launch.is_available() or torch.cuda.is_available(), reason="needs Triton, and no GPU: its interpreter"
@@ -132,7 +137,8 @@ def test_as_many_launches_for_many_parameters_as_for_one(learning, launches):
             before = launches[0]
             optimizer.step()
         counts.append(launches[0] - before)
-    assert counts == [5 if learning else 2] * 2  # (numbers, tensors, sums) and (numbers, tensors)
+    # Numbers, tensors, sums; what is learned; numbers, tensors.
+    assert counts == [6 if learning else 2] * 2
 
 
 def test_stochastic_rounding_is_right_on_average(launches):
@@ -173,9 +179,11 @@ class ManyOperations(Family):
         momentum = q["beta"] * state["count"] + (1 - q["beta"]) * grad
         largest = torch.maximum(state["x 1"], grad.abs()).clamp(min=1e-6)
         soft = torch.sigmoid(q["sharpness"] * momentum) - torch.exp(-(momentum**2)) + torch.log(1 + momentum.abs())
-        scaled = (momentum.abs() / largest + 0.1) ** q["sharpness"]
+        scaled = (momentum.abs() / largest + 0.1) ** q["sharpness"] + torch.tanh(momentum) ** 3
         small = torch.minimum(scaled, torch.relu(soft)) / torch.rsqrt(1 + step)
-        chosen = torch.where(torch.logical_and(grad > 0, ~(momentum < 0)), small, soft.reciprocal().clamp(-2, 2))
+        # Of limits in the wrong order, the upper one holds.
+        odd = soft.reciprocal().clamp(-2, 2) + grad.clamp(0.5, 0.2) + torch.sqrt(largest) ** -1
+        chosen = torch.where(torch.logical_and(grad > 0, ~(momentum < 0)), small, odd)
         return chosen + 2.0**-momentum, {"count": momentum, "x 1": largest}
 
 
@@ -191,17 +199,65 @@ def _row(family: Family) -> Row:
     return Row(family.name, partial(HypergradientOptimizer, family=family, hyper_warmup=0), {}, 0, learns=True)
 
 
-def test_a_family_with_other_operations(launches):
-    row = _row(ManyOperations())
-    assert_same(run(row, torch.float64), plain(row, torch.float64), 1e-11)
-    assert launches[0] > 0
+class Kept(ManyOperations):
+    """One that keeps a buffer as it is, goes through float64, and whose derivative by a coefficient is 0."""
+
+    def update(self, state, grad, q, step):
+        momentum = q["beta"] * state["count"] + (1 - q["beta"]) * grad
+        return torch.sign(momentum.double() - q["sharpness"]), {"count": momentum, "x 1": state["x 1"]}
+
+
+def in_every_launch(row: Row, launches: list[int]) -> None:
+    """As many launches as MADA's own family has: neither the step nor its derivative is left to torch.compile."""
+    found = run(row, torch.float64)
+    row_launches, launches[0] = launches[0], 0
+    run(next(row for row in TABLE if row.name == "mada-paper"), torch.float64)
+    assert row_launches == launches[0]
+    assert_same(found, plain(row, torch.float64), 1e-11)
+
+
+@pytest.mark.parametrize("family", [ManyOperations(), Kept()], ids=lambda family: family.name)
+def test_a_family_with_other_operations(family, launches):
+    in_every_launch(_row(family), launches)
+
+
+def _compile_nothing(monkeypatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
 
 
 def test_what_cannot_be_written_is_left_to_torch_compile(launches, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    _compile_nothing(monkeypatch)
     row = _row(Unknown())
-    assert_same(run(row, torch.float64), plain(row, torch.float64), 1e-11)
+    assert_same(run(row, torch.float64, hyper_lr=0.0), plain(row, torch.float64, hyper_lr=0.0), 1e-11)
     assert launches[0] == 0
+
+
+def test_copies_are_made_anew_where_part_is_left_to_torch_compile(launches, monkeypatch):
+    """Buffers that lie otherwise than their parameter are worked on in copies, of which torch.compile knows nothing."""
+    _compile_nothing(monkeypatch)
+    original = multi_tensor._Kernel
+
+    def settle_is_refused(parts, *args):
+        if parts.sums:
+            raise multi_tensor.triton_source.UnsupportedError("here")
+        return original(parts, *args)
+
+    results = []
+    for kernels in (engine.select_kernels, select.select_kernels):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "select_kernels", kernels)
+            patch.setattr(multi_tensor, "_Kernel", settle_is_refused)
+            generator = torch.Generator().manual_seed(0)
+            x = nn.Parameter(torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64))
+            optimizer = _row(type("Relaid", (ManyOperations,), {})())([x], lr=1e-2)
+            for step in range(5):
+                if step == 2:
+                    x.data = x.data.to(memory_format=torch.channels_last)
+                x.grad = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+                optimizer.step()
+            results.append(x.detach())
+    torch.testing.assert_close(*results, rtol=1e-11, atol=1e-12)
+    assert launches[0] > 0
 
 
 PLAIN = tuple(Coefficient(name, 0.5, (0.0, 1.0), 0.1) for name in "abc")
@@ -215,19 +271,29 @@ OF_KINDS = (
 @pytest.mark.parametrize("kinds", [PLAIN, OF_KINDS], ids=["plain", "of kinds"])
 @pytest.mark.parametrize("due", [True, torch.tensor(True), torch.tensor(False)], ids=str)
 @pytest.mark.parametrize("h", [(0.1, -7.0, 0.25), (float("nan"), 1.0, 1.0), (1.0, float("inf"), 0.0)], ids=str)
-def test_learning_in_one_launch(kinds, due, h, launches, monkeypatch):
+def test_learning_in_one_launch(kinds, due, h, launches):
     rule = LearningRule(momentum=0.9, clip=2.0, warmup=0, every=1)
     results = []
-    for fast in (True, False):
-        monkeypatch.setattr(numbers, "_is_fast", lambda _, fast=fast: fast)
+    for fused in (True, False):
         rows = ([0.5] * 3, [0.1, 0.0, 3.0], [0.2] * 3)
         learned = LearnedTensors(*(torch.tensor(row, dtype=torch.float64) for row in rows), torch.tensor(3))
         skipped = torch.tensor(0)
-        gradient, boxes = torch.tensor(h, dtype=torch.float64), [(0.0, 1.0)] * 3
-        rule.learn(learned, skipped, gradient, kinds, [0.1, 0.0, 0.01], boxes, due, of_peak=0.7, rising=False)
+        gradient, boxes = torch.tensor(h, dtype=torch.float64), [(0.48, 0.9), (0.0, 0.52), (0.1, 0.49)]
+        rule.learn(learned, skipped, gradient, kinds, [0.1, 0.1, 0.01], boxes, due, 0.7, False, fused)
         results.append((learned.values, learned.momentum, learned.square, learned.taken, skipped))
     assert launches[0] == 1
     torch.testing.assert_close(*results, rtol=1e-13, atol=0)
+
+
+def test_all_of_it_compiles_for_a_gpu():
+    """The interpreter knows no types that do not fit together, and rounds otherwise."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    paths = [str(TESTS), str(TESTS / "kernels"), environment.get("PYTHONPATH", "")]
+    command = [sys.executable, str(TESTS / "kernels" / "compile_for_gpu.py")]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "kernels compiled" in done.stdout
 
 
 def test_state_of_another_shape_is_refused_before_memory_is_touched(launches):

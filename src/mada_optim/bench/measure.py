@@ -98,7 +98,7 @@ def run(letters: str, device: str, seconds: float, chosen: Sequence[Contender]) 
             running, reference = workload.start(contender), workload.start(contenders()[0])
             if running is None or reference is None:
                 continue
-            steps = contender.unit if device == "cpu" else max(contender.unit, QUEUED)
+            steps = contender.unit * (1 if device == "cpu" else -(-QUEUED // contender.unit))
             ours, theirs = _time_in_turn(running, reference, steps, seconds, device)
             ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
             low, _, high = quantiles(ratios, n=4)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -99,7 +99,13 @@ class Batch:
 
 
 class Kernels(ABC):
-    """The two passes of a step over the parameters of a batch. Everything is changed in place."""
+    """The two passes of a step over the parameters of a batch. Everything is changed in place.
+
+    Class attributes:
+        of_numbers: whether what is computed of numbers beside them is best fused, too, see :func:`change_numbers`.
+    """
+
+    of_numbers: ClassVar[bool] = False
 
     @abstractmethod
     def settle(self, batch: Batch, values: Tensor, learned: Sequence[str], keep: bool) -> Tensor | None:

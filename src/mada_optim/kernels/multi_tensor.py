@@ -29,7 +29,7 @@ from mada_optim.sharding import PLAIN
 TILE = 8192  # elements of a program of the kernel
 BLOCK = 512  # that it works on at a time
 # A thread has four float32 of a block, which are read at once, and so few registers that enough threads run at a time.
-OPTIONS = {"num_warps": 4, "maxnreg": 128}
+OPTIONS = {"num_warps": 4} if torch.version.hip else {"num_warps": 4, "maxnreg": 128}
 ALIGNMENT = 16  # bytes that are read at once, where all tensors begin at a multiple of them
 
 # At the head of a table, as float64: step, learning rate, weight decay; for step t and for step t+1.
@@ -38,6 +38,8 @@ _HEAD = 4
 
 class MultiTensorKernels(CompiledKernels):
     """Fused, for many tensors at once. What cannot be written in Triton is left to torch.compile."""
+
+    of_numbers = True
 
     def __init__(self, family: Family) -> None:
         super().__init__(family)
@@ -57,11 +59,13 @@ class MultiTensorKernels(CompiledKernels):
         if "columns" not in batch.found:
             regular = _Columns.of_all(batch)
             batch.found["columns"] = _Columns.of_any(batch) if regular is None else [regular]
-        for columns in batch.found["columns"]:
-            later = bool(step != batch.step)
-            kernel = self._kernel(batch, function, read, columns, values, later)
-            if kernel is None:
-                return super()._run(batch, values, step, function, read, written)
+        later = bool(step != batch.step)
+        kernels = [self._kernel(batch, function, read, columns, values, later) for columns in batch.found["columns"]]
+        if None in kernels:
+            batch.refresh()  # copies of what is about to change
+            return super()._run(batch, values, step, function, read, written)
+        for kernel, columns in zip(kernels, batch.found["columns"], strict=True):
+            assert kernel is not None
             results = kernel(batch, values, columns, later)
             totals = [a + b for a, b in zip(totals, results, strict=True)] if totals else results
             columns.write_back(written)
@@ -212,7 +216,7 @@ class _Kernel:
         self._before = load(triton_source.write_before(parts)) if parts.carried else None
         self._during = load(triton_source.write_for_tensors(parts, roles, dtypes, dtype, later))
         self._after = load(triton_source.write_after(parts)) if parts.results else None
-        self._carried, self._sums = len(parts.carried), len(parts.sums)
+        self._carried, self._sums = triton_source.count_numbers(parts.carried), len(parts.sums)
         self._results = [node.meta["val"].shape for node in parts.results]
 
     def __call__(self, batch: Batch, values: Tensor, columns: _Columns, later: bool) -> list[Tensor]:

@@ -56,12 +56,13 @@ def power(x, y):
 _UNARY = {
     aten.neg.default: "-{0}",
     aten.abs.default: "tl.abs({0})",
-    aten.sqrt.default: "tl.sqrt({0})",
-    aten.rsqrt.default: "1.0 / tl.sqrt({0})",
+    aten.sqrt.default: "{root}({0})",
+    aten.rsqrt.default: "1.0 / {root}({0})",
     aten.reciprocal.default: "1.0 / {0}",
     aten.exp.default: "tl.exp({0})",
     aten.log.default: "tl.log({0})",
     aten.sigmoid.default: "1.0 / (1.0 + tl.exp(-{0}))",
+    aten.tanh.default: "2.0 / (1.0 + tl.exp(-2.0 * {0})) - 1.0",
     aten.relu.default: "tl.where({0} < 0.0, 0.0, {0})",
     # NaN is neither above nor below: its sign is 0, as torch's.
     aten.sign.default: "({0} > 0).to({type}) - ({0} < 0).to({type})",
@@ -69,7 +70,14 @@ _UNARY = {
     aten.logical_not.default: "{0} == 0",
     aten.bitwise_not.default: "~{0}",
 }
+# Of three operands, most of which derivatives need.
+_TERNARY = {
+    aten.masked_fill.Scalar: "tl.where({1}, {2}, {0})",
+    aten.threshold_backward.default: "tl.where({1} <= {2}, 0.0, {0})",
+}
 _BINARY = {
+    "sigmoid_backward": "{0} * (1.0 - {1}) * {1}",
+    "tanh_backward": "{0} * (1.0 - {1} * {1})",
     "add": "{0} + {1}",
     "sub": "{0} - {1}",
     "rsub": "{1} - {0}",
@@ -94,7 +102,17 @@ _BINARY = {
     "minimum": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
 }
 # Exponents that are constants.
-_POWERS: dict[Any, str] = {1: "{0}", 2: "{0} * {0}", 3: "{0} * {0} * {0}", 0.5: "tl.sqrt({0})", -1: "1.0 / {0}"}
+_POWERS: dict[Any, str] = {1: "{0}", 2: "{0} * {0}", 3: "{0} * {0} * {0}", 0.5: "{root}({0})", -1: "1.0 / {0}"}
+# Not what rounds subnormal numbers to 0, which are not 0 when they are compared.
+_ROOTS = {torch.float32: "tl.sqrt_rn", torch.float64: "tl.sqrt"}
+_OF_INTEGERS = (aten.neg.default, aten.abs.default, aten.sign.default, aten.sgn.default)
+_OF_BOOLS = (aten.logical_not.default, aten.bitwise_not.default)
+_ARITHMETIC = ("add", "sub", "rsub", "mul", "div", "pow")
+# Derivatives do these in place, on what nothing else reads.
+_IN_PLACE = {
+    aten.logical_and_.default: aten.logical_and.default,
+    aten.masked_fill_.Scalar: aten.masked_fill.Scalar,
+}
 _SAME = (aten.detach.default, aten.clone.default, aten.alias.default, aten.view.default, aten.lift_fresh_copy.default)
 _CONSTANT = {aten.zeros_like.default: 0, aten.ones_like.default: 1}
 _WHERE = (aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
@@ -138,11 +156,11 @@ def write_for_tensors(
     ]
     for k, (role, stored) in enumerate(dtypes.items()):
         row = FIRST_TENSOR + roles.index(role)
-        lines += [f"    at{k} = tl.load(of + {row} * count).to(tl.pointer_type({TYPES[stored]}))  # {role!r}"]
+        lines += [f"    at{k} = tl.load(of + {row} * count).to(tl.pointer_type({type_name(stored)}))  # {role!r}"]
     lines += ["    if ALIGNED:"]
     lines += [f"        at{k} = tl.multiple_of(at{k}, 16)" for k in range(len(dtypes))]
     lines += _indented([*writer.read(parts.carried, "numbers"), *writer.constants()], 1)
-    lines += [f"    sum{k} = tl.zeros([BLOCK // {FOLD}], {TYPES[dtype]})" for k in range(count)]
+    lines += [f"    sum{k} = tl.zeros([BLOCK // {FOLD}], {type_name(dtype)})" for k in range(count)]
     # Only the last block need ask for each element whether it is there: so asked, elements are read one by one.
     lines += ["    whole = first + (last - first) // BLOCK * BLOCK"]
     lines += ["    for start in range(first, whole, BLOCK):", "        i = start + tl.arange(0, BLOCK)"]
@@ -223,12 +241,17 @@ class _Writer:
         lines = []
         for (value, dtype), name in self._constants.items():
             text = value if value[-1].isdigit() else f'float("{value}")'  # inf, nan
-            lines.append(f"{name} = tl.full([], {text}, {TYPES[dtype]})")
+            lines.append(f"{name} = tl.full([], {text}, {type_name(dtype)})")
         return lines
 
     def expression(self, node: fx.Node) -> str | None:
         """What computes a node, or one component of it; None where that has a name already."""
         target, dtype = node.target, self.dtype(node)
+        if target in _IN_PLACE:
+            changed = node.all_input_nodes[0]
+            if changed.op == "placeholder" or len(changed.users) > 1:
+                raise UnsupportedError(f"{target}, of what is used elsewhere")
+            target = _IN_PLACE[target]
         if node.meta["val"].dim() > 1:
             raise UnsupportedError(f"{target} gives {node.meta['val']}")
         if target in _SAME:
@@ -246,8 +269,10 @@ class _Writer:
         if target in _CLAMP:
             return self._clamp(node, dtype)
         if target in _UNARY:
-            return _UNARY[target].format(self._value(node.args[0], dtype), type=TYPES[dtype])
-        return self._binary(node)
+            return self._unary(node, dtype)
+        if target in _TERNARY:
+            return _TERNARY[target].format(*(self._value(x, dtype) for x in node.args))
+        return self._binary(node, target)
 
     def dtype(self, node: fx.Node) -> torch.dtype:
         """In which a node is computed."""
@@ -257,26 +282,47 @@ class _Writer:
     def _narrow(self, dtype: torch.dtype) -> torch.dtype:
         return dtype
 
-    def _binary(self, node: fx.Node) -> str:
-        schema = getattr(node.target, "_schema", None)
-        name = schema.name.removeprefix("aten::") if schema else str(node.target)
+    def _unary(self, node: fx.Node, dtype: torch.dtype) -> str:
+        target: Any = node.target
+        given = node.all_input_nodes[0].meta["val"].dtype
+        of_bool = given == torch.bool and target not in _OF_BOOLS
+        if of_bool or not (given.is_floating_point or target in (*_OF_INTEGERS, *_OF_BOOLS)):
+            raise UnsupportedError(f"{target} of {given}")
+        text = _UNARY[target]
+        root = self._root(dtype) if "{root}" in text else ""
+        return text.format(self._value(node.args[0], dtype), type=type_name(dtype), root=root)
+
+    @staticmethod
+    def _root(dtype: torch.dtype) -> str:
+        if dtype not in _ROOTS:
+            raise UnsupportedError(f"a root in {dtype}")
+        return _ROOTS[dtype]
+
+    def _binary(self, node: fx.Node, target: Any) -> str:
+        schema = getattr(target, "_schema", None)
+        name = schema.name.removeprefix("aten::") if schema else str(target)
         if name not in _BINARY or len(node.args) != 2 or any(value not in (None, 1) for value in node.kwargs.values()):
             raise UnsupportedError(f"{node.target}, arguments {node.args}, {node.kwargs}")
         one, other = (x.meta["val"] if isinstance(x, fx.Node) else cast("float", x) for x in node.args)
         common = torch.result_type(one, other)
+        if common == torch.bool and name == "mul":
+            name = "bitwise_and"
+        if (common == torch.bool and name in _ARITHMETIC) or (name == "pow" and not common.is_floating_point):
+            raise UnsupportedError(f"{name} of {common}")
         if name == "pow" and not isinstance(other, Tensor) and other in _POWERS:
-            return _POWERS[other].format(self._value(node.args[0], self._narrow(common)))
+            root = self._root(self._narrow(common)) if other == 0.5 else ""
+            return _POWERS[other].format(self._value(node.args[0], self._narrow(common)), root=root)
         return _BINARY[name].format(*(self._value(x, self._narrow(common)) for x in node.args))
 
     def _clamp(self, node: fx.Node, dtype: torch.dtype) -> str:
-        text = value = self._value(node.args[0], dtype)
+        text = self._value(node.args[0], dtype)
         low, high = (*node.args[1:], *(node.kwargs.get(key) for key in ("min", "max")))[:2]
         if node.target is aten.clamp_max.default:
             low, high = None, low
-        for limit, sign in ((high, ">"), (low, "<")):
+        for limit, sign in ((low, "<"), (high, ">")):
             if limit is not None:
                 bound = self._value(limit, dtype)
-                text = f"tl.where({value} {sign} {bound}, {bound}, {text})"
+                text = f"tl.where({text} {sign} {bound}, {bound}, {text})"
         return text
 
     def _value(self, x: Any, dtype: torch.dtype) -> str:
@@ -310,11 +356,14 @@ class _TensorWriter(_Writer):
     def read(self, numbers: Sequence[fx.Node], pointer: str) -> list[str]:
         """Lines that read those numbers that are used, after :meth:`elements`."""
         used = {source for node in self._parts.during for source in node.all_input_nodes}
-        return [
-            f"{self._names[node]} = tl.load({pointer} + {k}){_as(self.dtype(node))}"
-            for k, node in enumerate(numbers)
-            if node in used
-        ]
+        lines = []
+        for k, node in enumerate(numbers):
+            if node in used:
+                if not is_number(node):
+                    raise UnsupportedError(f"a vector of numbers: {node}")
+                at = count_numbers(numbers[:k])
+                lines.append(f"{self._names[node]} = tl.load({pointer} + {at}){_as(self.dtype(node))}")
+        return lines
 
     def elements(self) -> list[str]:
         """Lines that compute on one block; ``{mask}`` stands where a mask belongs."""
@@ -335,6 +384,7 @@ class _TensorWriter(_Writer):
             if node.target is not aten.sum.default or is_number(node.all_input_nodes[0]):
                 raise UnsupportedError(str(node.target))
             summed = f"tl.where(there, {summed}, 0.0)" if masked else summed
+            summed = f"tl.broadcast_to({summed}, [BLOCK]).to({type_name(self._dtype)})"
             lines.append(f"sum{k} += tl.sum(tl.reshape({summed}, [BLOCK // {FOLD}, {FOLD}]), 1)")
         return lines
 
@@ -342,9 +392,11 @@ class _TensorWriter(_Writer):
         if node.target is aten.copy_.default:
             arguments: Any = node.args
             to, value = arguments
+            if to is value:
+                return ""
             if to not in self._places or not isinstance(value, fx.Node) or is_number(value) or node.users:
                 raise UnsupportedError(f"{node.target} of {node.args}")
-            dtype = TYPES[to.meta["val"].dtype]
+            dtype = type_name(to.meta["val"].dtype)
             return f"tl.store(at{self._places[to]} + i, {self._names[value]}.to({dtype}){{mask}})"
         if node in self._parts.sums or not isinstance(node.meta.get("val"), Tensor):
             return ""  # sizes are of no use here
@@ -360,7 +412,7 @@ class _TensorWriter(_Writer):
             return "i"
         if node.target is aten.view.dtype:
             dtype = self.dtype(node)
-            return f"{self._value(node.args[0], dtype)}.to({TYPES[dtype]}, bitcast=True)"
+            return f"{self._value(node.args[0], dtype)}.to({type_name(dtype)}, bitcast=True)"
         return super().expression(node)
 
 
@@ -441,5 +493,17 @@ class _NumberWriter(_Writer):
         return [names] if isinstance(names, str) else names
 
 
+def count_numbers(nodes: Iterable[fx.Node]) -> int:
+    """How many numbers they are; vectors are several."""
+    return sum(int(node.meta["val"].numel()) for node in nodes)
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """Triton's name of it; raises :class:`UnsupportedError` where there is none here."""
+    if dtype not in TYPES:
+        raise UnsupportedError(f"{dtype}")
+    return TYPES[dtype]
+
+
 def _as(dtype: torch.dtype) -> str:
-    return " != 0" if dtype == torch.bool else f".to({TYPES[dtype]})"
+    return " != 0" if dtype == torch.bool else f".to({type_name(dtype)})"
