@@ -362,3 +362,20 @@ def test_tied_weights_are_one_parameter():
     train(model, optimizer, 3)
     assert model.hidden2.weight is model.hidden.weight
     assert int(optimizer.state[model.hidden.weight]["step"]) == 3
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_another_default_device(fused):
+    """What is made in a step is made where the parameters and counts are."""
+    results = []
+    for device in ("meta", "cpu"):
+        x = nn.Parameter(torch.ones(5))
+        optimizer = MADA([x], hyper_warmup=0, fused=fused)
+        for _ in range(3):
+            x.grad = torch.full((5,), 0.3)
+            with torch.device(device):
+                optimizer.step()
+        assert float(optimizer.state[x]["step"]) == 3
+        results.append((x.detach(), optimizer.coefficients()))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=0)
+    assert results[0][1] == results[1][1]
