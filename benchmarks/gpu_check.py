@@ -6,7 +6,7 @@ Prints as it goes, and writes to OUT (default: benchmarks/results/DATE-DEVICE), 
 - ``device``: what it costs the device alone, as in a training that keeps it busy, and how long the program takes;
 - ``training``: a short training of GPT-2 124M with AdamW and MADA: time of a step, peak memory, loss;
 - ``checks``: agreement with the CPU for every named optimizer and dtype, steps without a wait for the device, a
-  captured graph, recompilations, bfloat16 state.
+  captured graph, recompilations, bfloat16 state, subnormal averages.
 
 Let nothing else use the cores meanwhile. What fails is listed at the end, and counts in the
 exit code.

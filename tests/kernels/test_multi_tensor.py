@@ -246,7 +246,7 @@ def test_copies_are_made_anew_where_part_is_left_to_torch_compile(launches, monk
 
     def settle_is_refused(parts, *args):
         if parts.sums:
-            raise multi_tensor.triton_source.UnsupportedError("here")
+            raise multi_tensor.UnsupportedError("here")
         return original(parts, *args)
 
     results = []

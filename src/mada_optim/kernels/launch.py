@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 
+@lru_cache(maxsize=1)
 def is_available() -> bool:
     """Whether there is Triton, which comes with torch for GPUs."""
     return find_spec("triton") is not None

@@ -24,6 +24,7 @@ from mada_optim.kernels.launch import load
 from mada_optim.kernels.plain import number_tensor
 from mada_optim.kernels.rounding import mix
 from mada_optim.kernels.trace import Pass, Trace, trace
+from mada_optim.kernels.triton_expressions import UnsupportedError
 from mada_optim.sharding import PLAIN
 
 TILE = 8192  # elements of a program of the kernel
@@ -83,7 +84,7 @@ class MultiTensorKernels(CompiledKernels):
             parts = trace(function, tensors, [*numbers, seed])
             try:
                 self._kernels[key] = _Kernel(parts, roles, dtypes, batch.dtype, later)
-            except triton_source.UnsupportedError:
+            except UnsupportedError:
                 self._kernels[key] = None
         return self._kernels[key]
 
@@ -97,7 +98,7 @@ class _Columns:
         tensors: by role, those of each parameter.
     """
 
-    def __init__(self, numbers: Sequence[int], sizes: Sequence[int], tensors: Mapping[str, Sequence[Tensor]]) -> None:
+    def __init__(self, numbers: list[int], sizes: list[int], tensors: dict[str, list[Tensor]]) -> None:
         self.numbers, self.sizes, self.tensors = numbers, sizes, tensors
         self._copied: list[tuple[Block, str, Tensor]] = []
         self._table: tuple[Tensor, bool] | None = None
@@ -124,7 +125,7 @@ class _Columns:
             and all(list(map(Tensor.numel, column)) == sizes for column in tensors.values())
             and any(sizes)
         )
-        return cls(range(len(sizes)), sizes, tensors) if regular else None
+        return cls(list(range(len(sizes))), sizes, tensors) if regular else None
 
     @classmethod
     def of_any(cls, batch: Batch) -> list[_Columns]:
@@ -148,9 +149,9 @@ class _Columns:
             tensor = flat.resolve_neg().contiguous()
             if not in_place or tensor.data_ptr() != flat.data_ptr():
                 self._copied.append((block, role, tensor))
-            column.append(tensor)  # type: ignore[attr-defined]
-        self.numbers.append(number)  # type: ignore[attr-defined]
-        self.sizes.append(tensor.numel())  # type: ignore[attr-defined]
+            column.append(tensor)
+        self.numbers.append(number)
+        self.sizes.append(tensor.numel())
 
     def write_back(self, written: Sequence[str]) -> None:
         """Store what was computed in copies."""
@@ -249,7 +250,7 @@ def _even(count: int) -> int:
 
 @lru_cache(maxsize=64)
 def _tiles(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """Of each program its row and which tile of it, shape (tiles, 2), int32."""
+    """Of each program its parameter and which tile of it, shape (tiles, 2), int32."""
     counts = torch.tensor([-(-size // TILE) for size in sizes])
     rows = torch.repeat_interleave(torch.arange(len(sizes)), counts)
     starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
