@@ -15,7 +15,7 @@ _DOCTEST = re.compile(r"^>>> .*(?:\n(?!\s*\n).+)*", re.MULTILINE)
 _SEVERAL = re.compile(r"^( +)(\w+(?:,\s+\w+)+)(:.*(?:\n\1 +.*)*)", re.MULTILINE)
 _ARGUMENTS = re.compile(r"(?<=^Args:\n)(?: +.*(?:\n|\Z))+", re.MULTILINE)
 _NEXT_ARGUMENT = re.compile(r"\n(?= {4}\S)")
-_AS_ELSEWHERE = re.compile(r"\w+: (?:as in|see) `(\w+)`\.")
+_AS_ELSEWHERE = re.compile(r"\w+: (?:as in|see) \[?`(\w+)`(?:\]\[[\w.]+\])?\.")
 
 
 def as_markdown(docstring: str) -> str:
@@ -23,6 +23,19 @@ def as_markdown(docstring: str) -> str:
     text = _ROLE.sub(r"`\1`", docstring.replace("``", "`"))
     text = _SEVERAL.sub(lambda m: "\n".join(m[1] + name + m[3] for name in re.split(r",\s+", m[2])), text)
     return _DOCTEST.sub(r"```pycon\n\g<0>\n```", _LITERAL.sub(":", text))
+
+
+def linked(docstring: str, package: griffe.Module) -> str:
+    """Roles of what is public and described become links to its place in the reference."""
+    public = {name: member for name, member in package.members.items() if member.is_alias}
+
+    def link(role: re.Match[str]) -> str:
+        name, _, attribute = role[1].partition(".")
+        member = public.get(name)
+        target = member.members.get(attribute) if member and attribute else member
+        return f"[`{role[1]}`][{package.name}.{role[1]}]" if target and target.docstring else role[0]
+
+    return _ROLE.sub(link, docstring)
 
 
 def arguments(cls: griffe.Object | griffe.Alias) -> dict[str, str]:
@@ -42,7 +55,7 @@ class Docstrings(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
-            obj.docstring.value = as_markdown(obj.docstring.value)
+            obj.docstring.value = as_markdown(linked(obj.docstring.value, obj.package))
 
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
         """Put the arguments of a class in the order of its signature, which is torch's."""

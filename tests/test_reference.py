@@ -46,14 +46,18 @@ def test_every_public_name_is_in_the_reference():
 
 
 @pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
-    """For every class and function on the page, the cells of the table of its arguments, as text."""
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     for package in ("mkdocs", "material", "mkdocstrings_handlers.python"):
         pytest.importorskip(package)
     site = tmp_path_factory.mktemp("site")
     command = ["mkdocs", "build", "--quiet", "-f", str(REPOSITORY / "mkdocs.yml"), "-d", str(site)]
     subprocess.run([sys.executable, "-m", *command], check=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
-    page = (site / "reference" / "index.html").read_text("utf-8")
+    return (site / "reference" / "index.html").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def tables(page: str) -> Tables:
+    """For every class and function on the page, the cells of the table of its arguments, as text."""
     texts: Tables = {}
     for part in re.split(r'<h\d id="mada_optim\.', page)[1:]:
         table = re.search(r"Parameters:</span>.*?</table>", part, re.DOTALL)
@@ -97,6 +101,12 @@ def test_every_argument_of_a_frameworks_class_has_a_row(framework: str, tables: 
             init = [method.args for method in methods if method.name == "__init__"]
             names = [argument.arg for args in init for argument in (*args.posonlyargs, *args.args, *args.kwonlyargs)]
             assert [row[0] for row in tables[f"integrations.{framework}.{node.name}"]] == names[1:]
+
+
+def test_what_a_docstring_refers_to_is_linked(page: str):
+    links = re.findall(r'href="#mada_optim\.([^"]+)"><code>([^<]+)</code>', page)
+    assert {("MADAFamily", "MADAFamily"), ("Family.update", "Family.update")} <= set(links)
+    assert all(f'id="mada_optim.{target}"' in page for target, _ in links)
 
 
 def test_docstrings_become_markdown():
