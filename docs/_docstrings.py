@@ -11,17 +11,43 @@ _ROLE = re.compile(r":(?:class|func|meth|mod|attr):`~?([\w.]+)`")
 _LITERAL = re.compile(r"::$", re.MULTILINE)
 # A doctest ends at an empty line.
 _DOCTEST = re.compile(r"^>>> .*(?:\n(?!\s*\n).+)*", re.MULTILINE)
-
-
-# Arguments that are described together, with the lines that continue the description.
-_SEVERAL = re.compile(r"^( +)(\w+(?:, \w+)+)(:.*(?:\n\1 +.*)*)", re.MULTILINE)
+# Arguments that are described together, named on one line or more, with the lines that continue the description.
+_SEVERAL = re.compile(r"^( +)(\w+(?:,\s+\w+)+)(:.*(?:\n\1 +.*)*)", re.MULTILINE)
+_ARGUMENTS = re.compile(r"(?<=^Args:\n)(?: +.*(?:\n|\Z))+", re.MULTILINE)
+_NEXT_ARGUMENT = re.compile(r"\n(?= {4}\S)")
+_AS_ELSEWHERE = re.compile(r"\w+: (?:as in|see) \[?`(\w+)`(?:\]\[[\w.]+\])?\.")
 
 
 def as_markdown(docstring: str) -> str:
     """Roles become code, doctests and literal blocks become blocks of code, and every argument gets its own line."""
     text = _ROLE.sub(r"`\1`", docstring.replace("``", "`"))
-    text = _SEVERAL.sub(lambda m: "\n".join(m[1] + name + m[3] for name in m[2].split(", ")), text)
+    text = _SEVERAL.sub(lambda m: "\n".join(m[1] + name + m[3] for name in re.split(r",\s+", m[2])), text)
     return _DOCTEST.sub(r"```pycon\n\g<0>\n```", _LITERAL.sub(":", text))
+
+
+def linked(docstring: str, package: griffe.Module) -> str:
+    """Roles of what is public and described become links to its place in the reference."""
+    public = {name: member for name, member in package.members.items() if member.is_alias}
+
+    def link(role: re.Match[str]) -> str:
+        name, _, attribute = role[1].partition(".")
+        member = public.get(name)
+        target = member.members.get(attribute) if member and attribute else member
+        return f"[`{role[1]}`][{package.name}.{role[1]}]" if target and target.docstring else role[0]
+
+    return _ROLE.sub(link, docstring)
+
+
+def arguments(cls: griffe.Object | griffe.Alias) -> dict[str, str]:
+    """Return the lines about each argument. "as in X" and "see X" become the lines of X, if X is a public class."""
+    section = _ARGUMENTS.search(as_markdown(cls.docstring.value)) if cls.docstring is not None else None
+    entries = [entry.strip() for entry in _NEXT_ARGUMENT.split(section[0])] if section else []
+    lines = {entry.partition(":")[0]: entry for entry in entries}
+    for name, entry in lines.items():
+        elsewhere = _AS_ELSEWHERE.fullmatch(entry)
+        if elsewhere and elsewhere[1] in cls.package.members:
+            lines[name] = arguments(cls.package[elsewhere[1]]).get(name, entry)
+    return lines
 
 
 class Docstrings(griffe.Extension):
@@ -29,4 +55,13 @@ class Docstrings(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
-            obj.docstring.value = as_markdown(obj.docstring.value)
+            obj.docstring.value = as_markdown(linked(obj.docstring.value, obj.package))
+
+    def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
+        """Put the arguments of a class in the order of its signature, which is torch's."""
+        lines = arguments(cls)
+        if lines:
+            assert cls.docstring is not None
+            ordered = {parameter.name: lines[parameter.name] for parameter in cls.parameters if parameter.name in lines}
+            section = "".join(f"    {entry}\n" for entry in {**ordered, **lines}.values())
+            cls.docstring.value = _ARGUMENTS.sub(lambda _: section, cls.docstring.value, count=1)

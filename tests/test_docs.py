@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -19,15 +17,6 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
 ROW = re.compile(r"^\| `(?P<code>.+?\(params.*?\))` \| (?P<count>\d) \| (?P<names>.+) \|$", re.MULTILINE)
 BLOCK = re.compile(r"^```python\n(.+?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 MEMORY = [match.groups() for match in ROW.finditer((DOCS / "memory.md").read_text("utf-8"))]
@@ -62,30 +51,6 @@ def test_code_on_a_page_runs(page: str):
     for block in BLOCK.findall(text):
         if "--8<--" not in block:
             exec(block, names)
-
-
-def test_every_public_name_is_in_the_reference():
-    from mada_optim import integrations
-
-    listed = set(re.findall(r"^::: mada_optim\.(\S+)$", (DOCS / "reference.md").read_text("utf-8"), re.MULTILINE))
-    public = {*mada_optim.__all__, *(f"integrations.{name}" for name in integrations.__all__)}
-    public |= {f"integrations.{path.stem}.LogCoefficients" for path in _framework_modules()}
-    assert listed == public
-
-
-def _framework_modules() -> list[Path]:
-    return [p for p in Path(mada_optim.__file__).parent.glob("integrations/*.py") if p.stem != "__init__"]
-
-
-def test_docstrings_become_markdown():
-    pytest.importorskip("griffe")
-    convert = load(DOCS / "_docstrings.py").as_markdown
-    assert convert("See :meth:`Family.update` and ``x``::\n\n    y\n") == "See `Family.update` and `x`:\n\n    y\n"
-    assert (
-        convert("Text.\n\n>>> f(\n...     1)\n2\n\nMore.") == "Text.\n\n```pycon\n>>> f(\n...     1)\n2\n```\n\nMore."
-    )
-    both = "Args:\n    a, b: as\n        there.\n    c: here."
-    assert convert(both) == "Args:\n    a: as\n        there.\n    b: as\n        there.\n    c: here."
 
 
 def test_the_readmes_table_of_losses_is_the_one_that_was_made():

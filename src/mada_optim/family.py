@@ -93,7 +93,7 @@ def cut(grad: Tensor) -> Tensor:
 class Family(ABC):
     """Base class of families; subclass it to define one.
 
-    Class attributes:
+    Attributes:
         coefficients: what can be learned.
         constants: numbers of the update that are not learned, with their defaults; parameter groups may override them.
         elementwise: whether every element of the direction depends on the same element of the inputs alone. The

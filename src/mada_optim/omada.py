@@ -30,18 +30,19 @@ class OMADA(WithBetas, HypergradientOptimizer):
     Args:
         params: a model, or as in torch.optim.
         lr: learning rate η, which the learned factor κ multiplies. Default: 3e-3.
-        betas, eps, weight_decay, beta3, rho, c, gamma, lion_betas: as in :class:`MADA`.
-        ortho: where ω starts, the weight of the orthogonalized direction in the step of a matrix. Default: 0.
+        betas: where β1 and β2 start. Default: (0.9, 0.99).
+        eps, weight_decay, beta3, rho, c, gamma, lion_betas: as in :class:`MADA`.
+        ortho: where ω starts, the weight of the orthogonalized direction in the step of a matrix. Default: 0.0.
         scale: where κ starts. Default: 0.1. From below it finds its way in some 50 steps after the warm-up; steps
             that are too large at first are not taken back.
-        ortho_momentum: μ. Default: 0.95.
-        hyper_lr: as in :class:`MADA`, but that by default ω and κ alone are learned, with 0.1. Their
-            hypergradients are normalized, so this is the length of a step when all hypergradients agree; that of κ is a
-            share of it. Both fall with the eighth power of the learning rate, once that falls. MADA's coefficients can
-            be learned with them: ``{"ortho": 0.1, "scale": 0.1, "rho": 0.1}``.
-        hyper_momentum, hyper_clip, hyper_warmup, hyper_every, bounds, hyper_per_group, foreach, maximize, capturable,
-            differentiable, fused, state_dtype, stochastic_rounding: see :class:`HypergradientOptimizer`. Boxes: as
-            MADA's, ω [0, 1], κ [0.001, 1000].
+        ortho_momentum: μ, the momentum of the orthogonalized direction. Default: 0.95.
+        hyper_lr: step sizes of the coefficients, in the forms that :class:`MADA` takes. None, the default: 0.1 for ω
+            and κ, 0 for the others. The hypergradients of ω and κ are normalized: 0.1 is the length of a step when all
+            hypergradients agree; κ's step is a share of it. Both fall with the eighth power of the learning rate, once
+            that falls. MADA's coefficients can be learned with them: ``{"ortho": 0.1, "scale": 0.1, "rho": 0.1}``.
+        bounds: boxes (low, high) of coefficients by name. The others keep theirs: MADA's, ω [0, 1], κ [0.001, 1000].
+        hyper_momentum, hyper_clip, hyper_warmup, hyper_every, hyper_per_group, foreach, maximize, capturable,
+            differentiable, fused, state_dtype, stochastic_rounding: see :class:`HypergradientOptimizer`.
 
     Raises:
         ValueError: a parameter of a group with ``matrices=True`` is not one.

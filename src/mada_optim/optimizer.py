@@ -33,7 +33,7 @@ from mada_optim.sharding import any_process, check_placements, local, place_grad
 
 
 class HypergradientOptimizer(Optimizer):
-    """Optimizes parameters with a family's update and the family's coefficients with its hypergradient.
+    """Optimize parameters by a family's update, and the family's coefficients by their hypergradient.
 
     At each step, for the whole model: one hypergradient, one step of the coefficients, then the step of the parameters
     with the new coefficients. Arithmetic is done in float64 for float64 parameters and in float32 for all others.
@@ -50,11 +50,11 @@ class HypergradientOptimizer(Optimizer):
         hyper_clip: each component of the hypergradient is cut to [-hyper_clip, hyper_clip].
         hyper_warmup: number of steps before the coefficients begin to move.
         hyper_every: the hypergradient is taken each ``hyper_every``-th step.
-        bounds: boxes (low, high) of coefficients by name, where not the family's.
+        bounds: boxes (low, high) of coefficients by name. The others keep the family's.
         hyper_per_group: learn one set of coefficients for each parameter group instead of one for the model. Groups
             may then have their own start values, ``hyper_lr`` and ``bounds``.
-        foreach: as in torch.optim, True or False force the implementation with torch's operators; True, which is also
-            what ``fused=False`` alone does, puts small parameters together, False takes them one by one.
+        foreach: None, the default: see ``fused``. True or False use torch's operators alone. True joins small
+            parameters, as ``fused=False`` does; False takes parameters one by one.
         maximize: maximize the objective.
         capturable: whether the step may be captured in a CUDA graph. Step counts are then kept on the device, and the
             hypergradient is computed at every step, used or not. Take two steps before the capture.
@@ -63,8 +63,8 @@ class HypergradientOptimizer(Optimizer):
             and without rounding to bfloat16; torch's operators are used.
         fused: None, the default: the fastest implementation that there is for the device. True: compile the family's
             update with torch.compile where nothing faster is built in. False: torch's operators only.
-        state_dtype: of the buffers: None, the default, for float32 (float64 for float64 parameters); torch.bfloat16
-            halves them, with stochastic rounding; not those of complex parameters.
+        state_dtype: dtype of the buffers. None, the default: float32, and float64 for float64 parameters.
+            torch.bfloat16 halves them, with stochastic rounding; buffers of complex parameters stay as they are.
         stochastic_rounding: round bfloat16 parameters stochastically, so that small updates are not lost.
         constants: the family's constants, by name. Groups may override them, as they may lr and weight_decay.
 
@@ -87,7 +87,7 @@ class HypergradientOptimizer(Optimizer):
     # How torch.amp.GradScaler learns that it may leave unscaling and skipping to the step.
     _step_supports_amp_scaling = True
     hyper_grad_scale: float | Tensor = 1.0
-    """By what the next hypergradient is multiplied: how many times as long the gradients were before they were clipped.
+    """Factor of the next hypergradient: how many times as long the gradients were before they were clipped.
 
     Otherwise a gradient that is cut to a tenth of its length makes a tenth of the hypergradient. A number or a
     0-dimensional tensor, the same on every process; 1 again after each step.
@@ -164,10 +164,10 @@ class HypergradientOptimizer(Optimizer):
         return self._by_name(self.param_groups[group]["coefficients"])
 
     def hypergradients(self, group: int = 0) -> dict[str, float] | None:
-        """h of the latest step that took one, before clipping; frozen coefficients have 0.
+        """Return the hypergradient of the latest step that took one, before clipping; 0 for frozen coefficients.
 
-        With ``hyper_grad_scale``, where that was set. None if none was taken since the optimizer was made or loaded.
-        With ``capturable`` also that of steps which do not use it.
+        ``hyper_grad_scale`` is in it. None: no step took one since the optimizer was made or loaded. With
+        ``capturable``, steps that do not use their hypergradient count as well.
         """
         set_index = group if self.param_groups[group]["hyper_per_group"] else 0
         latest = self._hypergradients.get(set_index)

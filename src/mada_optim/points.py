@@ -54,16 +54,18 @@ class MADA(WithBetas):
         betas: where β1 and β2 start. Default: (0.9, 0.999).
         eps: ε, added to the denominator. Default: 1e-8.
         weight_decay: decoupled weight decay λ. Default: 1e-2.
-        beta3, rho, c, gamma: where the other coefficients start: β3 brings in Adan's gradient differences, ρ = 0 is
-            AVGrad's averaged second moment, c = 0 Yogi's, γ = 0 Lion. Default: Adam's point.
+        beta3: where β3 starts, the share of Adan's gradient differences. Default: 0.0.
+        rho: where ρ starts: 1 is Adam's second moment, 0 AVGrad's average of it. Default: 1.0.
+        c: where c starts: 1 is Adam's second moment, 0 Yogi's. Default: 1.0.
+        gamma: where γ starts: 1 is Adam's direction, 0 Lion's. Default: 1.0.
         lion_betas: κ, the two momentum coefficients of Lion, not learned. Default: (0.95, 0.98).
-        hyper_lr: step sizes of the coefficients. None, the default: the authors' for language models, 5e-4 for β1
-            and 0.1 for the others, but 0 for β2, which they learn with 5e-4: ``load_optimizer("mada-paper")``. A
-            number: one for all. A mapping, ``{"beta1": 5e-4, "rho": 0.1}``: what is not named is frozen. 0.0: nothing
-            is learned.
-        hyper_momentum, hyper_clip, hyper_warmup, hyper_every, bounds, hyper_per_group, foreach, maximize, capturable,
-            differentiable, fused, state_dtype, stochastic_rounding: see :class:`HypergradientOptimizer`. Boxes:
-            β1 [0.01, 0.99], β2 [0.5, 0.999], β3 [0, 0.99], others [0, 1].
+        hyper_lr: step sizes of the coefficients. None, the default: 5e-4 for β1, 0 for β2, 0.1 for the others. The
+            authors learn β2 with 5e-4, too: ``load_optimizer("mada-paper")``. A number: one for all. A mapping,
+            ``{"beta1": 5e-4, "rho": 0.1}``: coefficients that it does not name are frozen. 0.0: nothing is learned.
+        bounds: boxes (low, high) of coefficients by name. The others keep theirs: β1 [0.01, 0.99], β2 [0.5, 0.999],
+            β3 [0, 0.99], ρ, c and γ [0, 1].
+        hyper_momentum, hyper_clip, hyper_warmup, hyper_every, hyper_per_group, foreach, maximize, capturable,
+            differentiable, fused, state_dtype, stochastic_rounding: see :class:`HypergradientOptimizer`.
 
     >>> import torch
     >>> model = torch.nn.Linear(4, 1)

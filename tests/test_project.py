@@ -1,0 +1,94 @@
+"""Every gate of make check can fail, the sdist holds what its tests need, links between files lead there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+GOOD = '''"""A module."""
+
+
+def half(number: float) -> float:
+    """Return half of a number.
+
+    Args:
+        number: any.
+    """
+    return number / 2
+'''
+# One fault for each gate: an unused import, spaces, a wrong type, a description without the name of its argument.
+BAD = f"import os\n{GOOD.replace('number / 2', 'str(number  )').replace('number: any', 'Any')}"
+PAGE = "# Index\n\n::: mada_optim.half\n"
+DEAD_LINKS = "[a page](nowhere.md) [a heading](#nowhere)\n"
+
+
+def check(folder: Path, module: str, page: str) -> subprocess.CompletedProcess[str]:
+    """Run make check, with this project's settings, on a project of one module and one page."""
+    if shutil.which("make") is None or not all((BIN / name).exists() for name in ("ruff", "mypy", "mkdocs")):
+        pytest.skip("needs make, ruff, mypy and mkdocs")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "docs/_docstrings.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, folder / name)
+    (folder / "src" / "mada_optim").mkdir(parents=True)
+    (folder / "src" / "mada_optim" / "__init__.py").write_text(module)
+    (folder / "docs" / "index.md").write_text(page)
+    (folder / "mkdocs.yml").write_text(f"INHERIT: {REPOSITORY / 'mkdocs.yml'}\nnav: [index.md]\n")
+    (folder / "installed").touch()
+    # Not the flags of a make that runs these tests.
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    command = ["make", "--keep-going", "check", f"BIN={BIN}", "STAMP=installed"]
+    return subprocess.run(
+        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+
+
+def test_make_check_passes_where_nothing_is_wrong(tmp_path: Path) -> None:
+    done = check(tmp_path, GOOD, PAGE)
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_gate_of_make_check_fails(tmp_path: Path) -> None:
+    out = check(tmp_path, BAD, PAGE + DEAD_LINKS).stdout
+    assert re.findall(r"\*\*\* \[(?:Makefile:\d+: )?(\w+)\] Error", out) == ["lint", "layout", "types", "docs"], out
+    for message in (
+        "F401",
+        "would be reformatted",
+        "Incompatible return value",
+        "Aborted with 3 warnings in strict mode",
+    ):
+        assert message in out
+
+
+def test_the_sdist_has_every_file_of_the_repository(tmp_path: Path) -> None:
+    """But for the archives of results, which no test reads and which are two thirds of its size."""
+    pytest.importorskip("setuptools", "77")
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("not a checkout")
+    command = ["-c", "import setuptools; setuptools.setup()", "--quiet", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run([sys.executable, *command], cwd=REPOSITORY, check=True)
+    packed = set((tmp_path / "mada_optim.egg-info" / "SOURCES.txt").read_text("utf-8").splitlines())
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=REPOSITORY, check=True, capture_output=True, text=True
+    ).stdout
+    expected = {name for name in listed.split("\0") if name not in ("", ".gitignore") and not name.endswith(".tar.gz")}
+    assert len(expected) > 200
+    assert expected - packed == set()
+
+
+PAGES = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("benchmarks/**/*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_between_files_lead_there(page: Path) -> None:
+    """On pages that mkdocs does not build."""
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text("utf-8")):
+        assert (page.parent / target).exists(), target
