@@ -162,7 +162,33 @@ def test_recipe_defaults_are_those_of_each_optimizer() -> None:
     assert all(config.optimizer.betas is None and config.final_lr is None for config in configs)
 
 
-@pytest.mark.parametrize("spec", ["mada:rho", "mada:rho=x", "mada:beta1=0.3"])
+def test_options_of_a_contender_are_honoured_or_refused() -> None:
+    base = dataclasses.replace(BASE, optimizer=OptimizerConfig(weight_decay=0.3))
+    grid = comparison(["adamw", "adamw:weight_decay=5", "adamw:beta1=0.5:beta2=0.7"], [1e-2], [0], base)
+    configs = [
+        optimizers.resolve(config.optimizer) for label in grid.contenders for config in grid.tune(label).values()
+    ]
+    assert [(config.weight_decay, config.betas) for config in configs] == [
+        (0.3, (0.9, 0.99)),
+        (5, (0.9, 0.99)),
+        (0.3, (0.5, 0.7)),
+    ]
+    with pytest.raises(InputError, match="options of adamw must not have lr, got 1: .* --lrs"):
+        comparison(["adamw:lr=1"], [1e-2], [0], BASE)
+
+
+def test_betas_that_an_optimizer_does_not_take_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # What is refused later is refused after it has been said.
+    command = ["compare", "--optimizers", "adamw,lion,adan:beta1=0.9:beta2=0.9", "--betas", "0.5", "0.7"]
+    assert main([*command, "--workers", "0", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "mada: --betas do not reach lion, for which they mean something else" in error
+    assert "adan" not in error
+
+
+@pytest.mark.parametrize(
+    "spec", ["mada:rho", "mada:rho=x", "mada:beta1=0.3", "mada:betas=0.1", "mada:lr=1", "mada:rho=1:rho=0"]
+)
 def test_bad_specs(spec: str) -> None:
     with pytest.raises(InputError, match=spec.split(":")[1].partition("=")[0]):
         parse(spec)

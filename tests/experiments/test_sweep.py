@@ -80,6 +80,17 @@ def test_shakespeare() -> None:
     assert experiment.config("adamw β2 0.95").optimizer.betas == (0.9, 0.95)
 
 
+def test_options_of_a_contender_that_are_fields(tmp_path: Path) -> None:
+    options = "options = { betas = [0.1, 0.2], weight_decay = 3.0, eps = 1e-3 }"
+    experiment = load(write(tmp_path, f'{BASE}[contenders.a]\nname = "adamw"\n{options}'))
+    optimizer = experiment.config("a").optimizer
+    assert (optimizer.betas, optimizer.weight_decay, optimizer.options) == ((0.1, 0.2), 3.0, {"eps": 1e-3})
+    axes = '[axes]\n"optimizer.betas" = [[0.5, 0.9]]\n'
+    path = write(tmp_path, f'{BASE}{axes}[contenders.a]\nname = "adamw"\n{options}')
+    with pytest.raises(InputError, match="optimizer.betas of 'a' must be left out, for it is an axis"):
+        load(path)
+
+
 def test_all_data_are_looked_up_in_their_root(tmp_path: Path) -> None:
     given = {"data": "a", "init": "gpt2", "wikitext": "b", "lambada": "/c"}
     fields = ", ".join(f'{name} = "{path}"' for name, path in given.items())
@@ -159,6 +170,12 @@ def test_labels_with_commas(tmp_path: Path) -> None:
         ("steps = 10", "optimizer = { betas = 0.9 }", "optimizer.betas must be two numbers, got 0.9"),
         ("seeds = [0, 1, 2]", "", "confirm must be a table with seeds"),
         ("seeds = [0, 1, 2]", "seeds = []", "confirm.seeds must be a list that is not empty"),
+        ("hyper_warmup = 2,", "lr = 1.0,", "options of mada must not have lr, got 1.0: .* the axis optimizer.lr"),
+        ("hyper_warmup = 2,", "betas = 0.1,", "betas must be two numbers, got 0.1"),
+        ("run = { steps = 40 }", "run = { seed = 4 }", "seed of 'wild' must be left out, for it is an axis"),
+        ("run = { steps = 40 }", "run = { optimizer = { lr = 1.0 } }", "optimizer.lr of 'wild' must be left out"),
+        ("steps = 12", '"optimizer.lr" = 1.0', "optimizer.lr of 'confirm' must be left out"),
+        ("steps = 10", "optimizer = { lr = 1.0 }", "optimizer.lr of 'base' must be left out"),
         ("hyper_warmup = 2,", "hyper_warmpu = 2,", "hyper_warmpu"),
         ('[contenders.mada]\nname = "mada"', "[contenders.mada]", "contenders.mada must be a table with a name"),
         ('[contenders.mada]\nname = "mada"', '[contenders.mada]\nname = "adamx"', "got 'adamx'"),

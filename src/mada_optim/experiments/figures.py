@@ -18,7 +18,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.tri import Triangulation
 
-from mada_optim.experiments.display import SYMBOLS
+from mada_optim.experiments.display import SYMBOLS, short
 from mada_optim.experiments.paths import LOGARITHMIC, Panel, Points, coefficient_points
 from mada_optim.experiments.run_folder import Metrics, RunFolder
 
@@ -243,7 +243,7 @@ def _draw_coefficients(axes: Axes, paths: Mapping[str, Points]) -> None:
         steps, values = zip(*points, strict=True)
         # Several stay at 1 together: each is thinner than the one below it, so that all are seen.
         axes.plot(steps, values, color=colour, lw=max(1.0, 2.6 - 0.3 * index))
-        labels.append(EndLabel(values[-1], f"{SYMBOLS.get(name, name)}  {values[-1]:.3f}", colour))
+        labels.append(EndLabel(values[-1], f"{SYMBOLS.get(name, name)}  {short(values[-1])}", colour))
     if paths.keys() <= LOGARITHMIC:
         axes.set(ylabel="coefficient", yscale="log")
         axes.yaxis.set_major_formatter("{x:g}")

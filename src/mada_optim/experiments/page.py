@@ -27,7 +27,8 @@ from mada_optim.experiments.stage_folder import (
     without_paths,
 )
 from mada_optim.experiments.stages import CONFIRM, TUNE
-from mada_optim.tasks import InputError, require
+from mada_optim.tasks import require
+from mada_optim.tasks.stored import prepare_file
 
 _STYLE = """
 body { margin: 0; background: #fff; color: #222; font: 15px/1.5 system-ui, sans-serif; }
@@ -90,6 +91,7 @@ def write_report(folders: Sequence[Path], out: Path, reference: str | None = Non
     Raises:
         InputError: a folder is none of these or holds nothing to report, or ``out`` cannot be written.
     """
+    prepare_file(out)
     by_folder = [_stages(folder, reference) for folder in folders]
     stages = [stage for found in by_folder for stage in found]
     titles = {stage.described["title"] for stage in stages}
@@ -98,10 +100,7 @@ def write_report(folders: Sequence[Path], out: Path, reference: str | None = Non
     last = [[stage for stage in found if stage.runs][-1] for found in by_folder]
     joint = joint_table([(stage.described["title"], stage.entries) for stage in last], reference or REFERENCE)
     text = _markdown(title, stages, joint) if out.suffix == ".md" else _page(title, stages, joint)
-    try:
-        out.write_text(text, "utf-8")
-    except OSError as error:
-        raise InputError(f"out must be a file that can be written, got {str(out)!r}: {error.strerror}") from None
+    out.write_text(text, "utf-8")
 
 
 def _stages(folder: Path, reference: str | None) -> list[StoredStage]:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mada_optim.experiments.result import Result, summarize
 from mada_optim.experiments.run_folder import Metrics, RunFolder, finite
 from mada_optim.experiments.stats import mean_interval, paired_difference
-from mada_optim.experiments.train import Result, summarize
 from mada_optim.tasks.stored import read_json
 
 REFERENCE = "adamw"
