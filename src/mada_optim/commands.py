@@ -68,8 +68,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 def run_compare(arguments: argparse.Namespace) -> int:
     from mada_optim.experiments.compare import comparison
-    from mada_optim.experiments.stage_folder import check_reference
-    from mada_optim.experiments.stages import TUNE
+    from mada_optim.experiments.stage_folder import TUNE, check_reference
 
     out = Path(getattr(arguments, "report", None) or getattr(arguments, "out", None) or _new_folder("compare"))
     reference = getattr(arguments, "reference", None)
@@ -98,7 +97,7 @@ def _name_those_without_betas(experiment: Experiment) -> None:
 
 def run_sweep(arguments: argparse.Namespace) -> int:
     from mada_optim.experiments import sweep
-    from mada_optim.experiments.stages import CONFIRM, TUNE
+    from mada_optim.experiments.stage_folder import CONFIRM, TUNE
 
     experiment = sweep.load(arguments.file, arguments.data_root)
     out = Path(getattr(arguments, "out", None) or _new_folder(Path(arguments.file).stem))
@@ -127,7 +126,8 @@ def _run_stages(
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     with SweepDisplay(console) as display:
-        ending = run_stages(experiment, folders, arguments.workers, display, address=arguments.address, **chosen)
+        chosen |= {"address": arguments.address, "on_kept": display.kept}
+        ending = run_stages(experiment, folders, arguments.workers, display, **chosen)
     for name, why in ending.failed.items():
         print(f"mada: {name} {why}", file=sys.stderr)
     for reason in ending.left_out:

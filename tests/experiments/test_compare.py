@@ -18,7 +18,8 @@ from mada_optim.experiments.figures import draw_comparison
 from mada_optim.experiments.optimizers import parse
 from mada_optim.experiments.report import Summary
 from mada_optim.experiments.run_folder import RunFolder
-from mada_optim.experiments.stages import TUNE, Ending, RunReport, make_report, run_stages
+from mada_optim.experiments.stage_folder import TUNE
+from mada_optim.experiments.stages import Ending, RunReport, make_report, run_stages
 from mada_optim.experiments.sweep import Experiment
 from mada_optim.tasks import InputError
 

@@ -18,7 +18,8 @@ from mada_optim.cli import main
 from mada_optim.experiments.config import RunConfig, from_dict, to_dict
 from mada_optim.experiments.entries import ENTRIES
 from mada_optim.experiments.run_folder import RunFolder
-from mada_optim.experiments.stages import TUNE, make_report, run_stages
+from mada_optim.experiments.stage_folder import TUNE
+from mada_optim.experiments.stages import make_report, run_stages
 from mada_optim.experiments.sweep import load
 from mada_optim.experiments.train import resolve, train
 from mada_optim.tasks import InputError

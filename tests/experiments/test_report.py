@@ -21,7 +21,8 @@ import torch
 from mada_optim.cli import main
 from mada_optim.experiments.page import write_report
 from mada_optim.experiments.run_folder import RunFolder
-from mada_optim.experiments.stages import CONFIRM, TUNE, make_report, run_stages
+from mada_optim.experiments.stage_folder import CONFIRM, TUNE
+from mada_optim.experiments.stages import make_report, run_stages
 from mada_optim.experiments.sweep import load
 from mada_optim.tasks import InputError
 
@@ -150,6 +151,7 @@ def test_tables_are_those_of_the_stages(out: Path, page: Page) -> None:
 
 def test_it_says_what_was_run(page: Page) -> None:
     assert page.text.count("Tiny <b>: tune") == 2  # in the contents and over the section
+    assert page.text.count("† The best learning rate is at the edge of its grid") == 2
     for text in ("layers 1", "steps 12", "steps 8", "0, 1, 2", f"torch {torch.__version__}", "cores"):
         assert text in page.text
 
@@ -205,7 +207,12 @@ def test_a_run_alone(out: Path, tmp_path: Path) -> None:
     folder = out / TUNE / "runs" / "omada-lr0.01-seed1"
     write_report([folder], tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
-    assert "omada, learning rate 0.01, seed 1" in page.text
+    assert (
+        page.text.split("<title>")[0].count("omada, learning rate 0.01, seed 1") == 2
+    )  # the page's title and its heading
+    assert [table[0][0] for table in page.tables] == ["optimizer"] * 2
+    assert all(cell != "-" for table in page.tables for row in table for cell in row)
+    assert "interval" not in page.text
     assert "runs1 of 1 are over" in page.text
     training = traces(page.figure("loss (nats)"), name="training")[0]
     assert training["y"] == [line["loss"] for line in RunFolder(folder).metrics() if "loss" in line]
@@ -225,23 +232,32 @@ def test_several_folders(out: Path, tmp_path: Path) -> None:
 
 def test_experiments_together(out: Path, tmp_path: Path) -> None:
     write_report([out, out / TUNE, out / TUNE / "runs" / "adamw-lr0.01-seed1"], tmp_path / "all.html")
-    header, reference, *rows = Page(tmp_path / "all.html").tables[0]
+    page = Page(tmp_path / "all.html")
+    header, reference, *rows = page.tables[0]
     assert header == ["optimizer", "Tiny <b>", "Tiny <b>", "lower", "higher"]
     for stage in (CONFIRM, TUNE):
         make_report(out / stage)
     entries = [json.loads((out / stage / "results.json").read_text("utf-8"))["results"] for stage in (CONFIRM, TUNE)]
     losses = [next(entry for entry in each if entry["optimizer"] == "adamw") for each in entries]
-    assert reference[1:] == [*(f"{each['val_loss']:.4f} ± {each['val_loss_ci95']:.4f}" for each in losses), "-", "-"]
+
+    def mark(entry: Mapping[str, Any]) -> str:
+        return "" if entry["best_lr_edge"] is None else " †"
+
+    shown = [f"{each['val_loss']:.4f} ± {each['val_loss_ci95']:.4f}{mark(each)}" for each in losses]
+    assert reference[1:] == [*shown, "-", "-"]
     assert [row[0] for row in rows] == [LABEL, "omada", "starts", "wild"]  # of which nothing is in the first
     for row in rows:
         cells = [next((entry for entry in each if entry["optimizer"] == row[0]), {}) for each in entries]
         sure = [(cell["difference"], cell["difference_ci95"]) for cell in cells if "difference" in cell]
         assert row[1:3] == [
-            f"{cell['difference']:+.4f} ± {cell['difference_ci95']:.4f}" if "difference" in cell else "-"
+            f"{cell['difference']:+.4f} ± {cell['difference_ci95']:.4f}{mark(cell)}" if "difference" in cell else "-"
             for cell in cells
         ]
         assert row[3] == f"{sum(mean + half < 0 for mean, half in sure)} of {len(sure)}"
         assert row[4] == f"{sum(mean - half > 0 for mean, half in sure)} of {len(sure)}"
+    assert re.search(
+        r"† The best learning rate is at the edge of its grid.* \([\d.]+, the \w+\) in Tiny <b>", page.text
+    )
     assert rows[3][1:] == ["-", "-", "0 of 0", "0 of 0"]  # every run of it diverged
 
 
@@ -301,7 +317,7 @@ def test_command(
 
 
 def test_curves(out: Path, page: Page) -> None:
-    lr = page.tables[0][1][1]
+    lr = page.tables[0][1][1].removesuffix(" †")
     stored = [RunFolder(out / TUNE / "runs" / f"adamw-lr{lr}-seed{seed}").metrics() for seed in (0, 1)]
     values = [[line["val_loss"] for line in metrics if "val_loss" in line] for metrics in stored]
     figure = page.figure("validation loss (nats)")

@@ -13,7 +13,8 @@ from mada_optim.cli import main
 from mada_optim.experiments import report
 from mada_optim.experiments.config import RunConfig
 from mada_optim.experiments.run_folder import RunFolder
-from mada_optim.experiments.stages import CONFIRM, TUNE, Ending, RunReport, make_report, run_stages
+from mada_optim.experiments.stage_folder import CONFIRM, TUNE
+from mada_optim.experiments.stages import Ending, RunReport, make_report, run_stages
 from mada_optim.experiments.sweep import Experiment, load
 from mada_optim.experiments.train import Result, resolve
 from mada_optim.tasks import InputError

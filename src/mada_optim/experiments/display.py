@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 
 from rich.cells import cell_len
@@ -14,7 +15,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mada_optim.experiments.report import rounded
+from mada_optim.experiments.report import count, rounded
 from mada_optim.experiments.stages import RunReport
 from mada_optim.experiments.train import StepReport
 
@@ -170,6 +171,11 @@ class SweepDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+    def kept(self, folder: Path, kept: int, left: int) -> None:
+        """To be given to :func:`run_stages` as ``on_kept``."""
+        line = f"{folder}: {kept} of {count(kept + left, 'run')} are over and kept, {left} to train."
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def __call__(self, report: RunReport) -> None:
         left = f"{timedelta(seconds=round(report.seconds_left))} left" if report.done < report.total else ""

@@ -14,11 +14,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from mada_optim.experiments.figures import PALETTE, EndLabel, label_ends, save_figure, style
+from mada_optim.experiments.figures import PALETTE, EndLabel, label_ends, label_in_full, save_figure, style
 from mada_optim.experiments.stats import mean_interval
 from mada_optim.points import MADA, AVGrad, load_optimizer
 from mada_optim.tasks import require
@@ -236,9 +235,7 @@ def _draw_paths(axes: Axes, setting: Setting, played: Mapping[str, Traces], kind
         axes.set_yscale("log" if lowest > 0 else "symlog")
         scales += [axes.yaxis] if lowest > 0 else []
     for axis in scales:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:,g}")
-        axis.set_minor_locator(NullLocator())
+        label_in_full(axis)
     label_ends(axes, labels)
 
 
