@@ -74,24 +74,26 @@ figcaption { font-weight: 600; font-size: 0.9rem; color: #333; overflow-wrap: an
 """
 # A key that is clicked hides its lines in all figures of its block; clicked twice, all others.
 _SCRIPT = """
-const keys = (block) => [...block.querySelectorAll(".keys button")];
-const press = (key, shown) => key.setAttribute("aria-pressed", shown);
-const isPressed = (key) => key.getAttribute("aria-pressed") === "true";
-function show(block) {
-  const hidden = new Set(keys(block).filter((key) => !isPressed(key)).map((key) => key.dataset.group));
-  for (const plot of block.querySelectorAll(".js-plotly-plot"))
-    Plotly.restyle(plot, { visible: plot.data.map((trace) => !hidden.has(trace.legendgroup)) });
+{
+  const keys = (block) => [...block.querySelectorAll(".keys button")];
+  const press = (key, shown) => key.setAttribute("aria-pressed", shown);
+  const isPressed = (key) => key.getAttribute("aria-pressed") === "true";
+  const show = (block) => {
+    const hidden = new Set(keys(block).filter((key) => !isPressed(key)).map((key) => key.dataset.group));
+    for (const plot of block.querySelectorAll(".js-plotly-plot"))
+      Plotly.restyle(plot, { visible: plot.data.map((trace) => !hidden.has(trace.legendgroup)) });
+  };
+  for (const kind of ["click", "dblclick"])
+    document.addEventListener(kind, (event) => {
+      const key = event.target.closest(".keys button");
+      if (key === null) return;
+      const block = key.closest(".block");
+      const alone = keys(block).every((other) => isPressed(other) === (other === key));
+      if (kind === "click") press(key, !isPressed(key));
+      else keys(block).forEach((other) => press(other, alone || other === key));
+      show(block);
+    });
 }
-for (const kind of ["click", "dblclick"])
-  document.addEventListener(kind, (event) => {
-    const key = event.target.closest(".keys button");
-    if (key === null) return;
-    const block = key.closest(".block");
-    const alone = keys(block).every((other) => isPressed(other) === (other === key));
-    if (kind === "click") press(key, !isPressed(key));
-    else keys(block).forEach((other) => press(other, alone || other === key));
-    show(block);
-  });
 """
 _PAGE = """<!doctype html>
 <html lang="en">
