@@ -71,6 +71,8 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "4/4" in first
     assert main(["compare", "--report", out]) == 0
     assert capsys.readouterr().out in first
+    assert main(["compare", *TINY, *grid]) == 0
+    assert capsys.readouterr().out.startswith(f"{out}: 4 of 4 runs are over and kept, 0 to train.\n")
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from tiny import stored_run, tiny_config
 from torch import nn
 
@@ -14,6 +16,7 @@ from mada_optim.cli import main
 from mada_optim.experiments import optimizers
 from mada_optim.experiments.compare import comparison
 from mada_optim.experiments.config import OptimizerConfig
+from mada_optim.experiments.display import SweepDisplay
 from mada_optim.experiments.figures import draw_comparison
 from mada_optim.experiments.optimizers import parse
 from mada_optim.experiments.report import Summary
@@ -59,6 +62,23 @@ def test_again_trains_nothing(out: Path) -> None:
     assert stamps == {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.jsonl")}
 
 
+def test_what_is_kept_is_said(out: Path) -> None:
+    said: list[tuple[Path, int, int]] = []
+
+    def again(grid: Experiment) -> None:
+        run_stages(grid, {TUNE: out}, 2, _ignore, on_kept=lambda *counts: said.append(counts), only=["adamw"])
+
+    again(GRID)
+    result = RunFolder(out / "runs" / "adamw-lr0.01-seed1").result_file
+    result.unlink()
+    again(GRID)
+    assert said == [(out, 4, 0), (out, 3, 1)]
+    console = Console(file=io.StringIO())
+    with SweepDisplay(console) as display:
+        display.kept(out, 3, 1)
+    assert console.file.getvalue() == f"{out}: 3 of 4 runs are over and kept, 1 to train.\n"  # type: ignore[attr-defined]
+
+
 def test_unfinished_run_goes_on(out: Path) -> None:
     folder = RunFolder(out / "runs" / "adamw-lr0.01-seed1")
     before = folder.result_file.read_text()
@@ -86,7 +106,7 @@ def test_report_from_stored_files(out: Path) -> None:
     assert [row[0] for row in tables[0]] == ["optimizer", "adamw", "mada:rho=0"]
     assert len(tables[2][0]) == 3
     assert "2 seeds" in notes[0]
-    assert len(notes) == 1
+    assert len(notes) == 2  # the other says that best rates are at an edge
     stored = json.loads(written["results.json"])
     assert [entry["optimizer"] for entry in stored["results"]] == ["adamw", "mada:rho=0"]
     assert len(stored["results"][0]["by_lr"][0]["val_loss"]) == 2

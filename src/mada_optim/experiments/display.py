@@ -122,8 +122,14 @@ class StepsDisplay:
         self._began = self._last = time.monotonic()
         columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         # What is printed goes above the bar, unless it goes to a file.
-        redirect = {"redirect_stdout": sys.stdout.isatty(), "disable": not console.is_terminal}
-        self._progress = Progress(*columns, console=console, expand=True, transient=True, **redirect)
+        self._progress = Progress(
+            *columns,
+            console=console,
+            expand=True,
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),
+            disable=not console.is_terminal,
+        )
         self._bar = self._progress.add_task("", total=total)
 
     def __enter__(self) -> StepsDisplay:

@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.tri import Triangulation
 
 from mada_optim.experiments.display import SYMBOLS, short
-from mada_optim.experiments.paths import LOGARITHMIC, Panel, Points, coefficient_points
+from mada_optim.experiments.paths import LOGARITHMIC, Panel, Points, axis_limits, coefficient_points
 from mada_optim.experiments.run_folder import Metrics, RunFolder
 
 if TYPE_CHECKING:
@@ -248,7 +248,8 @@ def _draw_coefficients(axes: Axes, paths: Mapping[str, Points]) -> None:
         axes.plot(steps, values, color=colour, lw=max(1.0, 2.6 - 0.3 * index))
         labels.append(EndLabel(values[-1], f"{SYMBOLS.get(name, name)}  {short(values[-1])}", colour))
     if paths.keys() <= LOGARITHMIC:
-        axes.set(ylabel="coefficient", yscale="log")
+        shown = [value for points in paths.values() for _, value in points]
+        axes.set(ylabel="coefficient", yscale="log", ylim=axis_limits(shown, next(iter(paths))))
         label_in_full(axes.yaxis)
     else:
         axes.set(ylabel="coefficient", ylim=(-0.03, 1.03))

@@ -238,8 +238,8 @@ def _block(figures: go.Figure | Sequence[plots.Small], name: str) -> str:
     )
     drawn = []
     for number, (title, figure) in enumerate(several):
-        options = {"include_plotlyjs": False, "full_html": False}
-        options["div_id"] = name if isinstance(figures, go.Figure) else f"{name}-{number}"
+        element = name if isinstance(figures, go.Figure) else f"{name}-{number}"
+        options = {"include_plotlyjs": False, "full_html": False, "div_id": element}
         # plotly's own keys would be cut where they are longer than a narrow window.
         plot = to_html(figure.update_layout(showlegend=False), config=_PLOT_OPTIONS, **options)
         drawn.append(f"<figure>{f'<figcaption>{escape(title)}</figcaption>' if title else ''}{plot}</figure>")

@@ -77,7 +77,7 @@ class Panel:
         {'rho': [0.45, 0.55], 'scale': [7.9e-05, 0.013]}
         """
         return {
-            name: _limits([v for line in self.lines for _, v in line.points.get(name, ())], name)
+            name: axis_limits([v for line in self.lines for _, v in line.points.get(name, ())], name)
             for name in self.moving
         }
 
@@ -170,7 +170,8 @@ def _coloured_by_run(panel: Panel) -> Panel:
     return dataclasses.replace(panel, lines=lines)
 
 
-def _limits(values: Sequence[float], name: str) -> tuple[float, float]:
+def axis_limits(values: Sequence[float], name: str) -> tuple[float, float]:
+    """The range of the axis of a coefficient; see :attr:`Panel.limits`."""
     if name in LOGARITHMIC:
         low, high = _widened([math.log10(value) for value in values], math.log10(_LEAST_FACTOR))
         return 10**low, 10**high

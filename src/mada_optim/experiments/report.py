@@ -120,6 +120,7 @@ def load_run(folder: RunFolder, under_way: bool = False) -> StoredRun | None:
         result = summarize(metrics, "interrupted", {}, 0)
     else:
         return None
+    assert config.optimizer.lr is not None  # what is stored is resolved
     return StoredRun(config.optimizer.lr, config.optimizer.betas, config.seed, result, metrics, folder.path.name)
 
 

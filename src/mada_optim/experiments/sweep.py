@@ -136,7 +136,7 @@ class Experiment:
         """Runs of a contender in the first stage, by the name of their folder."""
         return _grid(label, self.config(label), self.axes_of(label))
 
-    def confirmed(self, label: str, lr: float) -> dict[str, RunConfig]:
+    def confirmed(self, label: str, lr: float | None) -> dict[str, RunConfig]:
         """Runs of a contender in the second stage."""
         assert self.confirm is not None
         config = changed(self.config(label), self.confirm.run)
