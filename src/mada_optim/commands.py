@@ -348,9 +348,13 @@ def _hyper_lr(values: Sequence[str]) -> float | dict[str, float]:
     try:
         if len(values) == 1 and "=" not in values[0]:
             return float(values[0])
-        return {name: float(value) for name, value in (item.split("=") for item in values)}
+        pairs = [item.split("=") for item in values]
+        step_sizes = {name: float(value) for name, value in pairs}
     except ValueError:
         raise InputError(f"hyper_lr must be a number or name=number pairs, got {' '.join(values)!r}") from None
+    if len(step_sizes) < len(pairs):
+        raise InputError(f"hyper_lr must name each coefficient once, got {' '.join(values)!r}")
+    return step_sizes
 
 
 def _flags(names: Sequence[str]) -> str:

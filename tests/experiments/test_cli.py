@@ -83,6 +83,7 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--lr", "-1"], "lr must be a positive number, got -1.0"),
         (["train", "--width", "10", "--heads", "4"], "width must be a multiple of heads (4), got 10"),
         (["train", "--hyper-lr", "rho"], "hyper_lr must be a number or name=number pairs, got 'rho'"),
+        (["train", "--hyper-lr", "c=1", "c=2"], "hyper_lr must name each coefficient once, got 'c=1 c=2'"),
         (["train", "--resume", "nowhere"], "resume must be the folder of a run, got 'nowhere'"),
         (["train", "--resume", "x", "--lr", "1", "--steps", "2"], "leave out --lr, --steps"),
         (["compare", "--workers", "0"], "workers must be a positive integer, got 0"),
