@@ -394,7 +394,7 @@ def test_table_of_betas() -> None:
         {"betas": [0.5, 0.9], "train_loss": None, "val_loss": None},
     ]
     table = report.betas_table(found, 2.5)
-    assert table[1] == ["adamw", "0.1", "4", "50.0%", "2.5000", "diverged", "4.5000", "diverged", "-"]
+    assert table[1] == ["adamw", "0.1 †", "4", "50.0%", "2.5000", "diverged", "4.5000", "diverged", "-"]
     assert report.median_train_loss([summary]) == 9.0
 
 
