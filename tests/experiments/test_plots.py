@@ -126,6 +126,8 @@ def test_keys_are_those_of_the_lines() -> None:
     groups = {trace.legendgroup for figure in figures_of_one for trace in figure.data}
     assert {key.group for key in found} == groups
     assert [key.dash for key in plots.keys([small.figure for small in plots.paths(other)])] == ["dash", "dash"]
-    names = [key.label for key in plots.keys([plots.losses(several[0].runs[0])])]
+    of_a_run = plots.keys([plots.losses(several[0].runs[0])])
+    assert len({(key.colour, key.width, key.opacity) for key in of_a_run}) == 3
+    names = [key.label for key in of_a_run]
     assert names == ["training, each step", "training", "validation"]
     assert plots.keys([plots.finals([Summary("a", [run(0)])])]) == []  # its axis names the lines

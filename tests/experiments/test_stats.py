@@ -151,6 +151,7 @@ def test_a_run_alone_is_compared_with_nothing() -> None:
     for name in ("adamw", "mada"):
         stage = StoredStage({**STAGE, "stage": None}, [Summary(name, [stored_run(0)])], RECORDS, {})
         assert list(stage.tables()) == ["Losses", "Time of a step"]
+        assert stage.tables()["Losses"][0][:2] == ["optimizer", "lr"]
         assert all(cell != "-" for table in stage.tables().values() for row in table for cell in row)
         assert stage.notes() == ["s; width 16; 9 steps; losses in nats."]
 

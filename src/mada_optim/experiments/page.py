@@ -249,14 +249,14 @@ def _block(figures: go.Figure | Sequence[plots.Small], name: str) -> str:
 
 def _swatch(key: plots.Key) -> str:
     line = f'<line x2="26" y1="4" y2="4" stroke="{key.colour}" stroke-dasharray="{_DASHES[key.dash]}"/>'
-    return f'<svg width="26" height="8" stroke-width="2">{line}</svg>'
+    return f'<svg width="26" height="8" stroke-width="{key.width}" opacity="{key.opacity}">{line}</svg>'
 
 
 def _figures(stage: StoredStage) -> Iterator[tuple[str, str, go.Figure | Sequence[plots.Small]]]:
     """Title, caption, and a figure or several small ones."""
     if stage.described["stage"] is None:
         yield (
-            "Losses",
+            "Losses over steps",
             "Training: the mean over neighbouring steps, and each step faintly.",
             plots.losses(stage.runs[0]),
         )

@@ -199,6 +199,8 @@ class Key:
     label: str
     colour: str
     dash: str
+    width: float
+    opacity: float
 
 
 def keys(figures: Sequence[go.Figure]) -> list[Key]:
@@ -206,7 +208,8 @@ def keys(figures: Sequence[go.Figure]) -> list[Key]:
     found: dict[str, Key] = {}
     for trace in (trace for figure in figures if figure.layout.showlegend is not False for trace in figure.data):
         if trace.legendgroup and trace.showlegend is not False:
-            key = Key(trace.legendgroup, trace.name, trace.line.color, trace.line.dash or "solid")
+            line = trace.line
+            key = Key(trace.legendgroup, trace.name, line.color, line.dash or "solid", line.width, trace.opacity or 1.0)
             found.setdefault(trace.legendgroup, key)
     return list(found.values())
 

@@ -100,8 +100,11 @@ class StoredStage:
 
     def tables(self) -> dict[str, Table]:
         """By title."""
-        title = "Losses" if self.is_one_run else "Losses at each best learning rate"
-        tables = {title: report.loss_table(self.entries)}
+        header, *rows = report.loss_table(self.entries)
+        if self.is_one_run:
+            tables = {"Losses": [["lr" if name == "best lr" else name for name in header], *rows]}
+        else:
+            tables = {"Losses at each best learning rate": [header, *rows]}
         compared = any("difference" in entry or "difference_to_best" in entry for entry in self.entries)
         title = f"Difference to {self.reference} and to the best, and time of a step" if compared else "Time of a step"
         tables[title] = report.without_empty_columns(
