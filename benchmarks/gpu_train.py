@@ -79,7 +79,14 @@ def main(argv: list[str] | None = None) -> int:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         with Display(Console(), run.steps) as display:
-            result = train(run, folder.path, resume=folder.config_file.exists(), on_step=display, draw=False)
+            result = train(
+                run,
+                folder.path,
+                resume=folder.config_file.exists(),
+                on_begin=display.begin,
+                on_step=display,
+                draw=False,
+            )
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
         print("  ".join(describe(result, run, peak)), flush=True)
         if result.status == "interrupted":

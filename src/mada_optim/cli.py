@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 from mada_optim import commands
+from mada_optim.arguments import CommandParser, Pair, Version, list_of, seeds
 
 _DESCRIPTION = "Train with an optimizer that tunes itself, and compare it with others on equal terms."
 _EPILOG = """\
@@ -84,21 +85,24 @@ workloads:
 
 Written: results.json, table.md and figure.png. Let nothing else run meanwhile.
 """
+# What a command needs beside torch: it must not fail for the want of it after it has computed.
+_DRAWING = ("matplotlib", "numpy", "rich")
+_TRAINING = (*_DRAWING, "filelock", "tensorboard", "transformers")
+_TOKENS = ("filelock", "numpy", "rich", "tokenizers")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0, 1 (diverged), 2 (wrong input) or 130 (interrupted)."""
     arguments = _parser().parse_args(argv)
-    try:
-        from mada_optim.experiments import figures, train  # noqa: F401
-        from mada_optim.tasks import InputError
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("mada_optim"):
-            raise
-        print(f"mada: {error.name} is missing: pip install 'mada-optim[experiments]'", file=sys.stderr)
+    run, needs = (vars(arguments).pop(name) for name in ("run", "needs"))
+    missing = [name for name in needs if find_spec(name) is None]
+    if missing:
+        print(f"mada: {missing[0]} is missing: pip install 'mada-optim[experiments]'", file=sys.stderr)
         return 2
+    from mada_optim.tasks import InputError
+
     try:
-        return int(arguments.run(arguments))
+        return int(run(arguments))
     except (InputError, OSError) as error:
         print(f"mada: {error}", file=sys.stderr)
         return 2
@@ -110,14 +114,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "mada", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--version", action=_Version, default=argparse.SUPPRESS, help="print the version and exit")
-    choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action=Version, default=argparse.SUPPRESS, help="print the version and exit")
+    choices = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, summary: str, epilog: str, run: Any) -> argparse.ArgumentParser:
-        sub = choices.add_parser(
+    def command(
+        name: str, summary: str, epilog: str, run: Callable[[argparse.Namespace], int], needs: Sequence[str] = ()
+    ) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = choices.add_parser(
             name,
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
@@ -125,30 +131,29 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             argument_default=argparse.SUPPRESS,
         )
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, needs=needs)
         return sub
 
-    _add_train(command("train", "train a GPT on a text", _TRAIN_EPILOG, commands.run_train))
-    _add_compare(command("compare", "train several optimizers on equal terms", _COMPARE_EPILOG, commands.run_compare))
-    _add_tokens(command("tokens", "pack texts as GPT-2's tokens", _TOKENS_EPILOG, commands.run_tokens))
-    _add_sweep(command("sweep", "run the experiment that a file describes", _SWEEP_EPILOG, commands.run_sweep))
-    _add_report(
-        command(
-            "report",
-            "show what is stored as one file, with tables and interactive figures",
-            _REPORT_EPILOG,
-            commands.run_report,
-        )
+    _add_train(command("train", "train a GPT on a text", _TRAIN_EPILOG, commands.run_train, _TRAINING))
+    _add_compare(
+        command("compare", "train several optimizers on equal terms", _COMPARE_EPILOG, commands.run_compare, _TRAINING)
     )
-    _add_pack(command("pack", "put what a sweep found into one small file", _PACK_EPILOG, commands.run_pack))
-    _add_bench(command("bench", "time optimizer steps against torch's fused AdamW", _BENCH_EPILOG, commands.run_bench))
+    _add_tokens(command("tokens", "pack texts as GPT-2's tokens", _TOKENS_EPILOG, commands.run_tokens, _TOKENS))
+    _add_sweep(
+        command("sweep", "run the experiment that a file describes", _SWEEP_EPILOG, commands.run_sweep, _TRAINING)
+    )
+    summary = "show what is stored as one file, with tables and interactive figures"
+    _add_report(command("report", summary, _REPORT_EPILOG, commands.run_report, (*_DRAWING, "plotly")))
+    _add_pack(
+        command("pack", "put what a sweep found into one small file", _PACK_EPILOG, commands.run_pack, ("numpy",))
+    )
+    summary = "time optimizer steps against torch's fused AdamW"
+    _add_bench(command("bench", summary, _BENCH_EPILOG, commands.run_bench, _DRAWING))
     command("optimizers", "list the optimizers", "", commands.run_optimizers)
-    _add_bounds(
-        command("bounds", "draw the convergence bound over rho, beside what is measured", "", commands.run_bounds)
-    )
-    _add_online(
-        command("online", "play the online problem on which Adam goes wrong", _ONLINE_EPILOG, commands.run_online)
-    )
+    summary = "draw the convergence bound over rho, beside what is measured"
+    _add_bounds(command("bounds", summary, "", commands.run_bounds, _DRAWING))
+    summary = "play the online problem on which Adam goes wrong"
+    _add_online(command("online", summary, _ONLINE_EPILOG, commands.run_online, _DRAWING))
     return parser
 
 
@@ -156,7 +161,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     _add_data_and_model(parser)
     group = parser.add_argument_group("optimizer")
     group.add_argument("--optimizer", metavar="NAME", help="see 'mada optimizers' (default: mada)")
-    group.add_argument("--lr", type=float, help="peak learning rate (default: 3e-3)")
+    group.add_argument("--lr", type=float, help="peak learning rate (default: 3e-3; lion: 1e-3, prodigy: 1)")
     _add_common_optimizer(group)
     for name, point in (("beta3", "0"), ("rho", "1"), ("c", "1"), ("gamma", "1")):
         group.add_argument(f"--{name}", type=float, help=f"where {name} starts (default: {point})")
@@ -182,20 +187,20 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("grid")
     group.add_argument(
         "--optimizers",
-        type=_list_of(str),
+        type=list_of(str),
         metavar="A,B,...",
         default=["adamw", "avgrad", "hyperadam", "mada"],
         help="(default: adamw,avgrad,hyperadam,mada)",
     )
     group.add_argument(
         "--lrs",
-        type=_list_of(float),
+        type=list_of(float),
         metavar="X,Y,...",
         default=[3e-4, 1e-3, 3e-3, 1e-2],
         help="(default: 3e-4,1e-3,3e-3,1e-2)",
     )
     group.add_argument(
-        "--seeds", type=_seeds, metavar="N", default=[0, 1, 2], help="how many, or a list: 0,1,5 (default: 3)"
+        "--seeds", type=seeds, metavar="N", default=[0, 1, 2], help="how many, or a list: 0,1,5 (default: 3)"
     )
     _add_data_and_model(parser)
     group = parser.add_argument_group("optimizers")
@@ -310,7 +315,7 @@ def _add_online(parser: argparse.ArgumentParser) -> None:
         "--betas",
         type=float,
         nargs=2,
-        action=_Pair,
+        action=Pair,
         metavar=("B1", "B2"),
         help="of all optimizers (default: 0.95 0.99; theorem: 0 0.1)",
     )
@@ -381,7 +386,7 @@ def _add_data_and_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_common_optimizer(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--betas", type=float, nargs=2, action=_Pair, metavar=("B1", "B2"), help="(start of) betas (default: 0.9 0.99)"
+        "--betas", type=float, nargs=2, action=Pair, metavar=("B1", "B2"), help="(start of) betas (default: 0.9 0.99)"
     )
     group.add_argument(
         "--weight-decay", type=float, metavar="X", help="decoupled, on tensors of 2 and more dimensions (default: 0.1)"
@@ -401,39 +406,6 @@ def _add_training(parser: argparse.ArgumentParser, steps: int, eval_every: str) 
     group.add_argument("--device", metavar="NAME", help="(default: cuda where there is one, else cpu)")
     group.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float64 (default: float32)")
     return group
-
-
-def _list_of(kind: Any) -> Any:
-    def convert(text: str) -> list[Any]:
-        return [kind(item) for item in text.split(",") if item]
-
-    convert.__name__ = f"comma-separated {kind.__name__}"
-    return convert
-
-
-def _seeds(text: str) -> list[int]:
-    values: list[int] = _list_of(int)(text)
-    return list(range(values[0])) if len(values) == 1 and "," not in text else values
-
-
-class _Pair(argparse.Action):
-    """Two values as a tuple."""
-
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:  # noqa: ARG002
-        setattr(namespace, self.dest, tuple(values))
-
-
-class _Version(argparse.Action):
-    """argparse's own needs the version, and with it torch, before anyone asks for it."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, **options)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        import mada_optim
-
-        print(f"mada {mada_optim.__version__}")
-        parser.exit()
 
 
 if __name__ == "__main__":

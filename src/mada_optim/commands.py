@@ -29,7 +29,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     resume = arguments.resume is not None
     if resume:
-        given = [name for name in vars(arguments) if name not in ("run", "command", "resume", "quiet")]
+        given = [name for name in vars(arguments) if name not in ("resume", "quiet")]
         if given:
             raise InputError(f"--resume takes everything from the run's config.json; leave out {_flags(given)}")
         folder = RunFolder(arguments.resume)
@@ -48,19 +48,15 @@ def run_train(arguments: argparse.Namespace) -> int:
     if resume and folder.result_file.exists():
         say(f"{folder.path} is {read_json(folder.result_file)['status']}; nothing to do.")
         return 0
-    start = 0
-    if resume and (state := folder.load_checkpoint()) is not None:
-        start = int(state["step"])
-        say(f"Going on from step {start}.")
-    with Display(console, config.steps, start, quiet) as display:
-        result = train(config, folder.path, resume=resume, on_step=display)
+    with Display(console, config.steps, quiet) as display:
+        result = train(config, folder.path, resume=resume, on_begin=display.begin, on_step=display)
     if result.status == "interrupted":
         say(f"Interrupted after step {result.step}. Go on with: mada train --resume {folder.path}")
         return 130
     if result.status == "diverged":
         print(
             f"mada: the run diverged: no finite loss or gradient in the last steps up to step {result.step}. "
-            f"Try a lower --lr than {config.optimizer.lr:g}.",
+            f"Try a lower --lr than {folder.config().optimizer.lr:g}.",
             file=sys.stderr,
         )
         return 1
@@ -72,8 +68,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 def run_compare(arguments: argparse.Namespace) -> int:
     from mada_optim.experiments.compare import comparison
-    from mada_optim.experiments.stage_folder import check_reference
-    from mada_optim.experiments.stages import TUNE
+    from mada_optim.experiments.stage_folder import TUNE, check_reference
 
     out = Path(getattr(arguments, "report", None) or getattr(arguments, "out", None) or _new_folder("compare"))
     reference = getattr(arguments, "reference", None)
@@ -82,15 +77,27 @@ def run_compare(arguments: argparse.Namespace) -> int:
         if reference is not None:
             check_reference(reference, arguments.optimizers)
         experiment = comparison(arguments.optimizers, arguments.lrs, arguments.seeds, _config(arguments))
+        _name_those_without_betas(experiment)
         code = _run_stages(experiment, {TUNE: out}, out, arguments)
     if code != 130:
         _print_report(out, reference)
     return code
 
 
+def _name_those_without_betas(experiment: Experiment) -> None:
+    common = experiment.base.optimizer.betas
+    without = [label for label in experiment.contenders if experiment.config(label).optimizer.betas is None]
+    if common is not None and without:
+        example = f"{experiment.contenders[without[0]].name}:beta1=NUMBER:beta2=NUMBER"
+        print(
+            f"mada: --betas do not reach {', '.join(without)}, for which they mean something else; give {example}",
+            file=sys.stderr,
+        )
+
+
 def run_sweep(arguments: argparse.Namespace) -> int:
     from mada_optim.experiments import sweep
-    from mada_optim.experiments.stages import CONFIRM, TUNE
+    from mada_optim.experiments.stage_folder import CONFIRM, TUNE
 
     experiment = sweep.load(arguments.file, arguments.data_root)
     out = Path(getattr(arguments, "out", None) or _new_folder(Path(arguments.file).stem))
@@ -119,7 +126,8 @@ def _run_stages(
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     with SweepDisplay(console) as display:
-        ending = run_stages(experiment, folders, arguments.workers, display, address=arguments.address, **chosen)
+        chosen |= {"address": arguments.address, "on_kept": display.kept}
+        ending = run_stages(experiment, folders, arguments.workers, display, **chosen)
     for name, why in ending.failed.items():
         print(f"mada: {name} {why}", file=sys.stderr)
     for reason in ending.left_out:
@@ -233,9 +241,9 @@ def run_bench(arguments: argparse.Namespace) -> int:
         if first is None or first.workload != result.workload:
             first = result
             console.print(f"\n({result.workload}) {result.title}")
-            console.print("".join(f"{title:<36}" if not i else f"{title:>10}" for i, title in enumerate(report.HEADER)))
+            console.print("".join(f"{title:<36}" if not i else f" {title:>9}" for i, title in enumerate(report.HEADER)))
         cells = report.row(result, described, first)
-        console.print("".join(f"{cell:<36}" if not i else f"{cell:>10}" for i, cell in enumerate(cells)))
+        console.print("".join(f"{cell:<36}" if not i else f" {cell:>9}" for i, cell in enumerate(cells)))
         results.append(result)
         # After each, so that nothing is lost.
         measure.save(out / "results.json", described, results)
@@ -246,49 +254,68 @@ def run_bench(arguments: argparse.Namespace) -> int:
 
 
 def run_optimizers(_: argparse.Namespace) -> int:
-    from mada_optim.experiments.optimizers import available
+    from mada_optim.experiments.entries import ENTRIES
 
-    for name, description in available().items():
-        print(f"{name:<12}{description}")
+    rows = [("name", "lr", "")] + [(name, f"{entry.lr:g}", entry.description) for name, entry in ENTRIES.items()]
+    names, lrs, _descriptions = (max(map(len, column)) for column in zip(*rows, strict=True))
+    for name, lr, description in rows:
+        print(f"{name:<{names}}  {lr:<{lrs}}  {description}".rstrip())
     return 0
 
 
 def run_bounds(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from mada_optim.tasks import InputError
+    from mada_optim.tasks.stored import prepare_file
     from mada_optim.theory.figures import Setting, draw_bounds, summarize
 
-    options = {name: value for name, value in vars(arguments).items() if name not in ("run", "command", "out")}
+    options = {name: value for name, value in vars(arguments).items() if name != "out"}
     out = Path(getattr(arguments, "out", "bounds"))
+    written = [out.with_suffix(suffix) for suffix in (".png", ".svg")]
     try:
         setting = Setting(**options)
-        print(summarize(setting))
-        draw_bounds(setting, out)
+        summary = summarize(setting)
+        for path in written:
+            prepare_file(path)
+        print(summary)
+        with Console(stderr=True).status("Measuring for the figure."):
+            draw_bounds(setting, out)
     except ValueError as error:
         raise InputError(str(error)) from None
-    print(f"Written: {out.with_suffix('.png')}, {out.with_suffix('.svg')}")
+    print(f"Written: {', '.join(map(str, written))}")
     return 0
 
 
 def run_online(arguments: argparse.Namespace) -> int:
-    from mada_optim.experiments.online import Setting, draw_online, scan, summarize
-    from mada_optim.tasks import InputError
+    from rich.console import Console
 
-    options = {name: value for name, value in vars(arguments).items() if name not in ("run", "command", "out", "scan")}
+    from mada_optim.experiments.display import StepsDisplay
+    from mada_optim.experiments.online import Setting, draw_online, scan, steps_of, summarize
+    from mada_optim.tasks import InputError
+    from mada_optim.tasks.stored import prepare_file
+
+    options = {name: value for name, value in vars(arguments).items() if name not in ("out", "scan")}
     out = Path(getattr(arguments, "out", "online"))
+    written = [out.with_suffix(suffix) for suffix in (".png", ".svg")]
+    scanned = hasattr(arguments, "scan")
     try:
         setting = Setting(**options)
-        if hasattr(arguments, "scan"):
-            for line in scan(setting):
+        for path in written if not scanned else []:
+            prepare_file(path)
+        with StepsDisplay(Console(stderr=True), steps_of(setting, scanned)) as on_step:
+            if scanned:
+                for line in scan(setting, on_step):
+                    print(line, flush=True)
+                return 0
+            played = {}
+            for name, line, traces in summarize(setting, on_step):
                 print(line, flush=True)
-            return 0
-        played = {}
-        for name, line, traces in summarize(setting):
-            print(line, flush=True)
-            played[name] = traces
+                played[name] = traces
     except ValueError as error:
         raise InputError(str(error)) from None
     draw_online(setting, {name: traces for name, traces in played.items() if name}, out)
-    print(f"Written: {out.with_suffix('.png')}, {out.with_suffix('.svg')}")
+    print(f"Written: {', '.join(map(str, written))}")
     return 0
 
 
@@ -321,9 +348,13 @@ def _hyper_lr(values: Sequence[str]) -> float | dict[str, float]:
     try:
         if len(values) == 1 and "=" not in values[0]:
             return float(values[0])
-        return {name: float(value) for name, value in (item.split("=") for item in values)}
+        pairs = [item.split("=") for item in values]
+        step_sizes = {name: float(value) for name, value in pairs}
     except ValueError:
         raise InputError(f"hyper_lr must be a number or name=number pairs, got {' '.join(values)!r}") from None
+    if len(step_sizes) < len(pairs):
+        raise InputError(f"hyper_lr must name each coefficient once, got {' '.join(values)!r}")
+    return step_sizes
 
 
 def _flags(names: Sequence[str]) -> str:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from tiny import stored_run, tiny_config
 from torch import nn
 
@@ -14,11 +16,13 @@ from mada_optim.cli import main
 from mada_optim.experiments import optimizers
 from mada_optim.experiments.compare import comparison
 from mada_optim.experiments.config import OptimizerConfig
+from mada_optim.experiments.display import SweepDisplay
 from mada_optim.experiments.figures import draw_comparison
 from mada_optim.experiments.optimizers import parse
 from mada_optim.experiments.report import Summary
 from mada_optim.experiments.run_folder import RunFolder
-from mada_optim.experiments.stages import TUNE, Ending, RunReport, make_report, run_stages
+from mada_optim.experiments.stage_folder import TUNE
+from mada_optim.experiments.stages import Ending, RunReport, make_report, run_stages
 from mada_optim.experiments.sweep import Experiment
 from mada_optim.tasks import InputError
 
@@ -58,6 +62,23 @@ def test_again_trains_nothing(out: Path) -> None:
     assert stamps == {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.jsonl")}
 
 
+def test_what_is_kept_is_said(out: Path) -> None:
+    said: list[tuple[Path, int, int]] = []
+
+    def again(grid: Experiment) -> None:
+        run_stages(grid, {TUNE: out}, 2, _ignore, on_kept=lambda *counts: said.append(counts), only=["adamw"])
+
+    again(GRID)
+    result = RunFolder(out / "runs" / "adamw-lr0.01-seed1").result_file
+    result.unlink()
+    again(GRID)
+    assert said == [(out, 4, 0), (out, 3, 1)]
+    console = Console(file=io.StringIO())
+    with SweepDisplay(console) as display:
+        display.kept(out, 3, 1)
+    assert console.file.getvalue() == f"{out}: 3 of 4 runs are over and kept, 1 to train.\n"  # type: ignore[attr-defined]
+
+
 def test_unfinished_run_goes_on(out: Path) -> None:
     folder = RunFolder(out / "runs" / "adamw-lr0.01-seed1")
     before = folder.result_file.read_text()
@@ -85,7 +106,7 @@ def test_report_from_stored_files(out: Path) -> None:
     assert [row[0] for row in tables[0]] == ["optimizer", "adamw", "mada:rho=0"]
     assert len(tables[2][0]) == 3
     assert "2 seeds" in notes[0]
-    assert len(notes) == 1
+    assert len(notes) == 2  # the other says that best rates are at an edge
     stored = json.loads(written["results.json"])
     assert [entry["optimizer"] for entry in stored["results"]] == ["adamw", "mada:rho=0"]
     assert len(stored["results"][0]["by_lr"][0]["val_loss"]) == 2
@@ -162,7 +183,33 @@ def test_recipe_defaults_are_those_of_each_optimizer() -> None:
     assert all(config.optimizer.betas is None and config.final_lr is None for config in configs)
 
 
-@pytest.mark.parametrize("spec", ["mada:rho", "mada:rho=x", "mada:beta1=0.3"])
+def test_options_of_a_contender_are_honoured_or_refused() -> None:
+    base = dataclasses.replace(BASE, optimizer=OptimizerConfig(weight_decay=0.3))
+    grid = comparison(["adamw", "adamw:weight_decay=5", "adamw:beta1=0.5:beta2=0.7"], [1e-2], [0], base)
+    configs = [
+        optimizers.resolve(config.optimizer) for label in grid.contenders for config in grid.tune(label).values()
+    ]
+    assert [(config.weight_decay, config.betas) for config in configs] == [
+        (0.3, (0.9, 0.99)),
+        (5, (0.9, 0.99)),
+        (0.3, (0.5, 0.7)),
+    ]
+    with pytest.raises(InputError, match="options of adamw must not have lr, got 1: .* --lrs"):
+        comparison(["adamw:lr=1"], [1e-2], [0], BASE)
+
+
+def test_betas_that_an_optimizer_does_not_take_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # What is refused later is refused after it has been said.
+    command = ["compare", "--optimizers", "adamw,lion,adan:beta1=0.9:beta2=0.9", "--betas", "0.5", "0.7"]
+    assert main([*command, "--workers", "0", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "mada: --betas do not reach lion, for which they mean something else" in error
+    assert "adan" not in error
+
+
+@pytest.mark.parametrize(
+    "spec", ["mada:rho", "mada:rho=x", "mada:beta1=0.3", "mada:betas=0.1", "mada:lr=1", "mada:rho=1:rho=0"]
+)
 def test_bad_specs(spec: str) -> None:
     with pytest.raises(InputError, match=spec.split(":")[1].partition("=")[0]):
         parse(spec)

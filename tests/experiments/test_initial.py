@@ -16,9 +16,10 @@ from transformers import GPT2LMHeadModel
 
 from mada_optim.cli import main
 from mada_optim.experiments.config import RunConfig, from_dict, to_dict
-from mada_optim.experiments.optimizers import available
+from mada_optim.experiments.entries import ENTRIES
 from mada_optim.experiments.run_folder import RunFolder
-from mada_optim.experiments.stages import TUNE, make_report, run_stages
+from mada_optim.experiments.stage_folder import TUNE
+from mada_optim.experiments.stages import make_report, run_stages
 from mada_optim.experiments.sweep import load
 from mada_optim.experiments.train import resolve, train
 from mada_optim.tasks import InputError
@@ -126,7 +127,7 @@ def test_resumed_only_with_the_same_weights(earlier: Path, text: Path, tmp_path:
         train(config, tmp_path / "run", resume=True)
 
 
-@pytest.mark.parametrize("name", sorted(set(available()) - {"schedulefree"}))
+@pytest.mark.parametrize("name", sorted(set(ENTRIES) - {"schedulefree"}))
 def test_a_run_of_any_optimizer_is_one_to_begin_with(name: str, text: Path, tmp_path: Path) -> None:
     train(tiny_config(name, steps=1), tmp_path / "earlier", draw=False)
     assert_same(

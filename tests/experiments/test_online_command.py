@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from mada_optim.cli import main
+from mada_optim.experiments import online
+from mada_optim.experiments.display import StepsDisplay
 from mada_optim.experiments.online import Setting
 from mada_optim.tasks.online import PROBLEMS
 
@@ -39,6 +43,49 @@ def test_the_table_is_that_of_the_runs(capsys: pytest.CaptureFixture[str], tmp_p
     (trace,) = setting.play(setting.learned(1.0))
     values = trace.iterates[-4:].mean(), trace.average_regret[-1], trace.rho[-4:].mean()
     assert [float(cell) for cell in row.split()[-3:]] == pytest.approx([value.item() for value in values], abs=5e-3)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("steps", [1, 250, 303])  # of periods of 3, 100 and 101
+def test_the_figure_says_what_the_table_says(
+    problem: str, steps: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--problem", problem, "--steps", str(steps), "--seeds", "2", "--out", str(tmp_path / "figure")]
+    assert main(["online", *options]) == 0
+    drawn = (tmp_path / "figure.svg").read_text("utf-8")
+    for row in capsys.readouterr().out.splitlines()[1:-1]:
+        name, *cells = re.split(r"  +", row)
+        for cell in cells if name.startswith("MADA") else cells[:2]:  # the figure shows ρ where it is learned
+            assert f">{name}  {cell.split(' ±')[0]}<" in drawn, row
+
+
+def test_the_lines_of_the_figure_end_with_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(online, "save_figure", lambda figure, path: figures.append(figure))
+    setting = Setting("periodic", steps=250)
+    online.draw_online(setting, {name: setting.play(make) for name, make in setting.contenders().items()}, tmp_path)
+    assert {line.get_xdata()[-1] for axes in figures[0].axes for line in axes.get_lines()} == {250}
+
+
+def test_wide_numbers_keep_their_distance() -> None:
+    row = online._line("MADA from ρ = 0", "-0.12 ± 12345.67", "123456.789 ± 12345.678", "0.50 ± 12345.67")
+    assert len(re.split("  +", row)) == 4
+
+
+@pytest.mark.parametrize(("options", "plays"), [([], 5), (["--scan"], 3 * 10), (["--problem", "stochastic"], 5 * 4)])
+def test_progress(options: list[str], plays: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[int] = []
+    done = StepsDisplay.__exit__
+
+    def leave(self: StepsDisplay, *rest: Any) -> None:
+        seen.extend((self._done, self._total))
+        done(self, *rest)
+
+    monkeypatch.setattr(StepsDisplay, "__exit__", leave)
+    if "--scan" in options:
+        options = [*options, "--problem", "theorem"]
+    assert main(["online", *options, "--steps", "20", "--out", str(tmp_path / "figure")]) == 0
+    assert seen == [20 * plays] * 2
 
 
 def test_scan(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from mada_optim.experiments import optimizers
 from mada_optim.experiments.config import OptimizerConfig
+from mada_optim.experiments.entries import ENTRIES
 from mada_optim.experiments.peers import MuonWithAdamW
 from mada_optim.experiments.train import train as train_run
 from mada_optim.experiments.variants import MaximumMADA, ZeroedGradientMADA
@@ -26,7 +27,7 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("name", optimizers.available())
+@pytest.mark.parametrize("name", ENTRIES)
 def test_trains_and_resumes(name: str, tmp_path: Path) -> None:
     config = dataclasses.replace(tiny_config(), optimizer=CONFIGS.get(name, OptimizerConfig(name, lr=1e-2)))
     result = train_run(config, tmp_path / "whole", draw=False)
@@ -111,6 +112,59 @@ def test_a_zeroed_gradient_makes_the_difference_a_momentum() -> None:
         weight.grad = torch.tensor([1.0, -2.0, 3.0])
         optimizer.step()
     torch.testing.assert_close(optimizer.state[weight]["exp_avg_diff"], weight.grad, rtol=1e-5, atol=0.0)
+
+
+# Options: honoured or refused, never dropped.
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_options_that_are_fields_are_honoured(name: str) -> None:
+    by_option = OptimizerConfig(name, options={"weight_decay": 5.0, "betas": [0.6, 0.7]})
+    assert by_option == OptimizerConfig(name, weight_decay=5.0, betas=(0.6, 0.7))
+    groups = optimizers.build(optimizers.resolve(by_option), tiny_config().task.build().model(0)).param_groups
+    assert {group["weight_decay"] for group in groups} == {0.0, 5.0}
+    for group in groups:
+        betas = group["betas"] if "betas" in group else group.get("coefficients", (None,))[:2]
+        assert "momentum" in group or [float(beta) for beta in betas] == pytest.approx([0.6, 0.7])
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("option", ["lr", "name", "params", "no_such_option"])
+def test_options_that_cannot_be_honoured_are_refused(name: str, option: str) -> None:
+    with pytest.raises(InputError, match=rf"{name}.*{option}|{option}.*{name}"):
+        optimizers.resolve(OptimizerConfig(name, options={option: 1.0}))
+
+
+def test_an_option_says_what_the_field_says() -> None:
+    assert OptimizerConfig("adamw", weight_decay=0.5, options={"weight_decay": 0.5}).options == {}
+    with pytest.raises(
+        InputError, match="weight_decay in the options of adamw must be 0.1, as outside of them, got 0.5"
+    ):
+        OptimizerConfig("adamw", weight_decay=0.1, options={"weight_decay": 0.5})
+    with pytest.raises(InputError, match="betas must be two numbers, got 0.1"):
+        OptimizerConfig("adamw", options={"betas": 0.1})
+
+
+@pytest.mark.parametrize("option", ["maximize", "foreach", "capturable", "differentiable", "fused"])
+def test_muon_takes_no_option_that_only_a_part_of_it_would_know(option: str) -> None:
+    with pytest.raises(InputError, match=f"optimizer muon: .*{option}"):
+        optimizers.resolve(OptimizerConfig("muon", options={option: True}))
+
+
+def test_options_of_muon_reach_their_part() -> None:
+    options = {"momentum": 0.5, "nesterov": False, "ns_steps": 3, "eps": 1e-3, "amsgrad": True}
+    optimizer = optimizers.build(optimizers.resolve(OptimizerConfig("muon", options=options)), Net(torch.float32))
+    muon, adamw = (part.param_groups[0] for part in optimizer.parts)
+    assert (muon["momentum"], muon["nesterov"], muon["ns_steps"]) == (0.5, False, 3)
+    assert (adamw["eps"], adamw["amsgrad"]) == (1e-3, True)
+    with pytest.raises(InputError, match="momentum"):  # before anything is trained
+        optimizers.resolve(OptimizerConfig("muon", options={"momentum": -1.0}))
+
+
+@pytest.mark.parametrize(("name", "lr"), [("lion", 1e-3), ("prodigy", 1.0), ("adamw", 3e-3)])
+def test_default_rates(name: str, lr: float) -> None:
+    assert optimizers.resolve(OptimizerConfig(name)).lr == lr
+    assert optimizers.resolve(OptimizerConfig(name, lr=0.5)).lr == 0.5
 
 
 def test_unknown_name() -> None:

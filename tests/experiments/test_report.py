@@ -21,7 +21,8 @@ import torch
 from mada_optim.cli import main
 from mada_optim.experiments.page import write_report
 from mada_optim.experiments.run_folder import RunFolder
-from mada_optim.experiments.stages import CONFIRM, TUNE, make_report, run_stages
+from mada_optim.experiments.stage_folder import CONFIRM, TUNE
+from mada_optim.experiments.stages import make_report, run_stages
 from mada_optim.experiments.sweep import load
 from mada_optim.tasks import InputError
 
@@ -77,6 +78,10 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.text = ""
         self.html = path.read_text("utf-8")
+        self.keys: dict[str, list[str]] = {}
+        self._waiting: list[str] = []
+        self._captions: list[str] = []
+        self._caption_of: dict[str, str] = {}
         self._inside: list[str] = []
         self.feed(self.html)
 
@@ -84,6 +89,16 @@ class Page(HTMLParser):
         self.links += [value for name, value in attributes if name in ("src", "href", "srcset", "data")]
         if tag not in ("meta", "link", "br"):
             self._inside.append(tag)
+        name = dict(attributes).get("id", "")
+        if re.fullmatch(r"s\d+-\d+(-\d+)?", name):
+            block = "-".join(name.split("-")[:2])
+            self.keys[block] = self.keys.get(block, []) + self._waiting
+            self._caption_of[name] = "".join(self._captions[-1:])
+            self._waiting = []
+        if tag == "figcaption":
+            self._captions.append("")
+        if tag == "button":
+            self._waiting.append("")
         if tag == "table":
             self.tables.append([])
         if tag == "tr":
@@ -97,17 +112,28 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._inside and self._inside[-1] in ("th", "td"):
             self.tables[-1][-1][-1] += data
+        if "button" in self._inside:
+            self._waiting[-1] += data
+        if "figcaption" in self._inside:
+            self._captions[-1] += data
         if "script" not in self._inside and "style" not in self._inside:
             self.text += data
 
     def figures(self) -> dict[str, dict[str, Any]]:
         """Data and layout of each, by the id of its element."""
         found = {}
-        for call in re.finditer(r'Plotly\.newPlot\(\s*"(s\d+-\d+)",\s*', self.html):
+        for call in re.finditer(r'Plotly\.newPlot\(\s*"(s\d+-\d+(?:-\d+)?)",\s*', self.html):
             data, end = json.JSONDecoder().raw_decode(self.html, call.end())
             layout, _ = json.JSONDecoder().raw_decode(self.html, self.html.index("{", end))
             found[call[1]] = {"data": data, "layout": layout}
         return found
+
+    def captions(self) -> dict[str, list[str]]:
+        """Titles of the small figures, by the name of their block."""
+        blocks: dict[str, list[str]] = {}
+        for name, caption in self._caption_of.items():
+            blocks.setdefault("-".join(name.split("-")[:2]), []).append(caption)
+        return blocks
 
     def figure(self, y: str) -> dict[str, Any]:
         """The first with this title of its y axis."""
@@ -150,6 +176,7 @@ def test_tables_are_those_of_the_stages(out: Path, page: Page) -> None:
 
 def test_it_says_what_was_run(page: Page) -> None:
     assert page.text.count("Tiny <b>: tune") == 2  # in the contents and over the section
+    assert page.text.count("† The best learning rate is at the edge of its grid") == 2
     for text in ("layers 1", "steps 12", "steps 8", "0, 1, 2", f"torch {torch.__version__}", "cores"):
         assert text in page.text
 
@@ -205,7 +232,12 @@ def test_a_run_alone(out: Path, tmp_path: Path) -> None:
     folder = out / TUNE / "runs" / "omada-lr0.01-seed1"
     write_report([folder], tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
-    assert "omada, learning rate 0.01, seed 1" in page.text
+    assert (
+        page.text.split("<title>")[0].count("omada, learning rate 0.01, seed 1") == 2
+    )  # the page's title and its heading
+    assert [table[0][0] for table in page.tables] == ["optimizer"] * 2
+    assert all(cell != "-" for table in page.tables for row in table for cell in row)
+    assert "interval" not in page.text
     assert "runs1 of 1 are over" in page.text
     training = traces(page.figure("loss (nats)"), name="training")[0]
     assert training["y"] == [line["loss"] for line in RunFolder(folder).metrics() if "loss" in line]
@@ -225,23 +257,32 @@ def test_several_folders(out: Path, tmp_path: Path) -> None:
 
 def test_experiments_together(out: Path, tmp_path: Path) -> None:
     write_report([out, out / TUNE, out / TUNE / "runs" / "adamw-lr0.01-seed1"], tmp_path / "all.html")
-    header, reference, *rows = Page(tmp_path / "all.html").tables[0]
+    page = Page(tmp_path / "all.html")
+    header, reference, *rows = page.tables[0]
     assert header == ["optimizer", "Tiny <b>", "Tiny <b>", "lower", "higher"]
     for stage in (CONFIRM, TUNE):
         make_report(out / stage)
     entries = [json.loads((out / stage / "results.json").read_text("utf-8"))["results"] for stage in (CONFIRM, TUNE)]
     losses = [next(entry for entry in each if entry["optimizer"] == "adamw") for each in entries]
-    assert reference[1:] == [*(f"{each['val_loss']:.4f} ± {each['val_loss_ci95']:.4f}" for each in losses), "-", "-"]
+
+    def mark(entry: Mapping[str, Any]) -> str:
+        return "" if entry["best_lr_edge"] is None else " †"
+
+    shown = [f"{each['val_loss']:.4f} ± {each['val_loss_ci95']:.4f}{mark(each)}" for each in losses]
+    assert reference[1:] == [*shown, "-", "-"]
     assert [row[0] for row in rows] == [LABEL, "omada", "starts", "wild"]  # of which nothing is in the first
     for row in rows:
         cells = [next((entry for entry in each if entry["optimizer"] == row[0]), {}) for each in entries]
         sure = [(cell["difference"], cell["difference_ci95"]) for cell in cells if "difference" in cell]
         assert row[1:3] == [
-            f"{cell['difference']:+.4f} ± {cell['difference_ci95']:.4f}" if "difference" in cell else "-"
+            f"{cell['difference']:+.4f} ± {cell['difference_ci95']:.4f}{mark(cell)}" if "difference" in cell else "-"
             for cell in cells
         ]
         assert row[3] == f"{sum(mean + half < 0 for mean, half in sure)} of {len(sure)}"
         assert row[4] == f"{sum(mean - half > 0 for mean, half in sure)} of {len(sure)}"
+    assert re.search(
+        r"† The best learning rate is at the edge of its grid.* \([\d.]+, the \w+\) in Tiny <b>", page.text
+    )
     assert rows[3][1:] == ["-", "-", "0 of 0", "0 of 0"]  # every run of it diverged
 
 
@@ -301,7 +342,7 @@ def test_command(
 
 
 def test_curves(out: Path, page: Page) -> None:
-    lr = page.tables[0][1][1]
+    lr = page.tables[0][1][1].removesuffix(" †")
     stored = [RunFolder(out / TUNE / "runs" / f"adamw-lr{lr}-seed{seed}").metrics() for seed in (0, 1)]
     values = [[line["val_loss"] for line in metrics if "val_loss" in line] for metrics in stored]
     figure = page.figure("validation loss (nats)")
@@ -336,20 +377,27 @@ def test_finals_of_the_second_stage_are_over_contenders(page: Page) -> None:
 
 def test_contours_and_paths(page: Page) -> None:
     figures = page.figures()
-    contour = traces(figures["s0-2"], type="contour")[0]
+    contour = traces(figures["s0-2-0"], type="contour")[0]
     assert len(contour["z"]) == 2
-    assert [_title(figures[f"s0-{i}"]["layout"]["coloraxis"]["colorbar"]) for i in (2, 3)] == [
+    assert [_title(figures[f"s0-{i}-0"]["layout"]["coloraxis"]["colorbar"]) for i in (2, 3)] == [
         "final training loss (nats)",
         "final validation loss (nats)",
     ]
-    together, starts = figures["s0-4"], figures["s0-5"]
-    titles = [annotation["text"] for annotation in together["layout"]["annotations"]]
+    titles = page.captions()["s0-4"]
     assert set(titles) >= {"β1", "β3", "ω", "κ"}
-    logarithmic = [name for name, axis in together["layout"].items() if name.startswith("yaxis") and "type" in axis]
-    assert logarithmic == [f"yaxis{titles.index('κ') + 1}"]
-    assert {trace["name"] for trace in starts["data"]} == {
-        f"β1 {one}, β2 {two}" for one in (0.1, 0.9) for two in (0.5, 0.9)
-    }
+    together = [figures[f"s0-4-{i}"]["layout"] for i in range(len(titles))]
+    assert [title for title, layout in zip(titles, together, strict=True) if "type" in layout["yaxis"]] == ["κ"]
+    names = {trace["name"] for name, figure in figures.items() if name.startswith("s0-5-") for trace in figure["data"]}
+    assert names == {f"β1 {one}, β2 {two}" for one in (0.1, 0.9) for two in (0.5, 0.9)}
+
+
+def test_keys_and_titles_are_text_of_the_page(page: Page) -> None:
+    """plotly cuts what is longer than its figure."""
+    assert all(figure["layout"]["showlegend"] is False for figure in page.figures().values())
+    assert not any("annotations" in figure["layout"] for figure in page.figures().values())
+    assert f"{LABEL}, lr 0.01" in page.keys["s0-0"]
+    assert set(page.keys["s0-5"]) == {f"β1 {one}, β2 {two}" for one in (0.1, 0.9) for two in (0.5, 0.9)}
+    assert "starts, lr 0.01" in page.captions()["s0-2"]
 
 
 def test_figures_for_papers(out: Path) -> None:
@@ -364,7 +412,31 @@ def test_figures_for_papers(out: Path) -> None:
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TIMEOUT = 120  # only so that nothing hangs for ever
-MEASURE = "<script>document.body.dataset.wide = document.documentElement.scrollWidth - innerWidth</script></body>"
+# How much wider than its window is the page; which texts are cut in a narrow one; what a click on a key hides.
+MEASURE = """
+<script>
+{
+  const all = (selector) => [...document.querySelectorAll(selector)];
+  const found = document.body.dataset;
+  found.wide = document.documentElement.scrollWidth - innerWidth;
+  const box = document.querySelector("main");
+  box.style.width = "372px";
+  const right = box.getBoundingClientRect().right;
+  const isCut = (element) =>
+    element.getBoundingClientRect().right > right + 1 || element.scrollWidth > element.clientWidth + 1;
+  found.cut = all(".keys button, .keys span, figcaption, h3").filter(isCut).length;
+  const columns = (grid) => getComputedStyle(grid).gridTemplateColumns.split(" ").length;
+  found.columns = all(".small").map(columns);
+  const plot = document.querySelector(".block .js-plotly-plot");
+  const key = document.querySelector(".block .keys button");
+  const press = (kind) => {
+    key.dispatchEvent(new MouseEvent(kind, { bubbles: true }));
+    return plot.data.map((trace) => Number(trace.visible !== false)).join("");
+  };
+  found.keys = [press("click"), press("click"), press("dblclick"), press("dblclick")];
+}
+</script></body>
+"""
 
 
 def browse(page: Path, profile: Path) -> tuple[str, list[str]]:
@@ -386,11 +458,25 @@ def test_in_a_browser(page: Page, tmp_path: Path) -> None:
     file.write_text(page.html.replace("</body>\n</html>", f"{MEASURE}</html>"), "utf-8")
     document, console = browse(file, tmp_path / "profile")
     assert console == []
-    assert len(page.figures()) == 6 + 6
-    drawn = re.findall(r'id="(s\d+-\d+)".*?<svg class="main-svg"', document, re.DOTALL)
+    drawn = re.findall(r'id="(s\d+-\d+(?:-\d+)?)".*?<svg class="main-svg"', document, re.DOTALL)
     assert drawn == list(page.figures())
-    legends = re.findall(r'class="legendtext"[^>]*>([^<]+)<', document)
-    assert any(text.startswith(escape(LABEL, quote=False)) for text in legends)
-    wider = re.search(r'data-wide="(-?\d+)"', document)
-    assert wider is not None
-    assert int(wider[1]) <= 0
+
+    def measured(name: str) -> str:
+        (value,) = re.findall(rf'data-{name}="([^"]*)"', document)
+        return str(value)
+
+    assert int(measured("wide")) <= 0
+    assert measured("cut") == "0"
+    assert set(measured("columns").split(",")) == {"1"}
+    groups = [trace["legendgroup"] for trace in page.figures()["s0-0"]["data"]]
+    hidden = "".join(str(int(group != groups[0])) for group in groups)
+    alone = "".join(str(int(group == groups[0])) for group in groups)
+    everything = "1" * len(groups)
+    assert measured("keys").split(",") == [hidden, everything, alone, everything]
+    _, *parts = re.split(r'id="(s\d+-\d+(?:-\d+)?)"', document)
+    by_figure = dict(zip(parts[::2], parts[1::2], strict=True))
+    of_scale = f"s0-4-{page.captions()['s0-4'].index('κ')}"
+    ticks = re.findall(r'class="ytick"><text[^>]*>([^<]+)</text>', by_figure[of_scale])
+    assert len(ticks) > 1
+    low, high = page.figures()[of_scale]["layout"]["yaxis"]["range"]
+    assert all(10**low <= float(text) <= 10**high for text in ticks)  # 0.2, where plotly by itself writes 2

@@ -13,7 +13,8 @@ from mada_optim.cli import main
 from mada_optim.experiments import report
 from mada_optim.experiments.config import RunConfig
 from mada_optim.experiments.run_folder import RunFolder
-from mada_optim.experiments.stages import CONFIRM, TUNE, Ending, RunReport, make_report, run_stages
+from mada_optim.experiments.stage_folder import CONFIRM, TUNE
+from mada_optim.experiments.stages import Ending, RunReport, make_report, run_stages
 from mada_optim.experiments.sweep import Experiment, load
 from mada_optim.experiments.train import Result, resolve
 from mada_optim.tasks import InputError
@@ -78,6 +79,17 @@ def test_shakespeare() -> None:
     assert config.task == dataclasses.replace(RunConfig().task, data="/texts/tiny_shakespeare.txt")
     assert {config.steps for config in experiment.confirmed("muon", 1e-2).values()} == {2000}
     assert experiment.config("adamw β2 0.95").optimizer.betas == (0.9, 0.95)
+
+
+def test_options_of_a_contender_that_are_fields(tmp_path: Path) -> None:
+    options = "options = { betas = [0.1, 0.2], weight_decay = 3.0, eps = 1e-3 }"
+    experiment = load(write(tmp_path, f'{BASE}[contenders.a]\nname = "adamw"\n{options}'))
+    optimizer = experiment.config("a").optimizer
+    assert (optimizer.betas, optimizer.weight_decay, optimizer.options) == ((0.1, 0.2), 3.0, {"eps": 1e-3})
+    axes = '[axes]\n"optimizer.betas" = [[0.5, 0.9]]\n'
+    path = write(tmp_path, f'{BASE}{axes}[contenders.a]\nname = "adamw"\n{options}')
+    with pytest.raises(InputError, match="optimizer.betas of 'a' must be left out, for it is an axis"):
+        load(path)
 
 
 def test_all_data_are_looked_up_in_their_root(tmp_path: Path) -> None:
@@ -159,6 +171,12 @@ def test_labels_with_commas(tmp_path: Path) -> None:
         ("steps = 10", "optimizer = { betas = 0.9 }", "optimizer.betas must be two numbers, got 0.9"),
         ("seeds = [0, 1, 2]", "", "confirm must be a table with seeds"),
         ("seeds = [0, 1, 2]", "seeds = []", "confirm.seeds must be a list that is not empty"),
+        ("hyper_warmup = 2,", "lr = 1.0,", "options of mada must not have lr, got 1.0: .* the axis optimizer.lr"),
+        ("hyper_warmup = 2,", "betas = 0.1,", "betas must be two numbers, got 0.1"),
+        ("run = { steps = 40 }", "run = { seed = 4 }", "seed of 'wild' must be left out, for it is an axis"),
+        ("run = { steps = 40 }", "run = { optimizer = { lr = 1.0 } }", "optimizer.lr of 'wild' must be left out"),
+        ("steps = 12", '"optimizer.lr" = 1.0', "optimizer.lr of 'confirm' must be left out"),
+        ("steps = 10", "optimizer = { lr = 1.0 }", "optimizer.lr of 'base' must be left out"),
         ("hyper_warmup = 2,", "hyper_warmpu = 2,", "hyper_warmpu"),
         ('[contenders.mada]\nname = "mada"', "[contenders.mada]", "contenders.mada must be a table with a name"),
         ('[contenders.mada]\nname = "mada"', '[contenders.mada]\nname = "adamx"', "got 'adamx'"),
@@ -376,7 +394,7 @@ def test_table_of_betas() -> None:
         {"betas": [0.5, 0.9], "train_loss": None, "val_loss": None},
     ]
     table = report.betas_table(found, 2.5)
-    assert table[1] == ["adamw", "0.1", "4", "50.0%", "2.5000", "diverged", "4.5000", "diverged", "-"]
+    assert table[1] == ["adamw", "0.1 †", "4", "50.0%", "2.5000", "diverged", "4.5000", "diverged", "-"]
     assert report.median_train_loss([summary]) == 9.0
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from mada_optim.experiments.run_folder import Metrics, RunFolder
 from mada_optim.experiments.stage_folder import without_paths
 from mada_optim.tasks import require
-from mada_optim.tasks.stored import read_json, replacing
+from mada_optim.tasks.stored import prepare_file, read_json, replacing
 
 STEPS = 50  # kept of each run, beside its validations
 DIGITS = 6
@@ -30,8 +30,9 @@ def pack(folder: Path, out: Path) -> int:
     Equal folders make equal files. Runs that are not over are left out.
 
     Raises:
-        InputError: there is no stage in the folder, or no run of it is over.
+        InputError: there is no stage in the folder, or no run of it is over, or ``out`` cannot be written.
     """
+    prepare_file(out)
     stages = sorted(path.parent for path in [*folder.glob("stage.json"), *folder.glob("*/stage.json")])
     require(bool(stages), "folder", str(folder), "that of a sweep, or of a stage, with a stage.json")
     files = {path: content for stage in stages for path, content in _files(stage, folder)}

@@ -22,5 +22,5 @@ def comparison(optimizers: Sequence[str], lrs: Sequence[float], seeds: Sequence[
         allowed = "a list that is not empty and repeats nothing"
         require(bool(values) and len(set(values)) == len(values), name, list(values), allowed)
     given = {spec: parse(spec) for spec in optimizers}
-    contenders = {spec: Contender(one.name, one.betas, options=one.options) for spec, one in given.items()}
+    contenders = {spec: Contender(one.name, one.betas, one.weight_decay, one.options) for spec, one in given.items()}
     return Experiment("Comparison", base, contenders, {LR: lrs, SEED: seeds})

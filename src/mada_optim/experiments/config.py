@@ -22,23 +22,53 @@ class OptimizerConfig:
     """An optimizer by name, with what the user set.
 
     Args:
-        name: one of ``mada_optim.experiments.optimizers.available()``.
-        lr: peak learning rate.
+        name: one of ``mada_optim.experiments.entries.ENTRIES``.
+        lr: peak learning rate. None: the optimizer's own (3e-3; lion 1e-3, prodigy 1).
         betas: None: (0.9, 0.99), or the optimizer's own where these mean something else to it (adan, lion).
         weight_decay: decoupled, on tensors of two and more dimensions. None: 0.1 (adam: 0).
-        options: further arguments of the constructor, by name; only what the user set.
+        options: further arguments of the constructor, by name; only what the user set. ``betas`` and ``weight_decay``
+            among them become the fields of this name, so that they are not overruled by these.
+
+    Raises:
+        InputError: a value is not allowed; or ``options`` has ``lr``, which is a field of its own, or says of a field
+            something else than the field does.
     """
 
     name: str = "mada"
-    lr: float = 3e-3
+    lr: float | None = None
     betas: tuple[float, float] | None = None
     weight_decay: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(_is_number(self.lr) and self.lr > 0, "lr", self.lr, "a positive number")
+        lr = self.lr
+        require(lr is None or (_is_number(lr) and lr > 0), "lr", lr, "a positive number")
+        self._take_fields_out_of_options()
         decay = self.weight_decay
         require(decay is None or (_is_number(decay) and decay >= 0), "weight_decay", decay, "a number >= 0")
+
+    def _take_fields_out_of_options(self) -> None:
+        options = dict(self.options)
+        for name in ("name", "lr"):
+            if name in options:
+                raise InputError(
+                    f"options of {self.name} must not have {name}, got {options[name]!r}: it is set for the whole run, "
+                    "the learning rate by --lr, --lrs or the axis optimizer.lr"
+                )
+        for name in ("betas", "weight_decay"):
+            if name not in options:
+                continue
+            value = options.pop(name)
+            value = pair(name, value) if name == "betas" else value
+            field_value = getattr(self, name)
+            require(
+                field_value in (None, value),
+                f"{name} in the options of {self.name}",
+                value,
+                f"{field_value!r}, as outside of them",
+            )
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "options", options)
 
 
 @dataclass(frozen=True)
@@ -102,6 +132,7 @@ class RunConfig:
         [0.1, 1.0, 0.55, 0.1]
         """
         assert self.final_lr is not None
+        assert self.optimizer.lr is not None
         peak, warmup = self.optimizer.lr, round(self.warmup * self.steps)
         if step <= warmup:
             return peak * step / warmup
@@ -163,6 +194,13 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str 
         elif here != there:
             found.append(f"{prefix}{key}: {here!r}, there {there!r}")
     return found
+
+
+def pair(name: str, value: Any) -> tuple[float, float]:
+    """Two numbers as a tuple. Raises :class:`InputError`, naming the argument, where they are not."""
+    numbers = isinstance(value, (list, tuple)) and all(isinstance(item, (int, float)) for item in value)
+    require(numbers and len(value) == 2, name, value, "two numbers")
+    return value[0], value[1]
 
 
 def _is_number(value: object) -> bool:

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.tri import Triangulation
 
-from mada_optim.experiments.display import SYMBOLS
-from mada_optim.experiments.paths import LOGARITHMIC, Panel, Points, coefficient_points
+from mada_optim.experiments.display import SYMBOLS, short
+from mada_optim.experiments.paths import LOGARITHMIC, Panel, Points, axis_limits, coefficient_points
 from mada_optim.experiments.run_folder import Metrics, RunFolder
 
 if TYPE_CHECKING:
@@ -96,17 +98,17 @@ def draw_comparison(summaries: Sequence[Summary], path: Path, title: str) -> Non
         label_ends(left, labels)
         left.set(title="At each optimizer's best learning rate", xlabel="step", ylabel="validation loss")
         right.set(title="At every learning rate", xlabel="learning rate", ylabel="final validation loss", xscale="log")
-        lrs = _spaced(sorted({lr for summary in summaries for lr in summary.lrs()}))
+        lrs = spaced(sorted({lr for summary in summaries for lr in summary.lrs()}))
         right.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
         right.minorticks_off()
         figure.suptitle(title, x=0.01, ha="left", color="#555555", fontsize=10)
         save_figure(figure, path)
 
 
-def _spaced(values: Sequence[float], most: int = 7) -> list[float]:
+def spaced(values: Sequence[float], most: int = 7) -> list[float]:
     """Those that can be labels of a logarithmic axis beside each other.
 
-    >>> _spaced([0.001, 0.003, 0.01, 0.03, 3.0]), _spaced([0.001, 0.003, 0.01])
+    >>> spaced([0.001, 0.003, 0.01, 0.03, 3.0]), spaced([0.001, 0.003, 0.01])
     ([0.001, 0.01, 3.0], [0.001, 0.003, 0.01])
     """
     kept = list(values[:1])
@@ -174,9 +176,10 @@ def _draw_panel(figure: SubFigure, panel: Panel) -> None:
             if line.diverged:
                 axes.plot(steps[-1:], values[-1:], "x", color=colour, ms=5)
         axes.set_title(SYMBOLS.get(name, name))
+        axes.set_ylim(panel.limits[name])
         if name in LOGARITHMIC:
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
+            label_in_full(axes.yaxis)
     for axes in grid.flat[max(0, len(names) - 3) : len(names)]:
         axes.set_xlabel("step")
         axes.tick_params(labelbottom=True)
@@ -243,10 +246,11 @@ def _draw_coefficients(axes: Axes, paths: Mapping[str, Points]) -> None:
         steps, values = zip(*points, strict=True)
         # Several stay at 1 together: each is thinner than the one below it, so that all are seen.
         axes.plot(steps, values, color=colour, lw=max(1.0, 2.6 - 0.3 * index))
-        labels.append(EndLabel(values[-1], f"{SYMBOLS.get(name, name)}  {values[-1]:.3f}", colour))
+        labels.append(EndLabel(values[-1], f"{SYMBOLS.get(name, name)}  {short(values[-1])}", colour))
     if paths.keys() <= LOGARITHMIC:
-        axes.set(ylabel="coefficient", yscale="log")
-        axes.yaxis.set_major_formatter("{x:g}")
+        shown = [value for points in paths.values() for _, value in points]
+        axes.set(ylabel="coefficient", yscale="log", ylim=axis_limits(shown, next(iter(paths))))
+        label_in_full(axes.yaxis)
     else:
         axes.set(ylabel="coefficient", ylim=(-0.03, 1.03))
     label_ends(axes, labels)
@@ -343,6 +347,13 @@ def style() -> Iterator[None]:
     """How all figures look."""
     with matplotlib.rc_context(_STYLE):
         yield
+
+
+def label_in_full(axis: Axis) -> None:
+    """Ticks of a logarithmic axis at 1, 2 and 5 of each power of ten, written as numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -14,17 +14,17 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from mada_optim.experiments.figures import PALETTE, EndLabel, label_ends, save_figure, style
+from mada_optim.experiments.figures import PALETTE, EndLabel, label_ends, label_in_full, save_figure, style
 from mada_optim.experiments.stats import mean_interval
 from mada_optim.points import MADA, AVGrad, load_optimizer
 from mada_optim.tasks import require
 from mada_optim.tasks.online import HIGH, LOW, PROBLEMS, Trace, play
 
 Make = Callable[[list[nn.Parameter]], Optimizer]
+OnStep = Callable[[], None] | None
 Traces = Sequence[Trace]  # one for each seed
 
 ADAM, AMSGRAD, AVGRAD, FROM_ADAM, FROM_AVGRAD = "Adam", "AMSGrad", "AVGrad", "MADA from Adam", "MADA from ρ = 0"
@@ -41,8 +41,9 @@ _SCAN_BETAS = {
     "periodic": [(beta1, beta2) for beta1 in (0.0, 0.9, 0.95) for beta2 in (0.99, 0.999)],
 }
 _SCAN_HYPER_LR = (0.01, 0.1, 1.0, 10.0)
-_SCAN_RHO = (0.3, 0.1, 0.03)  # and 1 and 0
+_SCAN_HELD = (1.0, 0.3, 0.1, 0.03, 0.0)  # ρ
 _POINTS = 100  # of a line in the figure, at most
+_DIGITS = {"iterates": 2, "average_regret": 3, "rho": 2}  # of what the table and the figure print
 
 
 @dataclass(frozen=True)
@@ -106,14 +107,26 @@ class Setting:
         options["hyper_lr"] = {"rho": self.hyper_lr}
         return MADA(params, betas=self.resolved_betas, weight_decay=0.0, **options)
 
-    def play(self, make: Make) -> Traces:
-        """One run for each seed."""
-        problem = PROBLEMS[self.problem]
-        seeds = range(self.seeds if problem.stochastic else 1)
-        return [play(problem.slopes(self.steps, seed), make, self.alpha, self.projected) for seed in seeds]
+    @property
+    def repetitions(self) -> int:
+        """How often each optimizer is played: once for each seed, where chance is in it."""
+        return self.seeds if PROBLEMS[self.problem].stochastic else 1
+
+    def play(self, make: Make, on_step: OnStep = None) -> Traces:
+        """Return one run for each seed; ``on_step`` is called after each step."""
+        slopes = (PROBLEMS[self.problem].slopes(self.steps, seed) for seed in range(self.repetitions))
+        return [play(each, make, self.alpha, self.projected, on_step) for each in slopes]
 
 
-def summarize(setting: Setting) -> Iterator[tuple[str, str, Traces]]:
+def steps_of(setting: Setting, scanned: bool) -> int:
+    """Return how many steps :func:`summarize` takes, or :func:`scan`."""
+    plays = len(setting.contenders())
+    if scanned:
+        plays = len(_scan_betas(setting)) * (len(_SCAN_HELD) + len(_SCAN_HYPER_LR) + 1)
+    return setting.steps * setting.repetitions * plays
+
+
+def summarize(setting: Setting, on_step: OnStep = None) -> Iterator[tuple[str, str, Traces]]:
     """Name, line of the table, and runs of each optimizer, as soon as it was played; the header comes first.
 
     >>> for _, line, _ in summarize(Setting("theorem", steps=300)):
@@ -125,42 +138,49 @@ def summarize(setting: Setting) -> Iterator[tuple[str, str, Traces]]:
     MADA from Adam              0.28             0.728            0.34
     MADA from ρ = 0            -0.93             0.204            0.26
     """
-    yield "", f"{'':<16}{'final iterate':>16}{'average regret':>18}{'final ρ':>16}", ()
+    yield "", _line("", "final iterate", "average regret", "final ρ"), ()
     for name, make in setting.contenders().items():
-        traces = setting.play(make)
-        iterate, rho = (_with_interval(_finals(traces, kind)) for kind in ("iterates", "rho"))
-        regret = _with_interval([trace.average_regret[-1].item() for trace in traces], 3)
-        yield name, f"{name:<16}{iterate:>16}{regret:>18}{rho:>16}".rstrip(), traces
+        traces = setting.play(make, on_step)
+        yield name, _line(name, *(_with_interval(traces, kind) for kind in _DIGITS)), traces
 
 
-def scan(setting: Setting) -> Iterator[str]:
+def _line(name: str, iterate: str, regret: str, rho: str) -> str:
+    # Two spaces stay, however wide a number is.
+    return f"{name:<16}{'  ' + iterate:>16}{'  ' + regret:>18}{'  ' + rho:>16}".rstrip()
+
+
+def scan(setting: Setting, on_step: OnStep = None) -> Iterator[str]:
     """Two tables in Markdown, line by line: where the iterate ends, ρ being learned, and ρ being held at some values.
 
     They go through lists of betas and step sizes of ρ in place of the setting's own. With ρ held, h is its mean
     hypergradient, times 1000.
     """
-    fixed = (1.0, *_SCAN_RHO, 0.0)
     held_rows = []
     from_adam = [f"{FROM_ADAM}, {hyper_lr:g}" for hyper_lr in _SCAN_HYPER_LR]
     yield from _header(ADAM, AVGRAD, *from_adam, f"{FROM_AVGRAD}, {setting.hyper_lr:g}")
-    for betas in _SCAN_BETAS["theorem" if setting.problem == "theorem" else "periodic"]:
+    for betas in _scan_betas(setting):
         here = replace(setting, betas=betas)
-        held = [here.play(here.held(rho)) for rho in fixed]
-        learned = [here.play(replace(here, hyper_lr=hyper_lr).learned(1.0)) for hyper_lr in _SCAN_HYPER_LR]
-        learned.append(here.play(here.learned(0.0)))
+        held = [here.play(here.held(rho), on_step) for rho in _SCAN_HELD]
+        learned = [here.play(replace(here, hyper_lr=hyper_lr).learned(1.0), on_step) for hyper_lr in _SCAN_HYPER_LR]
+        learned.append(here.play(here.learned(0.0), on_step))
         ends = [_mean(traces, "iterates") for traces in (held[0], held[-1])]
         yield _row(betas, *ends, *(f"{_mean(traces, 'iterates')} (ρ {_mean(traces, 'rho')})" for traces in learned))
         cells = (f"{_mean(traces, 'iterates')} (h {_mean(traces, 'hypergradient', 1e3)})" for traces in held)
         held_rows.append(_row(betas, *cells))
     yield ""
-    yield from _header(*(f"ρ = {rho:g}" for rho in fixed))
+    yield from _header(*(f"ρ = {rho:g}" for rho in _SCAN_HELD))
     yield from held_rows
+
+
+def _scan_betas(setting: Setting) -> list[tuple[float, float]]:
+    return _SCAN_BETAS["theorem" if setting.problem == "theorem" else "periodic"]
 
 
 def draw_online(setting: Setting, played: Mapping[str, Traces], path: Path) -> None:
     """``path``.png and .svg: iterate, average regret and ρ over the steps.
 
-    A point of a line is the mean over seeds, and over the steps since the last point: a period, or some.
+    A point of a line is the mean over seeds, and over the steps since the last point: a period, or some. The numbers at
+    the ends are those of the table.
 
     Args:
         setting: what was played.
@@ -196,7 +216,8 @@ def _draw_paths(axes: Axes, setting: Setting, played: Mapping[str, Traces], kind
     period = PROBLEMS[setting.problem].period
     periods = max(1, setting.steps // period)
     numbers = sorted({round(periods ** (i / _POINTS)) for i in range(_POINTS + 1)})
-    ends = [min(period * number, setting.steps) for number in numbers]
+    # What is left after the last whole period belongs to its point: by itself it would be a part of a swing.
+    ends = [*(min(period * number, setting.steps) for number in numbers[:-1]), setting.steps]
     labels, lowest = [], math.inf
     for name, traces in played.items():
         values = torch.stack([getattr(trace, kind) for trace in traces]).mean(0)
@@ -204,7 +225,8 @@ def _draw_paths(axes: Axes, setting: Setting, played: Mapping[str, Traces], kind
         path = [values[begin:end].mean().item() for begin, end in itertools.pairwise([0, *ends])]
         # Some coincide: each is thinner than the one below it.
         axes.plot(ends, path, color=_COLOURS[name], lw=2.6 - 0.3 * list(_COLOURS).index(name))
-        labels.append(EndLabel(path[-1], f"{name}  {path[-1]:.2f}", _COLOURS[name]))
+        final = _number(mean_interval(_finals(traces, kind))[0], _DIGITS[kind])
+        labels.append(EndLabel(path[-1], f"{name}  {final}", _COLOURS[name]))
         lowest = min(lowest, *path)
     axes.set(xscale="log", xlim=(ends[0], max(ends[-1], ends[0] + 1)))
     scales: list[Axis] = [axes.xaxis]
@@ -213,19 +235,23 @@ def _draw_paths(axes: Axes, setting: Setting, played: Mapping[str, Traces], kind
         axes.set_yscale("log" if lowest > 0 else "symlog")
         scales += [axes.yaxis] if lowest > 0 else []
     for axis in scales:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:,g}")
-        axis.set_minor_locator(NullLocator())
+        label_in_full(axis)
     label_ends(axes, labels)
 
 
 def _finals(traces: Traces, kind: str) -> list[float]:
-    """The mean of each run's last tenth: within a period, and where it is learned fast, a single value says little."""
+    """The mean of each run's last tenth: within a period, and where it is learned fast, a single value says little.
+
+    An average regret, which is a mean already, is that of the last step.
+    """
+    if kind == "average_regret":
+        return [trace.average_regret[-1].item() for trace in traces]
     return [getattr(trace, kind)[-max(1, len(trace.iterates) // 10) :].nanmean().item() for trace in traces]
 
 
-def _with_interval(values: Sequence[float], digits: int = 2) -> str:
+def _with_interval(traces: Traces, kind: str) -> str:
     """Mean, and with several runs the half width of its 95 % confidence interval; nothing for what is not there."""
+    values, digits = _finals(traces, kind), _DIGITS[kind]
     if any(map(math.isnan, values)):
         return ""
     mean, half = mean_interval(values)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 from plotly.io import to_html
@@ -18,16 +18,28 @@ from plotly.offline import get_plotlyjs
 import mada_optim
 from mada_optim.experiments import plots
 from mada_optim.experiments.paths import panels
-from mada_optim.experiments.report import JOINT_NOTE, REFERENCE, Table, count, joint_table, markdown
+from mada_optim.experiments.report import (
+    JOINT_NOTE,
+    REFERENCE,
+    Entries,
+    Table,
+    count,
+    edge_note,
+    edges,
+    joint_table,
+    markdown,
+)
 from mada_optim.experiments.stage_folder import (
+    CONFIRM,
+    TUNE,
     StoredStage,
     check_any_run,
     load_run_alone,
     load_stage,
     without_paths,
 )
-from mada_optim.experiments.stages import CONFIRM, TUNE
-from mada_optim.tasks import InputError, require
+from mada_optim.tasks import require
+from mada_optim.tasks.stored import prepare_file
 
 _STYLE = """
 body { margin: 0; background: #fff; color: #222; font: 15px/1.5 system-ui, sans-serif; }
@@ -43,11 +55,45 @@ dd { margin: 0; }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.9rem 0.25rem 0; text-align: right; border-bottom: 1px solid #e8e8e8; }
+td { white-space: nowrap; }
 th { vertical-align: bottom; border-color: #888; }
 th:first-child, td:first-child { text-align: left; }
 .problems { border-left: 4px solid #D55E00; background: #fdf3ec; padding: 0.5rem 1rem; margin: 1rem 0; }
 .problems ul { margin: 0; padding-left: 1.2rem; font-size: 0.9rem; overflow-wrap: anywhere; }
 footer { margin-top: 3rem; }
+figure { margin: 0; min-width: 0; }
+figcaption { font-weight: 600; font-size: 0.9rem; color: #333; overflow-wrap: anywhere; }
+.small { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); gap: 1rem 1.5rem; }
+.small figure { display: flex; flex-direction: column; justify-content: flex-end; }
+.keys { display: flex; flex-wrap: wrap; gap: 0.1rem 1rem; margin: 0.4rem 0; }
+.keys button { display: flex; align-items: center; gap: 0.4rem; border: 0; padding: 0.1rem 0; background: none; }
+.keys button { color: #333; font: inherit; font-size: 0.8rem; text-align: left; cursor: pointer; }
+.keys span { overflow-wrap: anywhere; }
+.keys button[aria-pressed="false"] { opacity: 0.35; }
+.keys svg { flex: none; }
+"""
+# A key that is clicked hides its lines in all figures of its block; clicked twice, all others.
+_SCRIPT = """
+{
+  const keys = (block) => [...block.querySelectorAll(".keys button")];
+  const press = (key, shown) => key.setAttribute("aria-pressed", shown);
+  const isPressed = (key) => key.getAttribute("aria-pressed") === "true";
+  const show = (block) => {
+    const hidden = new Set(keys(block).filter((key) => !isPressed(key)).map((key) => key.dataset.group));
+    for (const plot of block.querySelectorAll(".js-plotly-plot"))
+      Plotly.restyle(plot, { visible: plot.data.map((trace) => !hidden.has(trace.legendgroup)) });
+  };
+  for (const kind of ["click", "dblclick"])
+    document.addEventListener(kind, (event) => {
+      const key = event.target.closest(".keys button");
+      if (key === null) return;
+      const block = key.closest(".block");
+      const alone = keys(block).every((other) => isPressed(other) === (other === key));
+      if (kind === "click") press(key, !isPressed(key));
+      else keys(block).forEach((other) => press(other, alone || other === key));
+      show(block);
+    });
+}
 """
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -65,11 +111,13 @@ _PAGE = """<!doctype html>
 {body}
 <footer>Made from stored metrics by mada report, mada-optim {version}.</footer>
 </main>
+<script>{script}</script>
 </body>
 </html>
 """
 
-
+# In a key, as stroke-dasharray, by plotly's name.
+_DASHES = {"solid": "none", "dash": "6 4", "dot": "2 3", "dashdot": "6 3 2 3"}
 # Nothing leaves the page: plotly would offer to share a figure through its maker's site.
 _PLOT_OPTIONS = {
     "responsive": True,
@@ -77,6 +125,13 @@ _PLOT_OPTIONS = {
     "showSendToCloud": False,
     "modeBarButtonsToRemove": ["select2d", "lasso2d"],
 }
+
+
+class _Joint(NamedTuple):
+    """The table of several experiments, and what has to be known to read it."""
+
+    table: Table
+    notes: Sequence[str]
 
 
 def write_report(folders: Sequence[Path], out: Path, reference: str | None = None) -> None:
@@ -90,18 +145,26 @@ def write_report(folders: Sequence[Path], out: Path, reference: str | None = Non
     Raises:
         InputError: a folder is none of these or holds nothing to report, or ``out`` cannot be written.
     """
+    prepare_file(out)
     by_folder = [_stages(folder, reference) for folder in folders]
     stages = [stage for found in by_folder for stage in found]
     titles = {stage.described["title"] for stage in stages}
     title = titles.pop() if len(titles) == 1 else count(len(titles), "experiment")
+    if len(stages) == 1:
+        title = stages[0].title
     # Of a sweep, the last stage is what it found.
     last = [[stage for stage in found if stage.runs][-1] for found in by_folder]
-    joint = joint_table([(stage.described["title"], stage.entries) for stage in last], reference or REFERENCE)
+    joint = _joint([(stage.described["title"], stage.entries) for stage in last], reference or REFERENCE)
     text = _markdown(title, stages, joint) if out.suffix == ".md" else _page(title, stages, joint)
-    try:
-        out.write_text(text, "utf-8")
-    except OSError as error:
-        raise InputError(f"out must be a file that can be written, got {str(out)!r}: {error.strerror}") from None
+    out.write_text(text, "utf-8")
+
+
+def _joint(experiments: Sequence[tuple[str, Entries]], reference: str) -> _Joint | None:
+    table = joint_table(experiments, reference)
+    if table is None:
+        return None
+    at_edge = [f"{each} in {title}" for title, entries in experiments for each in edges(entries)]
+    return _Joint(table, [JOINT_NOTE, *([edge_note(at_edge)] if at_edge else [])])
 
 
 def _stages(folder: Path, reference: str | None) -> list[StoredStage]:
@@ -116,10 +179,10 @@ def _stages(folder: Path, reference: str | None) -> list[StoredStage]:
     return stages
 
 
-def _markdown(title: str, stages: Sequence[StoredStage], joint: Table | None) -> str:
+def _markdown(title: str, stages: Sequence[StoredStage], joint: _Joint | None) -> str:
     parts = [f"# {title}"]
     if joint is not None:
-        parts += [markdown(joint).rstrip(), JOINT_NOTE]
+        parts += [markdown(joint.table).rstrip(), *joint.notes]
     for stage in stages:
         parts += [f"## {stage.title}"] if len(stages) > 1 else []
         if problems := stage.problems():
@@ -131,18 +194,20 @@ def _markdown(title: str, stages: Sequence[StoredStage], joint: Table | None) ->
     return "\n\n".join(parts) + "\n"
 
 
-def _page(title: str, stages: Sequence[StoredStage], joint: Table | None) -> str:
+def _page(title: str, stages: Sequence[StoredStage], joint: _Joint | None) -> str:
     contents = "".join(f'<li><a href="#s{i}">{escape(stage.title)}</a></li>' for i, stage in enumerate(stages))
     body = [f"<nav><ul>{contents}</ul></nav>"] if len(stages) > 1 else []
     if joint is not None:
-        body += [_table(joint), f"<p>{escape(JOINT_NOTE)}</p>"]
+        body += [_table(joint.table), *(f"<p>{escape(note)}</p>" for note in joint.notes)]
     for number, stage in enumerate(stages):
-        body.append(f'<section id="s{number}">\n<h2>{escape(stage.title)}</h2>')
+        heading = f"<h2>{escape(stage.title)}</h2>" if len(stages) > 1 else ""
+        body.append(f'<section id="s{number}">\n{heading}')
         body += _section(stage, f"s{number}")
         body.append("</section>")
     return _PAGE.format(
         title=escape(title),
         style=_STYLE,
+        script=_SCRIPT,
         plotly=get_plotlyjs(),
         body="\n".join(body),
         version=mada_optim.__version__,
@@ -160,17 +225,38 @@ def _section(stage: StoredStage, name: str) -> Iterator[str]:
     for title, table in stage.tables().items():
         yield f"<h3>{escape(title)}</h3>\n{_table(table)}"
     yield from (f"<p>{escape(note)}</p>" for note in stage.notes())
-    for number, (title, caption, figure) in enumerate(_figures(stage)):
-        options = {"include_plotlyjs": False, "full_html": False, "div_id": f"{name}-{number}"}
-        plot = to_html(figure, config=_PLOT_OPTIONS, **options)
-        yield f"<h3>{escape(title)}</h3>\n<p>{escape(caption)}</p>\n{plot}"
+    for number, (title, caption, figures) in enumerate(_figures(stage)):
+        yield f"<h3>{escape(title)}</h3>\n<p>{escape(caption)}</p>\n{_block(figures, f'{name}-{number}')}"
 
 
-def _figures(stage: StoredStage) -> Iterator[tuple[str, str, go.Figure]]:
-    """Title, caption and figure."""
+def _block(figures: go.Figure | Sequence[plots.Small], name: str) -> str:
+    """A figure, or small ones side by side, as many as there is room for, under the keys that they share."""
+    several = [plots.Small("", figures)] if isinstance(figures, go.Figure) else figures
+    keys = "".join(
+        f'<button data-group="{escape(key.group)}" aria-pressed="true">{_swatch(key)}<span>{key.label}</span></button>'
+        for key in plots.keys([small.figure for small in several])
+    )
+    drawn = []
+    for number, (title, figure) in enumerate(several):
+        element = name if isinstance(figures, go.Figure) else f"{name}-{number}"
+        options = {"include_plotlyjs": False, "full_html": False, "div_id": element}
+        # plotly's own keys would be cut where they are longer than a narrow window.
+        plot = to_html(figure.update_layout(showlegend=False), config=_PLOT_OPTIONS, **options)
+        drawn.append(f"<figure>{f'<figcaption>{escape(title)}</figcaption>' if title else ''}{plot}</figure>")
+    kind = "whole" if isinstance(figures, go.Figure) else "small"
+    return f'<div class="block"><div class="keys">{keys}</div><div class="{kind}">\n{"".join(drawn)}</div></div>'
+
+
+def _swatch(key: plots.Key) -> str:
+    line = f'<line x2="26" y1="4" y2="4" stroke="{key.colour}" stroke-dasharray="{_DASHES[key.dash]}"/>'
+    return f'<svg width="26" height="8" stroke-width="{key.width}" opacity="{key.opacity}">{line}</svg>'
+
+
+def _figures(stage: StoredStage) -> Iterator[tuple[str, str, go.Figure | Sequence[plots.Small]]]:
+    """Title, caption, and a figure or several small ones."""
     if stage.described["stage"] is None:
         yield (
-            "Losses",
+            "Losses over steps",
             "Training: the mean over neighbouring steps, and each step faintly.",
             plots.losses(stage.runs[0]),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from mada_optim.family import OMADAFamily
 LOGARITHMIC = frozenset(item.name for item in OMADAFamily.coefficients if item.logarithmic)
 # As many points as a small plot can show, and as many contenders as there are colours.
 _POINTS, _TOGETHER = 200, 7
+# The least height of an axis, and its least factor from the bottom to the top: a jitter must not look like a change.
+_LEAST_SPAN, _LEAST_FACTOR = 0.1, 5.0
 
 Points = list[tuple[int, float]]
 
@@ -62,6 +65,21 @@ class Panel:
         """Coefficients that move in any run."""
         names = dict.fromkeys(name for line in self.lines for name in line.points)
         return [name for name in names if any(_moves(line.points.get(name, ())) for line in self.lines)]
+
+    @property
+    def limits(self) -> dict[str, tuple[float, float]]:
+        """The range of the axis of each coefficient that moves: all that it goes through, and no less than it takes to
+        tell a change from a jitter.
+
+        >>> points = {"rho": [(1, 0.5), (2, 0.5001)], "scale": [(1, 1e-4), (2, 1e-2)]}
+        >>> limits = Panel("mada", [Line(0, "mada", "mada-seed0", 0, False, points)]).limits
+        >>> {name: [float(f"{end:.2g}") for end in ends] for name, ends in limits.items()}
+        {'rho': [0.45, 0.55], 'scale': [7.9e-05, 0.013]}
+        """
+        return {
+            name: axis_limits([v for line in self.lines for _, v in line.points.get(name, ())], name)
+            for name in self.moving
+        }
 
     @property
     def fixed(self) -> str:
@@ -150,6 +168,20 @@ def _coloured_by_run(panel: Panel) -> Panel:
     labels = [f"seed {line.seed}" if seeds_differ else line.run for line in panel.lines]
     lines = [dataclasses.replace(panel.lines[i], group=i, label=label) for i, label in enumerate(labels)]
     return dataclasses.replace(panel, lines=lines)
+
+
+def axis_limits(values: Sequence[float], name: str) -> tuple[float, float]:
+    """The range of the axis of a coefficient; see :attr:`Panel.limits`."""
+    if name in LOGARITHMIC:
+        low, high = _widened([math.log10(value) for value in values], math.log10(_LEAST_FACTOR))
+        return 10**low, 10**high
+    return _widened(values, _LEAST_SPAN)
+
+
+def _widened(values: Sequence[float], least: float) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    half = max(1.1 * (high - low), least) / 2
+    return (low + high) / 2 - half, (low + high) / 2 + half
 
 
 def _moves(points: Sequence[tuple[int, float]]) -> bool:

@@ -18,6 +18,12 @@ class MuonWithAdamW(Optimizer):
 
     Muon's step is scaled to the size of AdamW's (``match_rms_adamw``), which is what makes one learning rate serve
     both. Convolution kernels are handed to it as matrices of (output channels, everything else).
+
+    Args:
+        groups: parameter groups.
+        lr: of both.
+        betas, eps, amsgrad: AdamW's.
+        momentum, nesterov, ns_steps: Muon's.
     """
 
     def __init__(
@@ -25,8 +31,12 @@ class MuonWithAdamW(Optimizer):
         groups: Sequence[Group],
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        amsgrad: bool = False,
+        *,
         momentum: float = 0.95,
-        **options: Any,
+        nesterov: bool = True,
+        ns_steps: int = 5,
     ) -> None:
         self._matrices: list[tuple[Tensor, Tensor]] = []
         for_muon, for_adamw = [], []
@@ -42,9 +52,10 @@ class MuonWithAdamW(Optimizer):
             for_muon.append({**{key: value for key, value in group.items() if key != "matrices"}, "params": flat})
         self.parts: list[Optimizer] = []
         if for_muon:
-            self.parts.append(torch.optim.Muon(for_muon, lr, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
+            options: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
+            self.parts.append(torch.optim.Muon(for_muon, lr, adjust_lr_fn="match_rms_adamw", **options))
         if for_adamw:
-            self.parts.append(AdamW(for_adamw, lr, betas, fused=True, **options))
+            self.parts.append(AdamW(for_adamw, lr, betas, eps, amsgrad=amsgrad, fused=True))
 
     @property
     def param_groups(self) -> list[Group]:  # type: ignore[override]

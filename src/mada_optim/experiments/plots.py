@@ -5,18 +5,17 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from mada_optim.experiments.display import SYMBOLS
-from mada_optim.experiments.figures import DASHES, colour_levels, look, panel_looks, smoothed
+from mada_optim.experiments.figures import DASHES, colour_levels, look, panel_looks, smoothed, spaced
 from mada_optim.experiments.paths import LOGARITHMIC, Panel
 from mada_optim.experiments.report import StoredRun, Summary, loss_or_diverged
 
 LOSSES = {"train_loss": "training", "val_loss": "validation"}
-_COLUMNS = 3
 _PLOTLY_DASHES = dict(zip(DASHES, ("solid", "dash", "dot", "dashdot"), strict=True))
 _AXIS = {
     "gridcolor": "#e8e8e8",
@@ -89,7 +88,7 @@ def finals(summaries: Sequence[Summary]) -> go.Figure:
                     **group,
                 )
     if over_lrs:
-        lrs = sorted({lr for summary in summaries for lr in summary.lrs()})
+        lrs = spaced(sorted({lr for summary in summaries for lr in summary.lrs()}))
         figure.update_xaxes(type="log", tickvals=lrs, ticktext=[f"{lr:g}" for lr in lrs])
     figure.update_layout(showlegend=over_lrs)
     figure.update_yaxes(range=_around(shown))
@@ -98,8 +97,15 @@ def finals(summaries: Sequence[Summary]) -> go.Figure:
     return figure
 
 
-def contours(entries: Sequence[Mapping[str, Any]], name: str) -> go.Figure:
-    """Final losses over where the betas start, a contender to each plot, all in the same colours.
+class Small(NamedTuple):
+    """One of several small figures that belong together, and its title, which is no part of it."""
+
+    title: str
+    figure: go.Figure
+
+
+def contours(entries: Sequence[Mapping[str, Any]], name: str) -> list[Small]:
+    """Final losses over where the betas start, a figure for each contender, all in the same colours.
 
     Dots are the starts, crosses those with a diverged run.
 
@@ -107,80 +113,105 @@ def contours(entries: Sequence[Mapping[str, Any]], name: str) -> go.Figure:
         entries: as :func:`report.betas_results` makes them.
         name: one of ``LOSSES``.
     """
-    figure, places = _grid([f"{entry['optimizer']}, lr {entry['lr']:g}" for entry in entries], "β1", height=300)
     levels = colour_levels(entries, name)
-    for entry, place in zip(entries, places, strict=True):
-        starts = {tuple(start["betas"]): start[name] for start in entry["starts"] if name in start}
-        beta1, beta2 = (sorted({start[axis] for start in starts}) for axis in (0, 1))
-        if levels and len(beta1) > 1 and len(beta2) > 1:
-            size = levels[1] - levels[0]
-            figure.add_contour(
-                x=beta1,
-                y=beta2,
-                z=[[starts.get((x, y)) for x in beta1] for y in beta2],
-                # A start with a diverged run is a hole. Starts that are no grid leave holes that mean nothing.
-                connectgaps=len(starts) < len(beta1) * len(beta2),
-                contours={"start": levels[0], "end": levels[-1], "size": size},
-                autocontour=False,
-                line={"width": 0.5, "color": "#ffffff"},
-                coloraxis="coloraxis",
-                hoverinfo="skip",
-                **place,
-            )
-        for diverged, symbol in ((False, "circle"), (True, "x")):
-            chosen = [start for start, loss in starts.items() if (loss is None) == diverged]
-            figure.add_scatter(
-                x=[x for x, _ in chosen],
-                y=[y for _, y in chosen],
-                mode="markers",
-                marker={"color": "#333333", "size": 6, "symbol": symbol, "opacity": 0.7},
-                cliponaxis=False,
-                hovertext=[f"β1 {x:g}, β2 {y:g}: {loss_or_diverged(starts[x, y])}" for x, y in chosen],
-                hoverinfo="text",
-                showlegend=False,
-                **place,
-            )
+    return [
+        Small(f"{entry['optimizer']}, lr {entry['lr']:g}", _contour(entry["starts"], name, levels)) for entry in entries
+    ]
+
+
+def _contour(starts: Sequence[Mapping[str, Any]], name: str, levels: Sequence[float]) -> go.Figure:
+    figure = _figure(380, "β1", "β2", hovermode="closest")
+    losses = {tuple(start["betas"]): start[name] for start in starts if name in start}
+    beta1, beta2 = (sorted({start[axis] for start in losses}) for axis in (0, 1))
+    if levels and len(beta1) > 1 and len(beta2) > 1:
+        size = levels[1] - levels[0]
+        figure.add_contour(
+            x=beta1,
+            y=beta2,
+            z=[[losses.get((x, y)) for x in beta1] for y in beta2],
+            # A start with a diverged run is a hole. Starts that are no grid leave holes that mean nothing.
+            connectgaps=len(losses) < len(beta1) * len(beta2),
+            contours={"start": levels[0], "end": levels[-1], "size": size},
+            autocontour=False,
+            line={"width": 0.5, "color": "#ffffff"},
+            coloraxis="coloraxis",
+            hoverinfo="skip",
+        )
+    for diverged, symbol in ((False, "circle"), (True, "x")):
+        chosen = [start for start, loss in losses.items() if (loss is None) == diverged]
+        figure.add_scatter(
+            x=[x for x, _ in chosen],
+            y=[y for _, y in chosen],
+            mode="markers",
+            marker={"color": "#333333", "size": 6, "symbol": symbol, "opacity": 0.7},
+            cliponaxis=False,
+            hovertext=[f"β1 {x:g}, β2 {y:g}: {loss_or_diverged(losses[x, y])}" for x, y in chosen],
+            hoverinfo="text",
+            showlegend=False,
+        )
     bar = {
-        "title": {"text": f"final {LOSSES[name]} loss (nats)", "side": "right"},
-        "thickness": 14,
-        "tickformat": ".3g",
+        "title": {"text": f"final {LOSSES[name]} loss (nats)", "side": "top"},
+        **{"orientation": "h", "y": 1.02, "yanchor": "bottom", "thickness": 10, "tickformat": ".3~g", "nticks": 5},
     }
     limits = {"cmin": levels[0], "cmax": levels[-1]} if levels else {}
     figure.update_layout(coloraxis={"colorscale": "Viridis", "reversescale": True, "colorbar": bar, **limits})
-    figure.update_yaxes(title_text="β2", col=1)
     return figure
 
 
-def paths(panel: Panel) -> go.Figure:
-    """Paths of the coefficients over steps, a small plot for each, a line for each run. Crosses: it diverged there."""
-    figure, places = _grid([SYMBOLS.get(name, name) for name in panel.moving], "step", height=230)
+def paths(panel: Panel) -> list[Small]:
+    """Paths of the coefficients over steps, a figure for each, a line for each run. Crosses: it diverged there."""
+    last = max(step for line in panel.lines for points in line.points.values() for step, _ in points)
+    return [Small(SYMBOLS.get(name, name), _path(panel, name, last)) for name in panel.moving]
+
+
+def _path(panel: Panel, name: str, last: int) -> go.Figure:
+    figure = _figure(250, "step", "", hovermode="closest")
     looks = panel_looks(panel)
     named: set[int] = set()
-    for name, place in zip(panel.moving, places, strict=True):
-        for run in (line for line in panel.lines if name in line.points):
-            steps, values = zip(*run.points[name], strict=True)
-            group = {"name": _text(run.label), "legendgroup": str(run.group)}
-            colour, line = _line(looks[run.group], width=1.3)
-            hover = f"{_text(run.run)}<br>step %{{x}}: %{{y:.4g}}<extra></extra>"
-            first = run.group not in named
-            named.add(run.group)
-            figure.add_scatter(
-                x=steps,
-                y=[float(f"{value:.7g}") for value in values],
-                mode="lines",
-                line=line,
-                hovertemplate=hover,
-                showlegend=first,
-                **group,
-                **place,
-            )
-            if run.diverged:
-                cross = {"symbol": "x", "size": 8, "color": colour}
-                end = {"x": steps[-1:], "y": values[-1:], "hovertemplate": f"diverged<br>{hover}"}
-                figure.add_scatter(**end, mode="markers", marker=cross, showlegend=False, **group, **place)
-        if name in LOGARITHMIC:
-            figure.update_yaxes(type="log", dtick="D2", row=place["row"], col=place["col"])
+    for run in (line for line in panel.lines if name in line.points):
+        steps, values = zip(*run.points[name], strict=True)
+        group = {"name": _text(run.label), "legendgroup": str(run.group)}
+        colour, line = _line(looks[run.group], width=1.3)
+        hover = f"{_text(run.run)}<br>step %{{x}}: %{{y:.4g}}<extra></extra>"
+        first = run.group not in named
+        named.add(run.group)
+        shown = [float(f"{value:.7g}") for value in values]
+        figure.add_scatter(x=steps, y=shown, mode="lines", line=line, hovertemplate=hover, showlegend=first, **group)
+        if run.diverged:
+            cross = {"symbol": "x", "size": 8, "color": colour}
+            end = {"x": steps[-1:], "y": values[-1:], "hovertemplate": f"diverged<br>{hover}"}
+            figure.add_scatter(**end, mode="markers", marker=cross, showlegend=False, **group)
+    low, high = panel.limits[name]
+    if name in LOGARITHMIC:
+        # Without a format, plotly writes 2 for 0.02.
+        figure.update_yaxes(type="log", tickformat=".3~g", range=[math.log10(low), math.log10(high)])
+    else:
+        figure.update_yaxes(range=[low, high])
+    figure.update_xaxes(range=[0, last])
     return figure
+
+
+@dataclass(frozen=True)
+class Key:
+    """What stands for the lines of one group beside their figures: ``label`` as HTML, ``dash`` as in plotly."""
+
+    group: str
+    label: str
+    colour: str
+    dash: str
+    width: float
+    opacity: float
+
+
+def keys(figures: Sequence[go.Figure]) -> list[Key]:
+    """Return the keys of the figures, each once; none for figures whose axis names the lines."""
+    found: dict[str, Key] = {}
+    for trace in (trace for figure in figures if figure.layout.showlegend is not False for trace in figure.data):
+        if trace.legendgroup and trace.showlegend is not False:
+            line = trace.line
+            key = Key(trace.legendgroup, trace.name, line.color, line.dash or "solid", line.width, trace.opacity or 1.0)
+            found.setdefault(trace.legendgroup, key)
+    return list(found.values())
 
 
 def losses(run: StoredRun) -> go.Figure:
@@ -193,15 +224,16 @@ def losses(run: StoredRun) -> go.Figure:
         every = -(-len(steps) // 1000)
         colour, line = _line(look(0))
         raw = {"line": {"color": colour, "width": 0.7}, "opacity": 0.3, "hoverinfo": "skip"}
-        figure.add_scatter(x=steps[::every], y=values[::every], name="training, each step", mode="lines", **raw)
-        hover = {"hovertemplate": "%{y:.4f}"}
-        figure.add_scatter(x=steps[::every], y=smooth[::every], name="training", mode="lines", line=line, **hover)
+        faint = {"name": "training, each step", "legendgroup": "each step"}
+        figure.add_scatter(x=steps[::every], y=values[::every], mode="lines", **raw, **faint)
+        hover = {"hovertemplate": "%{y:.4f}", "name": "training", "legendgroup": "training"}
+        figure.add_scatter(x=steps[::every], y=smooth[::every], mode="lines", line=line, **hover)
         figure.update_yaxes(range=_around([min(values), max(smooth[len(smooth) // 40 :])]))
     points = [(line["step"], line["val_loss"]) for line in run.metrics if line.get("val_loss") is not None]
     steps, values = zip(*points, strict=True) if points else ((), ())
     _, line = _line(look(1))
-    hover = {"hovertemplate": "%{y:.4f}"}
-    figure.add_scatter(x=steps, y=values, name="validation", mode="lines+markers", line=line, **hover)
+    hover = {"hovertemplate": "%{y:.4f}", "name": "validation", "legendgroup": "validation"}
+    figure.add_scatter(x=steps, y=values, mode="lines+markers", line=line, **hover)
     return figure
 
 
@@ -213,22 +245,6 @@ def _figure(height: int, x: str, y: str, hovermode: str) -> go.Figure:
     return figure
 
 
-def _grid(titles: Sequence[str], x: str, height: int) -> tuple[go.Figure, list[dict[str, int]]]:
-    """Small plots with these titles, three to a row, and the place of each."""
-    columns = min(_COLUMNS, len(titles))
-    rows = -(-len(titles) // columns)
-    total = 90 + height * rows
-    gaps = {"horizontal_spacing": 0.21 / columns, "vertical_spacing": 70 / total, "shared_xaxes": "all"}
-    figure = make_subplots(rows, columns, subplot_titles=[_text(title) for title in titles], **gaps)
-    _style(figure, total, hovermode="closest")
-    figure.update_annotations(font={"size": 13, "color": "#333333"})
-    figure.update_xaxes(showticklabels=True)
-    places = [{"row": index // columns + 1, "col": index % columns + 1} for index in range(len(titles))]
-    for place in places[-columns:]:
-        figure.update_xaxes(title_text=x, **place)
-    return figure, places
-
-
 def _style(figure: go.Figure, height: int, **layout: Any) -> None:
     figure.update_layout(
         template="none",
@@ -236,7 +252,6 @@ def _style(figure: go.Figure, height: int, **layout: Any) -> None:
         margin={"t": 36, "r": 20, "b": 54, "l": 64},
         font={"family": "system-ui, sans-serif", "size": 12, "color": "#333333"},
         hoverlabel={"namelength": -1},
-        legend={"font": {"size": 12}, "tracegroupgap": 0},
         **layout,
     )
     figure.update_xaxes(**_AXIS)

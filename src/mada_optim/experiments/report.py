@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mada_optim.experiments.result import Result, summarize
 from mada_optim.experiments.run_folder import Metrics, RunFolder, finite
 from mada_optim.experiments.stats import mean_interval, paired_difference
-from mada_optim.experiments.train import Result, summarize
 from mada_optim.tasks.stored import read_json
 
 REFERENCE = "adamw"
+EDGE_MARK = "†"  # of a best learning rate at the edge of its grid
 FINAL_LOSSES = ("train_loss", "val_loss")
 Table = list[list[str]]  # the first row is the header
 Entries = Sequence[dict[str, Any]]  # of each optimizer, see results()
@@ -36,10 +37,14 @@ class StoredRun:
 
 @dataclass(frozen=True)
 class Summary:
-    """All runs of one optimizer."""
+    """All runs of one optimizer.
+
+    ``grid`` are the learning rates among which that of the runs was chosen in an earlier stage, if there was one.
+    """
 
     label: str
     runs: Sequence[StoredRun]
+    grid: Sequence[float] = ()
 
     def lrs(self) -> list[float]:
         return sorted({run.lr for run in self.runs})
@@ -63,6 +68,13 @@ class Summary:
         """Learning rate with the lowest mean final validation loss; None where each has a diverged run."""
         means = {lr: mean for lr in self.lrs() if (mean := self.mean_final(lr)) is not None}
         return min(means, key=means.__getitem__) if means else None
+
+    def edge(self, lr: float | None) -> str | None:
+        """Which edge of its grid a learning rate is, "lowest" or "highest"; None for one that lies inside."""
+        grid = {*self.grid, *self.lrs()}
+        if lr is None or len(grid) < 2:
+            return None
+        return {min(grid): "lowest", max(grid): "highest"}.get(lr)
 
     def betas(self) -> list[tuple[float, float]]:
         return sorted({run.betas for run in self.runs if run.betas is not None})
@@ -108,6 +120,7 @@ def load_run(folder: RunFolder, under_way: bool = False) -> StoredRun | None:
         result = summarize(metrics, "interrupted", {}, 0)
     else:
         return None
+    assert config.optimizer.lr is not None  # what is stored is resolved
     return StoredRun(config.optimizer.lr, config.optimizer.betas, config.seed, result, metrics, folder.path.name)
 
 
@@ -132,6 +145,7 @@ def _entry(summary: Summary, reference: Summary | None, best_of_all: Summary | N
         "optimizer": summary.label,
         "by_lr": [_at_lr(summary, lr, reference) for lr in summary.lrs()],
         "best_lr": summary.best_lr(),
+        "best_lr_edge": summary.edge(summary.best_lr()),
     }
     best = summary.at(summary.best_lr())
     if not best:
@@ -174,22 +188,38 @@ def loss_table(entries: Entries) -> Table:
             table.append([entry["optimizer"], "-", "diverged", "-", "-"])
         else:
             losses = [_plus_minus(entry, name) for name in names]
-            table.append([entry["optimizer"], f"{entry['best_lr']:g}", *losses])
+            table.append([entry["optimizer"], _marked(f"{entry['best_lr']:g}", entry["best_lr_edge"]), *losses])
     return table
 
 
 def reference_table(entries: Entries, reference: str = REFERENCE) -> Table:
     """Each optimizer against the reference and the best, all at their best learning rates, and what it costs."""
-    losses = f"final val loss minus {reference}'s|minus the best's|steps to {reference}'s final"
-    table = [f"optimizer|{losses}|ms per step|of these optimizer".split("|")]
-    for entry in entries:
-        differences = [_plus_minus(entry, name, "+") for name in ("difference", "difference_to_best")]
+    header, *times = time_table(entries)
+    losses = [f"final val loss minus {reference}'s", "minus the best's", f"steps to {reference}'s final"]
+    table = [[header[0], *losses, *header[1:]]]
+    for entry, (label, *seconds) in zip(entries, times, strict=True):
+        differences = [_difference_cell(entry, name) for name in ("difference", "difference_to_best")]
         steps = entry.get("steps_to_reference")
-        times = [
-            f"{1000 * entry[name]:.1f}" if name in entry else "-" for name in ("step_seconds", "optimizer_seconds")
-        ]
-        table.append([entry["optimizer"], *differences, "-" if steps is None else str(steps), *times])
+        table.append([label, *differences, "-" if steps is None else str(steps), *seconds])
     return table
+
+
+def time_table(entries: Entries) -> Table:
+    """What a step of each optimizer costs."""
+    table = [["optimizer", "ms per step", "of these optimizer"]]
+    for entry in entries:
+        seconds = [entry.get(name) for name in ("step_seconds", "optimizer_seconds")]
+        table.append([entry["optimizer"], *("-" if each is None else f"{1000 * each:.1f}" for each in seconds)])
+    return table
+
+
+def without_empty_columns(table: Table) -> Table:
+    """
+    >>> without_empty_columns([["", "a", "b"], ["x", "-", "1"], ["y", "-", "-"]])
+    [['', 'b'], ['x', '1'], ['y', '-']]
+    """
+    kept = [i for i, column in enumerate(zip(*table[1:], strict=True)) if i == 0 or set(column) != {"-"}]
+    return [[row[i] for i in kept] for row in table]
 
 
 def lr_table(entries: Entries) -> Table:
@@ -197,8 +227,10 @@ def lr_table(entries: Entries) -> Table:
     lrs = sorted({cell["lr"] for entry in entries for cell in entry["by_lr"]})
     table = [["optimizer", *(f"lr {lr:g}" for lr in lrs)]]
     for entry in entries:
-        cells = {cell["lr"]: cell for cell in entry["by_lr"]}
-        table.append([entry["optimizer"], *(_lr_cell(cells.get(lr)) for lr in lrs)])
+        cells = {cell["lr"]: _lr_cell(cell) for cell in entry["by_lr"]}
+        if entry["best_lr"] is not None:
+            cells[entry["best_lr"]] = _marked(cells[entry["best_lr"]], entry["best_lr_edge"])
+        table.append([entry["optimizer"], *(cells.get(lr, "-") for lr in lrs)])
     return table
 
 
@@ -228,19 +260,45 @@ def joint_table(experiments: Sequence[tuple[str, Entries]], reference: str = REF
         return None
     found = [{entry["optimizer"]: entry for entry in entries} for _, entries in experiments]
     table = [["optimizer", *(title for title, _ in experiments), "lower", "higher"]]
-    table.append([reference, *(_plus_minus(each[reference], "val_loss") for each in found), "-", "-"])
+    losses = [_marked(_plus_minus(each[reference], "val_loss"), each[reference]["best_lr_edge"]) for each in found]
+    table.append([reference, *losses, "-", "-"])
     for label in dict.fromkeys(label for entries in found for label in entries if label != reference):
         entries = [each.get(label, {}) for each in found]
         sure = [each for each in entries if each.get("difference_ci95") is not None]
         counts = [sum(sign * each["difference"] > each["difference_ci95"] for each in sure) for sign in (-1, 1)]
-        cells = [_plus_minus(each, "difference", "+") for each in entries]
+        cells = [_difference_cell(each, "difference") for each in entries]
         table.append([label, *cells, *(f"{number} of {len(sure)}" for number in counts)])
     return table
 
 
-def _lr_cell(cell: dict[str, Any] | None) -> str:
-    if cell is None:
-        return "-"
+def edges(entries: Entries) -> list[str]:
+    """Which of the optimizers, of :func:`results` or :func:`betas_results`, are best at the edge of their grid."""
+    found = [
+        (entry["optimizer"], entry[name], entry[f"{name}_edge"])
+        for entry in entries
+        for name in ("best_lr", "lr")
+        if entry.get(f"{name}_edge") is not None
+    ]
+    return [f"{label} ({lr:g}, the {edge})" for label, lr, edge in found]
+
+
+def edge_note(at_edge: Sequence[str]) -> str:
+    """Return what the mark in a table means, and of whom it says so, as :func:`edges` names them."""
+    return (
+        f"{EDGE_MARK} The best learning rate is at the edge of its grid, and a better one may lie beyond: "
+        f"{', '.join(dict.fromkeys(at_edge))}."
+    )
+
+
+def _marked(cell: str, edge: str | None) -> str:
+    return cell if edge is None else f"{cell} {EDGE_MARK}"
+
+
+def _difference_cell(entry: dict[str, Any], name: str) -> str:
+    return _marked(_plus_minus(entry, name, "+"), entry["best_lr_edge"] if name in entry else None)
+
+
+def _lr_cell(cell: dict[str, Any]) -> str:
     if cell["diverged"]:
         return f"{cell['diverged']} of {cell['diverged'] + len(cell['val_loss'])} diverged"
     return rounded(statistics.fmean(cell["val_loss"]))
@@ -268,6 +326,7 @@ def betas_results(summaries: Sequence[Summary], threshold: float, reference: str
             starts.append({"betas": list(betas), **means})
         train = _losses(runs, "train_loss")
         entry: dict[str, Any] = {"optimizer": summary.label, "lr": summary.robust_lr(), "runs": len(runs)}
+        entry["lr_edge"] = summary.edge(summary.robust_lr())
         entry["starts"] = starts
         entry["share"] = sum(loss < threshold for loss in train) / len(train)
         for name in FINAL_LOSSES:
@@ -298,7 +357,8 @@ def betas_table(entries: Entries, threshold: float, reference: str = REFERENCE) 
         cells = [loss_or_diverged(loss) for loss in losses]
         compared = entry.get("compared") and entry["optimizer"] != reference
         cells.append(f"{entry['better']} of {entry['compared']}" if compared else "-")
-        table.append([entry["optimizer"], f"{entry['lr']:g}", str(entry["runs"]), f"{entry['share']:.1%}", *cells])
+        lr = _marked(f"{entry['lr']:g}", entry["lr_edge"])
+        table.append([entry["optimizer"], lr, str(entry["runs"]), f"{entry['share']:.1%}", *cells])
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,8 @@ from mada_optim.experiments.report import StoredRun, Summary, Table, count, list
 from mada_optim.experiments.run_folder import RunFolder
 from mada_optim.tasks import InputError, require
 from mada_optim.tasks.stored import read_json
+
+TUNE, CONFIRM = "tune", "confirm"
 
 
 @dataclass(frozen=True)
@@ -87,17 +90,26 @@ class StoredStage:
         return [summary for summary in self.summaries if len(summary.betas()) > 1]
 
     @property
+    def is_one_run(self) -> bool:
+        """Whether it is a run alone, which is compared with nothing."""
+        return self.described.get("stage", "") is None
+
+    @property
     def _several_lrs(self) -> bool:
         return any(len(entry["by_lr"]) > 1 for entry in self.entries)
 
     def tables(self) -> dict[str, Table]:
         """By title."""
-        tables = {
-            "Losses at each best learning rate": report.loss_table(self.entries),
-            f"Difference to {self.reference} and to the best, and time of a step": report.reference_table(
-                self.entries, self.reference
-            ),
-        }
+        header, *rows = report.loss_table(self.entries)
+        if self.is_one_run:
+            tables = {"Losses": [["lr" if name == "best lr" else name for name in header], *rows]}
+        else:
+            tables = {"Losses at each best learning rate": [header, *rows]}
+        compared = any("difference" in entry or "difference_to_best" in entry for entry in self.entries)
+        title = f"Difference to {self.reference} and to the best, and time of a step" if compared else "Time of a step"
+        tables[title] = report.without_empty_columns(
+            report.reference_table(self.entries, self.reference) if compared else report.time_table(self.entries)
+        )
         if self._several_lrs:
             tables["Mean final validation loss at every learning rate"] = report.lr_table(self.entries)
             differences = report.lr_difference_table(self.entries)
@@ -111,9 +123,11 @@ class StoredStage:
         """What has to be known to read the tables."""
         base = self.described["base"]
         task = {name: value for name, value in without_paths(base["task"]).items() if name != "kind" and value}
+        run = f"{self.source}; {', '.join(f'{name} {value}' for name, value in task.items())}; {base['steps']} steps"
+        if self.is_one_run:
+            return [f"{run}; losses in nats."]
         notes = [
-            f"{self.source}; {', '.join(f'{name} {value}' for name, value in task.items())}; "
-            f"{base['steps']} steps, {count(len(self.seeds), 'seed')}; losses in nats. ±: half width of the 95 % t "
+            f"{run}, {count(len(self.seeds), 'seed')}; losses in nats. ±: half width of the 95 % t "
             "interval over seeds; differences are paired by seed. Best lr: the lowest mean final validation loss."
         ]
         if self._several_lrs:
@@ -121,6 +135,8 @@ class StoredStage:
                 " Tables of learning rates: mean final validation loss and, with three seeds or more, the difference "
                 f"to {self.reference} at the same rate."
             )
+        if at_edge := report.edges([*self.entries, *self.betas]):
+            notes.append(report.edge_note(at_edge))
         if len(self.runs) < self.total:
             notes.append(f"INCOMPLETE: {len(self.runs)} of {self.total} runs are over.")
         if self.betas:
@@ -180,6 +196,7 @@ def load_stage(folder: Path, reference: str | None = None) -> StoredStage:
     contenders = described["contenders"]
     if reference is not None:
         check_reference(reference, contenders)
+    grids = _grids(folder) if described["stage"] == CONFIRM else {}
     summaries, records, missing = [], [], {}
     for label, entry in contenders.items():
         folders = [RunFolder(folder / "runs" / name) for name in entry["runs"]]
@@ -188,8 +205,21 @@ def load_stage(folder: Path, reference: str | None = None) -> StoredStage:
         missing[label] = [run.path.name for run in folders if run.path.name not in over]
         records += [run.recorded() for run in folders if run.path.name in over]
         if over:
-            summaries.append(summary)
+            summaries.append(dataclasses.replace(summary, grid=grids.get(label, ())))
     return StoredStage(described, summaries, records, missing, reference or report.REFERENCE)
+
+
+def _grids(folder: Path) -> dict[str, list[float]]:
+    """Learning rates of the runs of each contender in the first stage, beside the folder of the second."""
+    stage = folder.resolve().parent / TUNE
+    if not (stage / "stage.json").exists():
+        return {}
+    runs = {label: entry["runs"] for label, entry in read_json(stage / "stage.json")["contenders"].items()}
+    folders = {label: [RunFolder(stage / "runs" / name) for name in names] for label, names in runs.items()}
+    return {
+        label: [lr for run in several if run.result_file.exists() and (lr := run.config().optimizer.lr) is not None]
+        for label, several in folders.items()
+    }
 
 
 def check_reference(reference: str, labels: Collection[str]) -> None:

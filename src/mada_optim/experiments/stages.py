@@ -24,13 +24,12 @@ from mada_optim.experiments import optimizers, report
 from mada_optim.experiments.config import RunConfig, differences, from_dict, to_dict
 from mada_optim.experiments.pool import Pool
 from mada_optim.experiments.run_folder import RunFolder
-from mada_optim.experiments.stage_folder import check_any_run, load_stage, without_paths
+from mada_optim.experiments.stage_folder import CONFIRM, TUNE, check_any_run, load_stage, without_paths
 from mada_optim.experiments.sweep import Experiment, changed, fixed
 from mada_optim.experiments.train import resolve, train
 from mada_optim.tasks import InputError, TaskConfig, require
 from mada_optim.tasks.stored import read_json, write_json
 
-TUNE, CONFIRM = "tune", "confirm"
 Configs = dict[str, RunConfig]
 
 
@@ -71,6 +70,7 @@ def run_stages(
     stages: Sequence[str] = (TUNE, CONFIRM),
     address: str | None = None,
     only: Sequence[str] = (),
+    on_kept: Callable[[Path, int, int], None] | None = None,
 ) -> Ending:
     """Train what has not been trained yet.
 
@@ -83,6 +83,8 @@ def run_stages(
         stages: which of them to run, where the experiment has them.
         address: of a cluster of Ray; None: this machine.
         only: labels of the contenders to train; none: all.
+        on_kept: called before runs are trained, with the folder of their stage, where some are over already: how many,
+            and how many are left to train.
 
     Raises:
         InputError: something cannot be trained as described; nothing has been written then.
@@ -107,7 +109,9 @@ def run_stages(
                 wave = [
                     name for name in labels if (experiment.contenders[name].coefficients_from is not None) is dependent
                 ]
-                configs = _plan_all(experiment, stage, folders, wave, tally, ending)
+                kept, configs = _plan_all(experiment, stage, folders, wave, tally, ending)
+                if kept and on_kept is not None:
+                    on_kept(folders[stage], kept, len(configs))
                 _describe(experiment, stage, folders)
                 if not _run(pool, folders[stage], configs, tally, ending):
                     ending.interrupted = True
@@ -288,8 +292,12 @@ def _plan_all(
     labels: Sequence[str],
     tally: _Tally,
     ending: Ending,
-) -> Configs:
-    """What of these contenders is left to run. Seeds come last to change: early on there is one of everything."""
+) -> tuple[int, Configs]:
+    """How many runs of these contenders are over, and those that are left.
+
+    Seeds come last to change: early on there is one of everything.
+    """
+    kept = 0
     all_left: Configs = {}
     for label in labels:
         try:
@@ -301,8 +309,9 @@ def _plan_all(
             continue
         for config in over.values():
             tally.skip(config, counts=True)
+        kept += len(over)
         all_left |= left
-    return dict(sorted(all_left.items(), key=lambda item: item[1].seed))
+    return kept, dict(sorted(all_left.items(), key=lambda item: item[1].seed))
 
 
 def _run(pool: Pool, folder: Path, configs: Configs, tally: _Tally, ending: Ending) -> bool:

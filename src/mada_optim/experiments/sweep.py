@@ -7,13 +7,13 @@ import itertools
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mada_optim.experiments import optimizers
-from mada_optim.experiments.config import OptimizerConfig, RunConfig, make_task
+from mada_optim.experiments.config import OptimizerConfig, RunConfig, make_task, pair
+from mada_optim.experiments.entries import find
 from mada_optim.tasks import InputError, require
 
 if sys.version_info >= (3, 11):
@@ -47,6 +47,11 @@ class Contender:
     run: Mapping[str, Any] = field(default_factory=dict)
     axes: Axes = field(default_factory=dict)
     coefficients_from: str | None = None
+
+    def __post_init__(self) -> None:
+        given = OptimizerConfig(self.name, betas=self.betas, weight_decay=self.weight_decay, options=self.options)
+        for name in ("betas", "weight_decay", "options"):
+            object.__setattr__(self, name, getattr(given, name))
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,8 @@ class Experiment:
 
     def __post_init__(self) -> None:
         require(bool(self.contenders), "contenders", list(self.contenders), "a table that is not empty")
+        common = {LR: self.base.optimizer.lr, BETAS: self.base.optimizer.betas}
+        _check_not_overruled("base", {name: value for name, value in common.items() if value is not None}, self.axes)
         for label, contender in self.contenders.items():
             require(bool(_slug(label)), "label", label, "a text with letters or digits")
             for name, values in self.axes_of(label).items():
@@ -95,6 +102,10 @@ class Experiment:
                     name in AXES, f"axis of {label!r}", name, f"one of {', '.join(AXES)}; use contenders for others"
                 )
                 _check_values(name, values)
+            betas = {} if contender.betas is None else {BETAS: contender.betas}
+            _check_not_overruled(label, {**contender.run, **betas}, self.axes_of(label))
+            if self.confirm is not None:
+                _check_not_overruled("confirm", self.confirm.run, {**self.axes_of(label), LR: (), SEED: ()})
             self._check_source(label, contender)
         # Some file systems do not tell upper from lower case.
         names = Counter(name.casefold() for label in self.contenders for name in self.tune(label))
@@ -111,7 +122,7 @@ class Experiment:
     def config(self, label: str) -> RunConfig:
         """The run of a contender before anything varies. What is None in it means something else for each optimizer."""
         contender, common = self.contenders[label], self.base.optimizer
-        betas = None if optimizers.find(contender.name).own_betas else common.betas
+        betas = None if find(contender.name).own_betas else common.betas
         optimizer = dataclasses.replace(
             common,
             name=contender.name,
@@ -125,7 +136,7 @@ class Experiment:
         """Runs of a contender in the first stage, by the name of their folder."""
         return _grid(label, self.config(label), self.axes_of(label))
 
-    def confirmed(self, label: str, lr: float) -> dict[str, RunConfig]:
+    def confirmed(self, label: str, lr: float | None) -> dict[str, RunConfig]:
         """Runs of a contender in the second stage."""
         assert self.confirm is not None
         config = changed(self.config(label), self.confirm.run)
@@ -183,7 +194,7 @@ def _changed(part: Any, path: Sequence[str], value: Any, name: str) -> Any:
             old = _changed(old, key.split("."), inner, f"{name}.{key}")
         value = old
     elif name.endswith("betas") and value is not None:
-        value = _pair(name, value)
+        value = pair(name, value)
     try:
         return dataclasses.replace(part, **{first: value})
     except TypeError as error:
@@ -216,6 +227,26 @@ def _text(value: Any) -> str:
         short = f"{value:g}"
         return short if float(short) == value else repr(value)
     return _slug(str(value))
+
+
+def _check_not_overruled(where: str, fields: Mapping[str, Any], axes: Axes) -> None:
+    """Raise where a field has a value that an axis, or the stage, would replace without a word."""
+    for name in _leaves(fields):
+        allowed = "left out, for it is an axis or set by the stage"
+        require(name not in axes, f"{name} of {where!r}", dict(fields), allowed)
+
+
+def _leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all values.
+
+    >>> list(_leaves({"optimizer": {"lr": 1.0}, "task.width": 8}))
+    ['optimizer.lr', 'task.width']
+    """
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def _check_values(name: str, values: Any) -> None:
@@ -293,10 +324,8 @@ def _experiment(values: Mapping[str, Any], data_root: Path, stem: str) -> Experi
         require("name" in given, f"contenders.{label}", dict(given), "a table with a name")
         for name in ("options", "run", "axes"):
             _table(name, given)
-        betas = _pair("betas", given["betas"]) if "betas" in given else None
-        contender = Contender(**{**given, "betas": betas})
-        OptimizerConfig(contender.name, weight_decay=contender.weight_decay)
-        contenders[label] = contender
+        betas = pair("betas", given["betas"]) if "betas" in given else None
+        contenders[label] = Contender(**{**given, "betas": betas})
     confirm = None
     if "confirm" in values:
         given = dict(_table("confirm", values))
@@ -322,9 +351,3 @@ def _check_keys(where: str, values: Mapping[str, Any], kind: type[Any]) -> None:
     known = [item.name for item in dataclasses.fields(kind)]
     for name in values:
         require(name in known, f"key of {where}", name, f"one of {', '.join(known)}")
-
-
-def _pair(name: str, value: Any) -> tuple[float, float]:
-    numbers = isinstance(value, (list, tuple)) and all(isinstance(item, (int, float)) for item in value)
-    require(numbers and len(value) == 2, name, value, "two numbers")
-    return value[0], value[1]

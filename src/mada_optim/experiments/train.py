@@ -8,12 +8,11 @@ import json
 import math
 import os
 import signal
-import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,8 +24,10 @@ from torch.optim import Optimizer
 
 from mada_optim.experiments import optimizers
 from mada_optim.experiments.config import RunConfig, from_dict, to_dict
+from mada_optim.experiments.entries import find
 from mada_optim.experiments.processes import Processes, join_processes, restarts
-from mada_optim.experiments.run_folder import Metrics, RunFolder, finite
+from mada_optim.experiments.result import Result, summarize
+from mada_optim.experiments.run_folder import RunFolder, finite
 from mada_optim.tasks import Batch, InputError, Task, require_device
 from mada_optim.tasks.stored import locked, read_json, write_json
 
@@ -35,35 +36,17 @@ PATIENCE = 10  # steps without a finite loss in a row, after which a run has div
 
 @dataclass(frozen=True)
 class StepReport:
-    """What is known after a step; ``val_loss`` is the latest. ``loss`` is NaN where it was not finite."""
+    """What is known after a step; ``val_loss`` is the latest. ``loss`` is NaN where it was not finite.
+
+    ``learned`` holds the values that the optimizer learns, by name; coefficients that it keeps are not among them.
+    """
 
     step: int
     loss: float
     val_loss: float | None
     lr: float
-    coefficients: dict[str, float]
+    learned: dict[str, float]
     validated: bool
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run ended: ``status`` is "finished", "diverged" or "interrupted". Losses of a diverged run are None.
-
-    ``train_loss`` is the mean over the last twentieth of the steps; times, in seconds, are typical ones of a step.
-    ``val`` holds what else the task measures in its last validation, by name.
-    """
-
-    status: str
-    step: int
-    train_loss: float | None
-    val_loss: float | None
-    best_val_loss: float | None
-    step_seconds: float | None
-    optimizer_seconds: float | None
-    coefficients: dict[str, float]
-    skipped_hypergradients: int
-    val: dict[str, float] = field(default_factory=dict)
-    skipped_steps: int = 0
 
 
 def train(
@@ -71,6 +54,7 @@ def train(
     run_dir: str | Path,
     *,
     resume: bool = False,
+    on_begin: Callable[[int], None] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     draw: bool = True,
 ) -> Result:
@@ -84,6 +68,8 @@ def train(
         run_dir: a new or empty folder; with ``resume``, the folder of a run of the same configuration.
         resume: go on from the checkpoint, which every process reads. The result is bit for bit that of an uninterrupted
             run with as many processes. So does a run whose processes torchrun has started again.
+        on_begin: called before the first step, with the number of steps that were done before; nothing stands in the
+            way of the run then.
         on_step: called after each step.
         draw: make the figure at the end.
 
@@ -116,6 +102,8 @@ def train(
             if begins:
                 folder.create(config, task.describe())
             run = _Run(config, task, folder, processes, resume)
+            if on_begin is not None:
+                on_begin(run.step)
             try:
                 return run.go(on_step, stop, draw)
             except OSError as error:
@@ -135,7 +123,7 @@ def resolve(config: RunConfig) -> RunConfig:
         config,
         task=config.task.resolved(),
         optimizer=optimizers.resolve(config.optimizer),
-        final_lr=optimizers.find(config.optimizer.name).final_lr if config.final_lr is None else config.final_lr,
+        final_lr=find(config.optimizer.name).final_lr if config.final_lr is None else config.final_lr,
         threads=config.threads or torch.get_num_threads(),
         device=name,
     )
@@ -190,8 +178,8 @@ class _Run:
                     checkpoint()
                 if on_step is not None:
                     loss = math.nan if line["loss"] is None else line["loss"]
-                    coefficients = line.get("coefficients", {})
-                    on_step(StepReport(self.step, loss, self.val_loss, line["lr"], coefficients, validated))
+                    learned = _learned(self.optimizer, line.get("coefficients", {}))
+                    on_step(StepReport(self.step, loss, self.val_loss, line["lr"], learned, validated))
             checkpoint()
         return self.processes.from_first(lambda: self._finish(draw))
 
@@ -361,46 +349,6 @@ class _Metrics:
                 os.fsync(self._file.fileno())
 
 
-def summarize(metrics: Metrics, status: str, coefficients: dict[str, float], skipped: int) -> Result:
-    """The result of a run from its metrics."""
-    steps = [line for line in metrics if "loss" in line]
-    losses = [line["loss"] for line in steps if line["loss"] is not None]
-    validations = [line for line in metrics if line.get("val_loss") is not None]
-    validation = [line["val_loss"] for line in validations]
-    usable = status != "diverged"
-    tail = losses[-max(1, len(losses) // 20) :]
-    return Result(
-        status=status,
-        step=steps[-1]["step"] if steps else 0,
-        train_loss=statistics.fmean(tail) if usable and tail else None,
-        val_loss=validation[-1] if usable and validation else None,
-        best_val_loss=min(validation) if usable and validation else None,
-        step_seconds=_typical([line["step_seconds"] for line in steps]),
-        optimizer_seconds=_typical([line["optimizer_seconds"] for line in steps]),
-        coefficients=coefficients,
-        skipped_hypergradients=skipped,
-        val={
-            name.removeprefix("val_"): value
-            for name, value in (validations[-1] if usable and validations else {}).items()
-            if name.startswith("val_") and name != "val_loss" and value is not None
-        },
-        skipped_steps=sum(line.get("skipped", False) for line in steps),
-    )
-
-
-def _typical(seconds: Sequence[float]) -> float | None:
-    """Median over twentieths of a run, each of ten steps or more, of the mean time of a step in them.
-
-    The median over steps would pass over what happens in each tenth of them alone, the mean be that of a few long ones.
-
-    >>> _typical([1.0] * 200 + [99.0]), _typical(([1.0] * 9 + [11.0]) * 4), _typical([2.0]), _typical([])
-    (1.0, 2.0, 2.0, None)
-    """
-    size = max(10, len(seconds) // 20)
-    parts = [seconds[begin : begin + size] for begin in range(0, len(seconds), size)]
-    return statistics.median(map(statistics.fmean, parts)) if parts else None
-
-
 def _mixed(*numbers: int) -> int:
     """A seed made of all the numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
@@ -409,6 +357,11 @@ def _mixed(*numbers: int) -> int:
 def _coefficients(optimizer: Optimizer) -> dict[str, float]:
     read = getattr(optimizer, "coefficients", None)
     return dict(read()) if callable(read) else {}
+
+
+def _learned(optimizer: Optimizer, coefficients: Mapping[str, float]) -> dict[str, float]:
+    step_sizes = [group["hyper_lr"] for group in optimizer.param_groups if "hyper_lr" in group]
+    return {name: value for name, value in coefficients.items() if any(sizes.get(name, 0) > 0 for sizes in step_sizes)}
 
 
 def _log(board: Any, line: dict[str, Any]) -> None:

@@ -94,7 +94,11 @@ def average_regret(slopes: Tensor, iterates: Tensor) -> Tensor:
 
 @torch.no_grad()
 def play(
-    slopes: Tensor, make: Callable[[list[nn.Parameter]], Optimizer], alpha: float, projected: bool = False
+    slopes: Tensor,
+    make: Callable[[list[nn.Parameter]], Optimizer],
+    alpha: float,
+    projected: bool = False,
+    on_step: Callable[[], None] | None = None,
 ) -> Trace:
     """Play the losses f_t(x) = c_t x from x_1 = 0, with learning rates α/√t and projection onto [-1, 1].
 
@@ -104,6 +108,7 @@ def play(
         alpha: α.
         projected: whether hypergradients are of what is paid, at the projected iterate: 0 after a step that the
             projection cut. False: as everywhere, of the loss where the step led, f_{t+1}(x_t - η_t Δ_t).
+        on_step: called after each step.
 
     Raises:
         InputError: ``alpha`` is not a positive, finite number.
@@ -129,6 +134,8 @@ def play(
         cut = not LOW <= x.item() <= HIGH
         x.clamp_(LOW, HIGH)
         rhos.append(_rho(optimizer))
+        if on_step is not None:
+            on_step()
     rho, hypergradient = torch.tensor(rhos, dtype=torch.float64).reshape(-1, 2).T
     path = torch.tensor(iterates, dtype=torch.float64)
     return Trace(path, average_regret(slopes, path), rho, hypergradient)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -65,6 +66,25 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def prepare_file(path: Path) -> None:
+    """Make the folder of a file that will be written, before what is to stand in it is computed.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Permissions alone do not tell: a file system may be read-only, or full.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise InputError(f"out must be a file that can be written, got {str(path)!r}: {error.strerror}") from None
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
