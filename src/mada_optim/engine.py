@@ -24,7 +24,7 @@ from mada_optim.family import Coefficient, Family
 from mada_optim.kernels import Batch, Kernels, select_kernels
 from mada_optim.kernels.base import SCALAR_STATE, coefficients_and_constants
 from mada_optim.kernels.rounding import noise_seed, round_stochastically
-from mada_optim.sharding import Team, check_placements, find_team, local, spread_like
+from mada_optim.sharding import Team, check_placements, find_team, local, spread_like, tell_autograd
 
 # What all parameter groups have in common unless each has coefficients of its own.
 SET_SETTINGS = ("hyper_lr", "bounds", "hyper_momentum", "hyper_clip", "hyper_warmup", "hyper_every")
@@ -280,6 +280,7 @@ def _prepare(family: Family, group: Group, state: State) -> None:
             if stored.dtype == torch.bfloat16:
                 value = round_stochastically(value.float(), noise_seed(state[param]["step"], index, -1) + role)
             stored.copy_(value)
+            tell_autograd([state[param][name]])
 
 
 def _add_up(team: Team, part: Tensor | None, values: Tensor, due: bool | Tensor) -> tuple[Tensor | None, bool | Tensor]:

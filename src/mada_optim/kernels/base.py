@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mada_optim.family import Family
 from mada_optim.kernels.blocks import Roles
-from mada_optim.sharding import local
+from mada_optim.sharding import is_dtensor, local, tell_autograd
 
 # What a parameter keeps beside tensors of its own shape.
 SCALAR_STATE = ("step", "pending")
@@ -75,6 +75,20 @@ class Batch:
         """Forget what was found: there are other tensors, or their values have changed."""
         self.found.clear()
         self.__dict__.pop("roles", None)
+
+    def note_writes(self, names: Iterable[str], through_pointers: Iterable[Tensor] = ()) -> None:
+        """Tell autograd what a pass wrote, where autograd cannot see it; torch's operators tell it themselves.
+
+        A graph that still needs an overwritten value then raises an error when it is differentiated.
+
+        Args:
+            names: of the tensors written: "param" and buffers. Kernels write to the local parts of DTensors.
+            through_pointers: what was written by kernels that are not torch's.
+        """
+        torch.autograd.graph.increment_version(through_pointers)
+        if is_dtensor(self.params[0]):
+            stored = ({"param": param, **state} for param, state in zip(self.params, self.states, strict=True))
+            tell_autograd(tensors[name] for tensors in stored for name in names if name in tensors)
 
     @cached_property
     def roles(self) -> list[Roles]:

@@ -70,6 +70,8 @@ class MultiTensorKernels(CompiledKernels):
             results = kernel(batch, values, columns, later)
             totals = [a + b for a, b in zip(totals, results, strict=True)] if totals else results
             columns.write_back(written)
+        all_columns: list[_Columns] = batch.found["columns"]
+        batch.note_writes(written, [x for columns in all_columns for role in written for x in columns.tensors[role]])
         return totals
 
     def _kernel(

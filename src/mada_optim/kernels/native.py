@@ -36,6 +36,7 @@ from mada_optim.kernels.rounding import mix
 
 _TYPES = {torch.float64: "double", torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "_Float16"}
 _STATE_ROLES = ("exp_avg", "exp_avg_sq", "mean_exp_avg_sq", "exp_avg_diff", "previous_grad", "lion_exp_avg", "ortho")
+_ADVANCED = _STATE_ROLES[:-1]  # those that a step changes
 # In the order of native.cpp's Role; of what else a state holds it knows nothing.
 _BUFFERS = ("pending_grad", *_STATE_ROLES)
 _ROLES = ("param", "grad", *_BUFFERS, *horizon.BUFFERS)
@@ -93,6 +94,7 @@ class NativeKernels(PlainKernels):
             used = [by_name[c.name] if c.name in learned else 0.0 for c in self.family.coefficients]
             aligned = torch.tensor(used, dtype=torch.float64, device=values.device)
             total = aligned if total is None else total + aligned
+        _note_writes(native, _ADVANCED)
         if variant.DIFF:
             for state in native.states:
                 state["previous_grad"], state["pending_grad"] = state["pending_grad"], state["previous_grad"]
@@ -109,6 +111,7 @@ class NativeKernels(PlainKernels):
             settings = self._settings(native, values, native.step + 1, keep)
             rows = _Rows(native, native.step + 1)
             load(variant).mada_step(ctypes.byref(settings), rows.pointer, len(rows))
+            _note_writes(native, ("param", *(("pending_grad",) if keep else _ADVANCED)))
 
     def follow(self, batch: Batch, values: Tensor, wanted: bool) -> Tensor | None:
         """See :meth:`Kernels.follow`."""
@@ -120,6 +123,7 @@ class NativeKernels(PlainKernels):
         settings = self._settings(native, values, native.step + 1, keep=False)
         rows, h = _Rows(native, native.step + 1), (ctypes.c_double * 1)()
         load(variant).mada_follow(ctypes.byref(settings), rows.pointer, len(rows), h if wanted else None)
+        _note_writes(native, (horizon.MEAN,))
         if not wanted:
             return None
         found = torch.tensor(h[0], dtype=torch.float64, device=values.device)
@@ -175,6 +179,11 @@ class NativeKernels(PlainKernels):
             REAL=_TYPES[batch.dtype],
             STOCHASTIC=group["stochastic_rounding"],
         )
+
+
+def _note_writes(batch: Batch, names: Sequence[str]) -> None:
+    """:meth:`Batch.note_writes`, of those of the names that the parameters have."""
+    batch.note_writes(names, [roles[name] for roles in batch.roles for name in names if name in roles])
 
 
 def _part(batch: Batch, wanted: Sequence[bool]) -> Batch | None:
