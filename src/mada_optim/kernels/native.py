@@ -1,28 +1,12 @@
-"""The families of MADA and OMADA on the CPU: builds, loads and calls ``native.cpp``.
-
-The source is compiled once for each combination of learned coefficients and dtypes, in about a second, with the C++
-compiler of the machine (``CXX``, or c++, g++, clang++), and kept in ``MADA_CACHE_DIR`` (default:
-``$XDG_CACHE_HOME/mada-optim`` or ``~/.cache/mada-optim``).
-"""
+"""The families of MADA and OMADA on the CPU: calls ``native.cpp``, see :mod:`mada_optim.kernels.library`."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
-import warnings
 from array import array
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
-from importlib.resources import files
+from dataclasses import replace
 from itertools import compress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +15,7 @@ from torch import Tensor
 from mada_optim import horizon
 from mada_optim.kernels.base import Batch, coefficients_and_constants
 from mada_optim.kernels.blocks import Roles
+from mada_optim.kernels.library import Variant, load, why_unavailable
 from mada_optim.kernels.plain import PlainKernels
 from mada_optim.kernels.rounding import mix
 
@@ -53,24 +38,6 @@ class _Settings(ctypes.Structure):
         *((name, ctypes.c_double) for name in ("mean_decay", "swing_share")),
         *((name, ctypes.c_int32) for name in ("maximize", "keep", "stored", "threads")),
     )
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What a library is compiled for; native.cpp says what each means."""
-
-    ADAPTIVE: bool
-    SIGN: bool
-    MEAN: bool
-    DIFF: bool
-    YOGI: bool
-    ORTHO: bool
-    SCALED: bool
-    PARAM: str
-    GRAD: str
-    STATE: str
-    REAL: str
-    STOCHASTIC: bool
 
 
 class NativeKernels(PlainKernels):
@@ -255,118 +222,3 @@ def _is_dense(roles: Roles) -> bool:
             return False
         expected *= size
     return True
-
-
-# ---- Building.
-
-
-_SIMPLE = Variant(True, False, False, False, False, False, False, "float", "float", "float", "float", False)
-
-
-@lru_cache(maxsize=256)
-def why_unavailable(variant: Variant = _SIMPLE) -> str | None:
-    """Why a variant cannot be compiled on this machine, or None if it can. Says so by a warning, once.
-
-    Where the simplest cannot, none can; the others because compilers differ in the types that they know.
-    """
-    try:
-        load(variant)
-    except (OSError, RuntimeError) as error:
-        warnings.warn(
-            f"MADA's fused kernels cannot be built, the plain ones will be used, which are slower: {error}. "
-            "Install a C++17 compiler or name one in CXX; fused=False avoids this warning.",
-            stacklevel=2,
-        )
-        return str(error)
-    return None
-
-
-@lru_cache(maxsize=256)
-def load(variant: Variant) -> ctypes.CDLL:
-    """The library for one variant, built if it is not in the cache.
-
-    Raises:
-        RuntimeError: there is no compiler, or it failed.
-        OSError: the library cannot be loaded.
-    """
-    source = files("mada_optim.kernels").joinpath("native.cpp").read_text(encoding="utf-8")
-    command = [*_compiler(), *_flags(), *(f"-D{name}={_text(value)}" for name, value in asdict(variant).items())]
-    digest = hashlib.sha256("\0".join([source, *command, _machine(), torch.__version__]).encode()).hexdigest()[:20]
-    path = cache_dir() / f"native-{digest}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            built = _build(command, source, Path(folder))
-            built.replace(path)  # atomic: several processes may build it at once
-    library = ctypes.CDLL(str(path))
-    pointer, count = ctypes.c_void_p, ctypes.c_int64
-    library.mada_settle.argtypes = library.mada_follow.argtypes = [pointer, pointer, count, pointer]
-    library.mada_advance.argtypes = library.mada_step.argtypes = [pointer, pointer, count]
-    for function in (library.mada_settle, library.mada_advance, library.mada_follow, library.mada_step):
-        function.restype = None
-    return library
-
-
-def cache_dir() -> Path:
-    """Where compiled libraries are kept."""
-    given = os.environ.get("MADA_CACHE_DIR")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mada-optim"
-
-
-def _build(command: list[str], source: str, folder: Path) -> Path:
-    (folder / "native.cpp").write_text(source, encoding="utf-8")
-    built = folder / "native.so"
-    problem = ""
-    for openmp in (["-fopenmp"], []):
-        # Linked without it: the threads are those of the OpenMP library that torch has loaded.
-        compiling = [*command, *openmp, "-c", "native.cpp", "-o", "native.o"]
-        linking = [*command, "-shared", "native.o", "-o", built.name]
-        try:
-            for step in (compiling, linking):
-                subprocess.run(step, cwd=folder, check=True, capture_output=True, text=True)
-            ctypes.CDLL(str(built))
-        except subprocess.CalledProcessError as error:
-            problem = f"{' '.join(error.cmd)}: {error.stderr.strip()[-500:]}"
-        except OSError as error:
-            problem = str(error)
-        else:
-            return built
-    raise RuntimeError(problem)
-
-
-def _compiler() -> list[str]:
-    """The command that compiles C++; CXX may hold more than one word, as in "ccache g++"."""
-    given = shlex.split(os.environ.get("CXX", ""))
-    for words in [given] if given else [["c++"], ["g++"], ["clang++"]]:
-        path = shutil.which(words[0])
-        if path is not None:
-            return [path, *words[1:]]
-    raise RuntimeError(f"no C++ compiler found (looked for {' '.join(given) or 'c++, g++, clang++'})")
-
-
-def _flags() -> list[str]:
-    # Without errno and traps the compiler may compute both sides of a choice for several elements at once; with sums in
-    # any order, it may add up several elements at once. Infinities and NaN are what they should be.
-    flags = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
-    flags += ["-fassociative-math", "-fno-signed-zeros"]
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        return [*flags, "-march=native", "-mprefer-vector-width=512"]
-    return [*flags, "-mcpu=native"]
-
-
-@lru_cache(maxsize=1)
-def _machine() -> str:
-    """What -march=native may depend on: a home folder can be shared by different machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(
-        sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
-    )
-
-
-def _text(value: bool | str) -> str:
-    return str(value).lower() if isinstance(value, bool) else value

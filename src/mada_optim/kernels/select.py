@@ -12,8 +12,9 @@ from mada_optim.family import Family, MADAFamily, OMADAFamily
 from mada_optim.kernels import launch
 from mada_optim.kernels.base import Kernels
 from mada_optim.kernels.compiled import CompiledKernels
+from mada_optim.kernels.library import why_unavailable
 from mada_optim.kernels.multi_tensor import MultiTensorKernels
-from mada_optim.kernels.native import NativeKernels, why_unavailable
+from mada_optim.kernels.native import NativeKernels
 from mada_optim.kernels.plain import PlainKernels
 
 
@@ -44,7 +45,8 @@ def check_fused(family: Family) -> None:
         raise RuntimeError(f"fused=True needs an elementwise family; {family.name} is not")
     problem = why_unavailable()
     if problem is not None:
-        raise RuntimeError(f"fused=True needs a C++17 compiler (CXX): {problem}")
+        needed = "a C++17 compiler (CXX) and a folder for what it compiles (MADA_CACHE_DIR)"
+        raise RuntimeError(f"fused=True needs {needed}: {problem}")
 
 
 @lru_cache(maxsize=64)
