@@ -86,7 +86,17 @@ def load(variant: Variant) -> ctypes.CDLL:
     library.mada_advance.argtypes = library.mada_step.argtypes = [pointer, pointer, count]
     for function in (library.mada_settle, library.mada_advance, library.mada_follow, library.mada_step):
         function.restype = None
+    library.mada_implements.restype = ctypes.c_char_p
     return library
+
+
+def implemented() -> dict[str, list[str]]:
+    """What ``native.cpp`` says that it implements: names of coefficients, buffers and constants; a checksum."""
+    names: dict[str, list[str]] = {}
+    for line in load(_SIMPLE).mada_implements().decode().splitlines():
+        kind, _, rest = line.partition(":")
+        names.setdefault(kind, []).extend(rest.split())
+    return names
 
 
 def _build(command: list[str], source: str, folder: Path) -> Path:
