@@ -11,7 +11,7 @@ when a hypergradient is due, which all processes know alike: also those that hav
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -24,7 +24,7 @@ from mada_optim.family import Coefficient, Family
 from mada_optim.kernels import Batch, Kernels, select_kernels
 from mada_optim.kernels.base import SCALAR_STATE, coefficients_and_constants
 from mada_optim.kernels.rounding import noise_seed, round_stochastically
-from mada_optim.sharding import Team, check_placements, find_team, local, spread_like
+from mada_optim.sharding import PLAIN, Team, check_placements, find_team, local, spread_like
 
 # What all parameter groups have in common unless each has coefficients of its own.
 SET_SETTINGS = ("hyper_lr", "bounds", "hyper_momentum", "hyper_clip", "hyper_warmup", "hyper_every")
@@ -140,7 +140,7 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
     team = find_team(param for group in groups for param in group["params"]) if learning else None
     if not shared["capturable"] and steps == 0 and _cumulative(family, shared):
         _begin_to_follow(groups, state)
-    batches = [list(_batches(family, group, state)) for group in groups]
+    batches = [_batches(family, group, state) for group in groups]
     hypergradient = _settle(family, groups, batches, values, keep, team)
     along = _follow(family, groups, batches, values, team, wanted=due is not False)
     if along is not None:
@@ -170,7 +170,7 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
                 batch.refresh()
             if batch.has_grad:
                 kernels.step(batch, values, keep and differentiated)
-        _finish_steps(group, state, keep, differentiated, cumulative)
+        _finish_steps(group, alike, state, keep, differentiated, cumulative)
         _remember_lr(group)
     shared["hyper_steps"].add_(1)
     return hypergradient
@@ -178,7 +178,7 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
 
 def release(family: Family, groups: list[Group], state: State) -> None:
     """Settle what is pending and drop all that only learning needs, where nothing is learned any more."""
-    batches = [list(_batches(family, group, state)) for group in groups]
+    batches = [_batches(family, group, state) for group in groups]
     _settle(family, groups, batches, groups[0]["coefficients"], keep=False, team=None)
     for group in groups:
         for param in group["params"]:
@@ -338,23 +338,27 @@ def _remember_lr(group: Group) -> None:
         group.update(previous_lr=float(lr), peak_lr=max(float(lr), peak))
 
 
-def _finish_steps(group: Group, state: State, keep: bool, differentiated: bool, cumulative: bool) -> None:
-    superfluous = (*(() if differentiated else PENDING), *(() if cumulative else horizon.BUFFERS))
+def _finish_steps(
+    group: Group, batches: Batches, state: State, keep: bool, differentiated: bool, cumulative: bool
+) -> None:
     counts: list[Tensor] = []
+    for _, batch in batches:
+        if batch.has_grad:
+            counts += [own["step"] for own in batch.states]
+        # Nothing is pending where learning has begun again and there has been no gradient since.
+        pending = batch.has_grad and keep
+        if differentiated and batch.pending != pending:
+            for own in batch.states:
+                if "pending" in own:
+                    own["pending"].fill_(pending)
+                    if not pending:
+                        own["pending_grad"].zero_()  # else what is there would depend on the kernels
+    superfluous = {*(() if differentiated else PENDING), *(() if cumulative else horizon.BUFFERS)}
     for param in group["params"]:
         own = state.get(param)
-        if not own:
-            continue
-        stepped = param.grad is not None
-        if stepped:
-            counts.append(own["step"])
-        # Nothing is pending where learning has begun again and there has been no gradient since.
-        if differentiated and "pending" in own and own["pending"].item() != (stepped and keep):
-            own["pending"].fill_(stepped and keep)
-            if not (stepped and keep):
-                own["pending_grad"].zero_()  # else what is there would depend on the kernels
-        for name in superfluous:
-            own.pop(name, None)
+        if own and not superfluous.isdisjoint(own):
+            for name in superfluous:
+                own.pop(name, None)
     if counts and all(count.is_cpu for count in counts):
         # By far the fastest way to count on the host.
         torch._foreach_add_(counts, torch.ones((), device="cpu"), alpha=1.0)
@@ -362,21 +366,31 @@ def _finish_steps(group: Group, state: State, keep: bool, differentiated: bool, 
         torch._foreach_add_(counts, 1)
 
 
-def _batches(family: Family, group: Group, state: State) -> Iterator[tuple[Kernels, Batch]]:
+def _batches(family: Family, group: Group, state: State) -> Batches:
     """The parameters whose step is pending, or that have a gradient, and who works on them."""
+    params: list[Tensor] = group["params"]
+    grads, states = [param.grad for param in params], [state.get(param) or {} for param in params]
+    pending = [own["pending"].item() if "pending" in own else False for own in states]
+    counts = params if group["capturable"] else [own["step"].item() if own else None for own in states]
+    keys = (
+        pending,
+        counts,
+        [param.device for param in params],
+        [param.dtype for param in params],
+        [None if grad is None else grad.dtype for grad in grads],
+        [None if type(param) in PLAIN else spread_like(param) for param in params],
+    )
     alike: dict[tuple[Any, ...], list[int]] = {}
-    for index, param in enumerate(group["params"]):
-        own, grad = state.get(param), param.grad
-        if not own:
-            continue
-        pending = "pending" in own and own["pending"].item()
-        if pending or grad is not None:
-            dtype = None if grad is None else grad.dtype
-            count = param if group["capturable"] else own["step"].item()
-            alike.setdefault((param.device, param.dtype, dtype, count, spread_like(param), pending), []).append(index)
-    for (*_, pending), members in alike.items():
-        params = [group["params"][index] for index in members]
-        states = [state[param] for param in params]
-        step = states[0]["step"] if group["capturable"] else states[0]["step"].item()
-        batch = Batch(group, params, states, step, pending, members[0])
-        yield select_kernels(family, group, batch.device), batch
+    for index, (key, own) in enumerate(zip(zip(*keys, strict=True), states, strict=True)):
+        if own and (pending[index] or grads[index] is not None):
+            alike.setdefault(key, []).append(index)
+    batches: Batches = []
+    for members in alike.values():
+        first = members[0]
+        step = states[first]["step"] if group["capturable"] else counts[first]
+        of_members = [[column[index] for index in members] for column in (params, grads, states)]
+        if grads[first] is None:
+            of_members[1] = None
+        batch = Batch(group, *of_members, step, pending[first], first)
+        batches.append((select_kernels(family, group, batch.device), batch))
+    return batches
