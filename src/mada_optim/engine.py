@@ -22,7 +22,7 @@ from mada_optim import horizon
 from mada_optim.coefficients import LearnedTensors, LearningRule
 from mada_optim.family import Coefficient, Family
 from mada_optim.kernels import Batch, Kernels, select_kernels
-from mada_optim.kernels.base import SCALAR_STATE, coefficients_and_constants
+from mada_optim.kernels.base import SCALAR_STATE, coefficients_and_constants, family_buffers
 from mada_optim.kernels.rounding import noise_seed, round_stochastically
 from mada_optim.sharding import PLAIN, Team, check_placements, find_team, local, spread_like
 
@@ -63,7 +63,7 @@ def check_step_sizes(family: Family, group: Group) -> None:
 
 def check_buffer_names(family: Family, group: Group) -> None:
     """Raise ValueError where a buffer of the family would have the name of something else in a parameter's state."""
-    for name in family.buffers(coefficients_and_constants(family, group, group["coefficients"])):
+    for name in family_buffers(family, group):
         if name in ("param", "grad", *SCALAR_STATE, *PENDING, *horizon.BUFFERS):
             raise ValueError(f"family: {family.name} has a buffer {name!r}, a name that is taken")
 
@@ -75,8 +75,7 @@ def is_learning(group: Group) -> bool:
 
 def buffer_names(family: Family, group: Group) -> tuple[str, ...]:
     """Names of the tensors of its own shape that each parameter of the group keeps."""
-    q = coefficients_and_constants(family, group, group["coefficients"])
-    names = family.buffers(q)
+    names = family_buffers(family, group)
     if _differentiated(family, group):
         names = (*names, "pending_grad")
     return (*names, *horizon.BUFFERS) if _cumulative(family, group) else names
@@ -263,9 +262,11 @@ def _cumulative(family: Family, group: Group) -> list[str]:
 
 def _differentiated(family: Family, group: Group) -> list[str]:
     """Names of the learned coefficients by which the last step of the group's parameters is to be differentiated."""
-    constants = {name: group[name] for name in family.constants}
-    idle = (*family.idle(constants), *_cumulative(family, group))
-    return [coefficient.name for coefficient in _learned(family, group) if coefficient.name not in idle]
+    learned = _learned(family, group)
+    if not learned:
+        return []
+    idle = family.idle({name: group[name] for name in family.constants})
+    return [coefficient.name for coefficient in learned if not coefficient.cumulative and coefficient.name not in idle]
 
 
 def _prepare(family: Family, group: Group, state: State) -> None:

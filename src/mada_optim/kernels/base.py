@@ -19,6 +19,8 @@ from mada_optim.sharding import PLAIN, local
 SCALAR_STATE = ("step", "pending")
 
 Group = Mapping[str, Any]
+# Stands for a coefficient that is not frozen at a special value.
+_ANY_VALUE = torch.zeros((), device="cpu")
 # Tensors of several parameters by role, in the order of the parameters; see Roles.
 Columns = dict[str, list[Tensor]]
 
@@ -34,6 +36,16 @@ def coefficients_and_constants(family: Family, group: Group, values: Tensor) -> 
     names = (coefficient.name for coefficient in family.coefficients)
     constants = {name: group[name] for name in family.constants}
     return {**dict(zip(names, values.unbind(), strict=True)), **group["special"], **constants}
+
+
+def family_buffers(family: Family, group: Group) -> tuple[str, ...]:
+    """Names of the family's buffers for parameters of a group.
+
+    They depend on constants and on which coefficients are frozen at special values, not on what the others are now.
+    """
+    coefficients = dict.fromkeys((coefficient.name for coefficient in family.coefficients), _ANY_VALUE)
+    constants = {name: group[name] for name in family.constants}
+    return family.buffers({**coefficients, **group["special"], **constants})
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from mada_optim import horizon
-from mada_optim.kernels.base import Batch, Columns, Group, coefficients_and_constants
+from mada_optim.kernels.base import Batch, Columns, Group, family_buffers
 from mada_optim.kernels.blocks import Roles
 from mada_optim.kernels.plain import PlainKernels
 from mada_optim.kernels.rounding import mix
@@ -146,35 +146,32 @@ class NativeKernels(PlainKernels):
             columns = {role: [roles.get(role) for roles in native.roles] for role in _ROLES}
         variant = self._variant(batch.group, columns, batch.dtype)
         if why_unavailable(variant) is not None:
-            return None, replace(
-                batch, found={}
-            )  # a copy: a batch must not hold itself, nor gradients longer than a step
+            return None, replace(batch, found={})  # not itself, which it would keep alive, and the gradients
         return _Rows(variant, columns, native.states, batch.index), rest
 
     def _settings(self, batch: Batch, values: Tensor, t: float | Tensor, keep: bool) -> _Settings:
         group = batch.group
-        q: dict[str, Any] = coefficients_and_constants(self.family, group, values)
-        names = self.family.buffers(q)
         numbers = dict(zip((c.name for c in self.family.coefficients), values.tolist(), strict=True))
+        constants = {name: group[name] for name in self.family.constants}
         return _Settings(
             *(numbers.get(name, 0.0) for name in _DIFFERENTIATED),
             numbers.get("scale", 1.0),
-            q["eps"],
-            *q["lion_betas"],
+            constants["eps"],
+            *constants["lion_betas"],
             float(t),
             float(group["lr"]),
-            group["weight_decay"] * float(self.family.decay_factor(q)),
+            group["weight_decay"] * float(self.family.decay_factor({**numbers, **constants})),
             horizon.DECAY,
             horizon.SWING_SHARE,
             group["maximize"],
             keep,
             # With differences of gradients, settle() stores the gradient where that costs least.
-            batch.pending and "exp_avg_diff" in names,
+            batch.pending and "exp_avg_diff" in family_buffers(self.family, group),
             torch.get_num_threads(),
         )
 
     def _variant(self, group: Group, columns: Mapping[str, Sequence[Any]], dtype: torch.dtype) -> Variant:
-        names = self.family.buffers(coefficients_and_constants(self.family, group, group["coefficients"]))
+        names = family_buffers(self.family, group)
         learned_scale = any(one.name == "scale" for one in self.family.coefficients) and "scale" not in group["special"]
         first = {role: column[0] for role, column in columns.items()}
         return Variant(
@@ -259,21 +256,20 @@ def _laid_out_like(grad: Tensor | None, param: Tensor) -> Tensor | None:
 
 
 def _are_dense(columns: Columns) -> bool:
-    """Whether all parameters are contiguous and :func:`_is_dense`, asked by loops within Python's builtins.
+    """Whether all parameters are contiguous and :func:`_is_dense`, and their buffers have one dtype.
 
-    Also whether their buffers have one dtype.
+    It is asked by loops within Python's builtins. They keep no shapes: Python's garbage collector would look at each.
     """
-    params, shapes = columns["param"], list(map(Tensor.size, columns["param"]))
-    stored = {role: column for role, column in columns.items() if role not in ("param", "grad")}
-    buffers = [tensor for role, column in stored.items() if role in _BUFFERS for tensor in column]
+    shapes = zip(*(map(Tensor.size, column) for column in columns.values()), strict=True)
+    buffers = [tensor for role, column in columns.items() if role in _BUFFERS for tensor in column]
     return (
-        all(list(map(Tensor.size, column)) == shapes for column in columns.values())
-        and all(map(Tensor.is_contiguous, params))
+        columns.keys().isdisjoint(horizon.BUFFERS)
+        and all(alike.count(alike[0]) == len(alike) for alike in shapes)
+        and all(map(Tensor.is_contiguous, columns["param"]))
         and all(map(Tensor.is_contiguous, buffers))
-        and not any(map(Tensor.is_neg, params))
+        and not any(map(Tensor.is_neg, columns["param"]))
         and len({tensor.dtype for tensor in buffers}) == 1
         and all(tensor.is_cpu for tensor in buffers)
-        and columns.keys().isdisjoint(horizon.BUFFERS)
     )
 
 
