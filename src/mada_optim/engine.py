@@ -139,8 +139,10 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
     team = find_team(param for group in groups for param in group["params"]) if learning else None
     if not shared["capturable"] and steps == 0 and _cumulative(family, shared):
         _begin_to_follow(groups, state)
-    batches = [_batches(family, group, state) for group in groups]
-    hypergradient = _settle(family, groups, batches, values, keep, team)
+    differentiated = [_differentiated(family, group) for group in groups]
+    states = [_states(group, state) for group in groups]
+    batches = [_batches(family, group, buffers) for group, buffers in zip(groups, states, strict=True)]
+    hypergradient = _settle(batches, differentiated, values, keep, team)
     along = _follow(family, groups, batches, values, team, wanted=due is not False)
     if along is not None:
         along = along * _cumulative_mask(family, shared, values.device)
@@ -160,25 +162,26 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
         skipped, phase = shared["hyper_skipped"], _phase(family, groups)
         fused = any(kernels.of_numbers for alike in batches for kernels, _ in alike)
         rule.learn(learned, skipped, hypergradient, family.coefficients, step_sizes, boxes, due, *phase, fused)
-    for group, alike in zip(groups, batches, strict=True):
+    for group, learned_names, alike, buffers in zip(groups, differentiated, batches, states, strict=True):
         if family.prepares:
             _prepare(family, group, state)
-        differentiated, cumulative = bool(_differentiated(family, group)), bool(_cumulative(family, group))
         for kernels, batch in alike:
             if family.prepares:
                 batch.refresh()
             if batch.has_grad:
-                kernels.step(batch, values, keep and differentiated)
-        _finish_steps(group, alike, state, keep, differentiated, cumulative)
+                kernels.step(batch, values, keep and bool(learned_names))
+        _finish_steps(alike, buffers, keep, bool(learned_names), bool(_cumulative(family, group)))
         _remember_lr(group)
+    _count(batches)
     shared["hyper_steps"].add_(1)
     return hypergradient
 
 
 def release(family: Family, groups: list[Group], state: State) -> None:
     """Settle what is pending and drop all that only learning needs, where nothing is learned any more."""
-    batches = [_batches(family, group, state) for group in groups]
-    _settle(family, groups, batches, groups[0]["coefficients"], keep=False, team=None)
+    batches = [_batches(family, group, _states(group, state)) for group in groups]
+    differentiated = [_differentiated(family, group) for group in groups]
+    _settle(batches, differentiated, groups[0]["coefficients"], keep=False, team=None)
     for group in groups:
         for param in group["params"]:
             if state.get(param):
@@ -187,20 +190,19 @@ def release(family: Family, groups: list[Group], state: State) -> None:
 
 
 def _settle(
-    family: Family, groups: list[Group], batches: list[Batches], values: Tensor, keep: bool, team: Team | None
+    batches: list[Batches], differentiated: list[list[str]], values: Tensor, keep: bool, team: Team | None
 ) -> Tensor | None:
     """h_t over all parameters whose step t is pending and that have a gradient; None where there are none.
 
     With a team, it is this process's part of the sum.
     """
     total: Tensor | None = None
-    for group, alike in zip(groups, batches, strict=True):
-        learned = _differentiated(family, group)
+    for alike, learned in zip(batches, differentiated, strict=True):
         for kernels, batch in alike:
             aligned = kernels.settle(batch, values, learned, keep) if batch.pending else None
             if aligned is not None:
                 share = 1.0 if team is None else team.share(batch.params[0])
-                part = aligned * (-group["previous_lr"] * share)
+                part = aligned * (-batch.group["previous_lr"] * share)
                 total = part if total is None else total + part
     return total
 
@@ -340,12 +342,10 @@ def _remember_lr(group: Group) -> None:
 
 
 def _finish_steps(
-    group: Group, batches: Batches, state: State, keep: bool, differentiated: bool, cumulative: bool
+    batches: Batches, states: list[dict[str, Any]], keep: bool, differentiated: bool, cumulative: bool
 ) -> None:
-    counts: list[Tensor] = []
+    """Note which parameters of a group have a pending step now, and drop what their states need no more."""
     for _, batch in batches:
-        if batch.has_grad:
-            counts += [own["step"] for own in batch.states]
         # Nothing is pending where learning has begun again and there has been no gradient since.
         pending = batch.has_grad and keep
         if differentiated and batch.pending != pending:
@@ -355,11 +355,15 @@ def _finish_steps(
                     if not pending:
                         own["pending_grad"].zero_()  # else what is there would depend on the kernels
     superfluous = {*(() if differentiated else PENDING), *(() if cumulative else horizon.BUFFERS)}
-    for param in group["params"]:
-        own = state.get(param)
-        if own and not superfluous.isdisjoint(own):
+    for own in states:
+        if not superfluous.isdisjoint(own):
             for name in superfluous:
                 own.pop(name, None)
+
+
+def _count(batches: list[Batches]) -> None:
+    """Count the step of all parameters that took it."""
+    counts = [own["step"] for alike in batches for _, batch in alike if batch.has_grad for own in batch.states]
     if counts and all(count.is_cpu for count in counts):
         # By far the fastest way to count on the host.
         torch._foreach_add_(counts, torch.ones((), device="cpu"), alpha=1.0)
@@ -367,10 +371,15 @@ def _finish_steps(
         torch._foreach_add_(counts, 1)
 
 
-def _batches(family: Family, group: Group, state: State) -> Batches:
+def _states(group: Group, state: State) -> list[dict[str, Any]]:
+    """What is kept for each parameter of a group, empty before its first step."""
+    return [state.get(param) or {} for param in group["params"]]
+
+
+def _batches(family: Family, group: Group, states: list[dict[str, Any]]) -> Batches:
     """The parameters whose step is pending, or that have a gradient, and who works on them."""
     params: list[Tensor] = group["params"]
-    grads, states = [param.grad for param in params], [state.get(param) or {} for param in params]
+    grads = [param.grad for param in params]
     pending = [own["pending"].item() if "pending" in own else False for own in states]
     counts = params if group["capturable"] else [own["step"].item() if own else None for own in states]
     keys = (

@@ -84,7 +84,7 @@ class NativeKernels(PlainKernels):
         total = super().settle(rest, values, learned, keep) if rest else None
         if rows is None:
             return total
-        library, settings = load(rows.variant), self._settings(batch, values, batch.step, keep)
+        library, settings = load(rows.variant), self._settings(batch, values, batch.step, keep, rows.variant)
         if not (learned and batch.has_grad):
             library.mada_advance(ctypes.byref(settings), rows.at(batch.step), len(rows))
         else:
@@ -106,7 +106,7 @@ class NativeKernels(PlainKernels):
         if rest is not None:
             super().step(rest, values, keep)
         if rows is not None:
-            settings = self._settings(batch, values, batch.step + 1, keep)
+            settings = self._settings(batch, values, batch.step + 1, keep, rows.variant)
             load(rows.variant).mada_step(ctypes.byref(settings), rows.at(batch.step + 1), len(rows))
 
     def follow(self, batch: Batch, values: Tensor, wanted: bool) -> Tensor | None:
@@ -115,7 +115,7 @@ class NativeKernels(PlainKernels):
         total = super().follow(rest, values, wanted) if rest else None
         if rows is None:
             return total
-        settings = self._settings(batch, values, batch.step + 1, keep=False)
+        settings = self._settings(batch, values, batch.step + 1, False, rows.variant)
         h = (ctypes.c_double * 1)()
         load(rows.variant).mada_follow(
             ctypes.byref(settings), rows.at(batch.step + 1), len(rows), h if wanted else None
@@ -149,7 +149,7 @@ class NativeKernels(PlainKernels):
             return None, replace(batch, found={})  # not itself, which it would keep alive, and the gradients
         return _Rows(variant, columns, native.states, batch.index), rest
 
-    def _settings(self, batch: Batch, values: Tensor, t: float | Tensor, keep: bool) -> _Settings:
+    def _settings(self, batch: Batch, values: Tensor, t: float | Tensor, keep: bool, variant: Variant) -> _Settings:
         group = batch.group
         numbers = dict(zip((c.name for c in self.family.coefficients), values.tolist(), strict=True))
         constants = {name: group[name] for name in self.family.constants}
@@ -166,7 +166,7 @@ class NativeKernels(PlainKernels):
             group["maximize"],
             keep,
             # With differences of gradients, settle() stores the gradient where that costs least.
-            batch.pending and "exp_avg_diff" in family_buffers(self.family, group),
+            batch.pending and variant.DIFF,
             torch.get_num_threads(),
         )
 
@@ -269,7 +269,7 @@ def _are_dense(columns: Columns) -> bool:
         and all(map(Tensor.is_contiguous, buffers))
         and not any(map(Tensor.is_neg, columns["param"]))
         and len({tensor.dtype for tensor in buffers}) == 1
-        and all(tensor.is_cpu for tensor in buffers)
+        and {tensor.is_cpu for tensor in buffers} == {True}
     )
 
 
