@@ -82,6 +82,7 @@ each on [-1, 1], with the best point at -1. docs/online.md says what is seen.
 _BENCH_EPILOG = """\
 workloads:
   a  one tensor of 20 M        b  the 148 tensors of GPT-2 124M        c  training steps of a GPT of 10.8 M
+  d  240 tensors of 64 x 64    e  10,000 tensors of 8                  f  300 tensors in 60 parameter groups
 
 Written: results.json, table.md and figure.png. Let nothing else run meanwhile.
 """
@@ -282,7 +283,7 @@ def _add_workers(parser: argparse._ActionsContainer) -> None:
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workloads", metavar="ABC", default="abc", help="which of a, b, c (default: abc)")
+    parser.add_argument("--workloads", metavar="ABC", default="abcdef", help="which of a to f (default: all)")
     parser.add_argument("--only", metavar="NAME", default=None, help="contenders with this in their name")
     parser.add_argument(
         "--seconds", type=float, metavar="X", default=10.0, help="to time each against the baseline (default: 10)"

@@ -11,7 +11,7 @@ when a hypergradient is due, which all processes know alike: also those that hav
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -22,9 +22,9 @@ from mada_optim import horizon
 from mada_optim.coefficients import LearnedTensors, LearningRule
 from mada_optim.family import Coefficient, Family
 from mada_optim.kernels import Batch, Kernels, select_kernels
-from mada_optim.kernels.base import SCALAR_STATE, coefficients_and_constants
+from mada_optim.kernels.base import SCALAR_STATE, coefficients_and_constants, family_buffers
 from mada_optim.kernels.rounding import noise_seed, round_stochastically
-from mada_optim.sharding import Team, check_placements, find_team, local, spread_like
+from mada_optim.sharding import PLAIN, Team, check_placements, find_team, local, spread_like, tell_autograd
 
 # What all parameter groups have in common unless each has coefficients of its own.
 SET_SETTINGS = ("hyper_lr", "bounds", "hyper_momentum", "hyper_clip", "hyper_warmup", "hyper_every")
@@ -63,7 +63,7 @@ def check_step_sizes(family: Family, group: Group) -> None:
 
 def check_buffer_names(family: Family, group: Group) -> None:
     """Raise ValueError where a buffer of the family would have the name of something else in a parameter's state."""
-    for name in family.buffers(coefficients_and_constants(family, group, group["coefficients"])):
+    for name in family_buffers(family, group):
         if name in ("param", "grad", *SCALAR_STATE, *PENDING, *horizon.BUFFERS):
             raise ValueError(f"family: {family.name} has a buffer {name!r}, a name that is taken")
 
@@ -75,8 +75,7 @@ def is_learning(group: Group) -> bool:
 
 def buffer_names(family: Family, group: Group) -> tuple[str, ...]:
     """Names of the tensors of its own shape that each parameter of the group keeps."""
-    q = coefficients_and_constants(family, group, group["coefficients"])
-    names = family.buffers(q)
+    names = family_buffers(family, group)
     if _differentiated(family, group):
         names = (*names, "pending_grad")
     return (*names, *horizon.BUFFERS) if _cumulative(family, group) else names
@@ -140,8 +139,10 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
     team = find_team(param for group in groups for param in group["params"]) if learning else None
     if not shared["capturable"] and steps == 0 and _cumulative(family, shared):
         _begin_to_follow(groups, state)
-    batches = [list(_batches(family, group, state)) for group in groups]
-    hypergradient = _settle(family, groups, batches, values, keep, team)
+    differentiated = [_differentiated(family, group) for group in groups]
+    states = [_states(group, state) for group in groups]
+    batches = [_batches(family, group, buffers) for group, buffers in zip(groups, states, strict=True)]
+    hypergradient = _settle(batches, differentiated, values, keep, team)
     along = _follow(family, groups, batches, values, team, wanted=due is not False)
     if along is not None:
         along = along * _cumulative_mask(family, shared, values.device)
@@ -161,25 +162,26 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
         skipped, phase = shared["hyper_skipped"], _phase(family, groups)
         fused = any(kernels.of_numbers for alike in batches for kernels, _ in alike)
         rule.learn(learned, skipped, hypergradient, family.coefficients, step_sizes, boxes, due, *phase, fused)
-    for group, alike in zip(groups, batches, strict=True):
+    for group, learned_names, alike, buffers in zip(groups, differentiated, batches, states, strict=True):
         if family.prepares:
             _prepare(family, group, state)
-        differentiated, cumulative = bool(_differentiated(family, group)), bool(_cumulative(family, group))
         for kernels, batch in alike:
             if family.prepares:
                 batch.refresh()
             if batch.has_grad:
-                kernels.step(batch, values, keep and differentiated)
-        _finish_steps(group, state, keep, differentiated, cumulative)
+                kernels.step(batch, values, keep and bool(learned_names))
+        _finish_steps(alike, buffers, keep, bool(learned_names), bool(_cumulative(family, group)))
         _remember_lr(group)
+    _count(batches)
     shared["hyper_steps"].add_(1)
     return hypergradient
 
 
 def release(family: Family, groups: list[Group], state: State) -> None:
     """Settle what is pending and drop all that only learning needs, where nothing is learned any more."""
-    batches = [list(_batches(family, group, state)) for group in groups]
-    _settle(family, groups, batches, groups[0]["coefficients"], keep=False, team=None)
+    batches = [_batches(family, group, _states(group, state)) for group in groups]
+    differentiated = [_differentiated(family, group) for group in groups]
+    _settle(batches, differentiated, groups[0]["coefficients"], keep=False, team=None)
     for group in groups:
         for param in group["params"]:
             if state.get(param):
@@ -188,20 +190,19 @@ def release(family: Family, groups: list[Group], state: State) -> None:
 
 
 def _settle(
-    family: Family, groups: list[Group], batches: list[Batches], values: Tensor, keep: bool, team: Team | None
+    batches: list[Batches], differentiated: list[list[str]], values: Tensor, keep: bool, team: Team | None
 ) -> Tensor | None:
     """h_t over all parameters whose step t is pending and that have a gradient; None where there are none.
 
     With a team, it is this process's part of the sum.
     """
     total: Tensor | None = None
-    for group, alike in zip(groups, batches, strict=True):
-        learned = _differentiated(family, group)
+    for alike, learned in zip(batches, differentiated, strict=True):
         for kernels, batch in alike:
             aligned = kernels.settle(batch, values, learned, keep) if batch.pending else None
             if aligned is not None:
                 share = 1.0 if team is None else team.share(batch.params[0])
-                part = aligned * (-group["previous_lr"] * share)
+                part = aligned * (-batch.group["previous_lr"] * share)
                 total = part if total is None else total + part
     return total
 
@@ -263,9 +264,11 @@ def _cumulative(family: Family, group: Group) -> list[str]:
 
 def _differentiated(family: Family, group: Group) -> list[str]:
     """Names of the learned coefficients by which the last step of the group's parameters is to be differentiated."""
-    constants = {name: group[name] for name in family.constants}
-    idle = (*family.idle(constants), *_cumulative(family, group))
-    return [coefficient.name for coefficient in _learned(family, group) if coefficient.name not in idle]
+    learned = _learned(family, group)
+    if not learned:
+        return []
+    idle = family.idle({name: group[name] for name in family.constants})
+    return [coefficient.name for coefficient in learned if not coefficient.cumulative and coefficient.name not in idle]
 
 
 def _prepare(family: Family, group: Group, state: State) -> None:
@@ -280,6 +283,7 @@ def _prepare(family: Family, group: Group, state: State) -> None:
             if stored.dtype == torch.bfloat16:
                 value = round_stochastically(value.float(), noise_seed(state[param]["step"], index, -1) + role)
             stored.copy_(value)
+            tell_autograd([state[param][name]])
 
 
 def _add_up(team: Team, part: Tensor | None, values: Tensor, due: bool | Tensor) -> tuple[Tensor | None, bool | Tensor]:
@@ -338,23 +342,29 @@ def _remember_lr(group: Group) -> None:
         group.update(previous_lr=float(lr), peak_lr=max(float(lr), peak))
 
 
-def _finish_steps(group: Group, state: State, keep: bool, differentiated: bool, cumulative: bool) -> None:
-    superfluous = (*(() if differentiated else PENDING), *(() if cumulative else horizon.BUFFERS))
-    counts: list[Tensor] = []
-    for param in group["params"]:
-        own = state.get(param)
-        if not own:
-            continue
-        stepped = param.grad is not None
-        if stepped:
-            counts.append(own["step"])
+def _finish_steps(
+    batches: Batches, states: list[dict[str, Any]], keep: bool, differentiated: bool, cumulative: bool
+) -> None:
+    """Note which parameters of a group have a pending step now, and drop what their states need no more."""
+    for _, batch in batches:
         # Nothing is pending where learning has begun again and there has been no gradient since.
-        if differentiated and "pending" in own and own["pending"].item() != (stepped and keep):
-            own["pending"].fill_(stepped and keep)
-            if not (stepped and keep):
-                own["pending_grad"].zero_()  # else what is there would depend on the kernels
-        for name in superfluous:
-            own.pop(name, None)
+        pending = batch.has_grad and keep
+        if differentiated and batch.pending != pending:
+            for own in batch.states:
+                if "pending" in own:
+                    own["pending"].fill_(pending)
+                    if not pending:
+                        own["pending_grad"].zero_()  # else what is there would depend on the kernels
+    superfluous = {*(() if differentiated else PENDING), *(() if cumulative else horizon.BUFFERS)}
+    for own in states:
+        if not superfluous.isdisjoint(own):
+            for name in superfluous:
+                own.pop(name, None)
+
+
+def _count(batches: list[Batches]) -> None:
+    """Count the step of all parameters that took it."""
+    counts = [own["step"] for alike in batches for _, batch in alike if batch.has_grad for own in batch.states]
     if counts and all(count.is_cpu for count in counts):
         # By far the fastest way to count on the host.
         torch._foreach_add_(counts, torch.ones((), device="cpu"), alpha=1.0)
@@ -362,21 +372,36 @@ def _finish_steps(group: Group, state: State, keep: bool, differentiated: bool, 
         torch._foreach_add_(counts, 1)
 
 
-def _batches(family: Family, group: Group, state: State) -> Iterator[tuple[Kernels, Batch]]:
+def _states(group: Group, state: State) -> list[dict[str, Any]]:
+    """What is kept for each parameter of a group, empty before its first step."""
+    return [state.get(param) or {} for param in group["params"]]
+
+
+def _batches(family: Family, group: Group, states: list[dict[str, Any]]) -> Batches:
     """The parameters whose step is pending, or that have a gradient, and who works on them."""
+    params: list[Tensor] = group["params"]
+    grads = [param.grad for param in params]
+    pending = [own["pending"].item() if "pending" in own else False for own in states]
+    counts = params if group["capturable"] else [own["step"].item() if own else None for own in states]
+    keys = (
+        pending,
+        counts,
+        [param.device for param in params],
+        [param.dtype for param in params],
+        [None if grad is None else grad.dtype for grad in grads],
+        [None if type(param) in PLAIN else spread_like(param) for param in params],
+    )
     alike: dict[tuple[Any, ...], list[int]] = {}
-    for index, param in enumerate(group["params"]):
-        own, grad = state.get(param), param.grad
-        if not own:
-            continue
-        pending = "pending" in own and own["pending"].item()
-        if pending or grad is not None:
-            dtype = None if grad is None else grad.dtype
-            count = param if group["capturable"] else own["step"].item()
-            alike.setdefault((param.device, param.dtype, dtype, count, spread_like(param), pending), []).append(index)
-    for (*_, pending), members in alike.items():
-        params = [group["params"][index] for index in members]
-        states = [state[param] for param in params]
-        step = states[0]["step"] if group["capturable"] else states[0]["step"].item()
-        batch = Batch(group, params, states, step, pending, members[0])
-        yield select_kernels(family, group, batch.device), batch
+    for index, (key, own) in enumerate(zip(zip(*keys, strict=True), states, strict=True)):
+        if own and (pending[index] or grads[index] is not None):
+            alike.setdefault(key, []).append(index)
+    batches: Batches = []
+    for members in alike.values():
+        first = members[0]
+        step = states[first]["step"] if group["capturable"] else counts[first]
+        of_members = [[column[index] for index in members] for column in (params, grads, states)]
+        if grads[first] is None:
+            of_members[1] = None
+        batch = Batch(group, *of_members, step, pending[first], first)
+        batches.append((select_kernels(family, group, batch.device), batch))
+    return batches

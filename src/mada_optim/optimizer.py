@@ -29,7 +29,7 @@ from mada_optim.engine import (
 )
 from mada_optim.family import Family
 from mada_optim.kernels import check_fused
-from mada_optim.sharding import any_process, check_placements, local, place_gradient, whole
+from mada_optim.sharding import any_process, check_placements, local, place_gradient, tell_autograd, whole
 
 
 class HypergradientOptimizer(Optimizer):
@@ -396,6 +396,7 @@ class HypergradientOptimizer(Optimizer):
                 if param.grad is not None:
                     grad = local(param.grad)
                     grad.mul_(inverse.to(grad.device, torch.promote_types(grad.dtype.to_real(), torch.float32)))
+                    tell_autograd([param.grad])
         return True
 
     def _params_with_grad(self) -> Iterator[tuple[Tensor, Group]]:

@@ -57,6 +57,11 @@ def scatter_like(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
+def tell_autograd(tensors: Iterable[Tensor]) -> None:
+    """Raise the versions of tensors whose local parts were written, which autograd takes for other tensors."""
+    torch.autograd.graph.increment_version(tensor for tensor in tensors if is_dtensor(tensor))
+
+
 def parts(param: Tensor) -> int:
     """Into how many parts a parameter is cut. There may be several copies of each."""
     if not is_dtensor(param):
@@ -112,6 +117,7 @@ def fill(target: Tensor, source: Tensor) -> None:
     else:
         source = whole(source)
     local(target).copy_(local(source))
+    tell_autograd([target])
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from functools import partial
 from importlib.metadata import version
 
 import pytest
@@ -45,9 +46,10 @@ def test_bench_writes_what_it_prints(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workloads", "ax"], "workloads must be letters of abc, got 'ax'"),
+        (["--workloads", "ax"], "workloads must be letters of abcdef, got 'ax'"),
         (["--only", "Frodo"], "only must be part of a contender's name, got 'Frodo'"),
         (["--only", "gdtuo", "--workloads", "ab"], "runs on workloads ab, got 'gdtuo'"),
+        (["--only", "OMADA", "--workloads", "de"], "runs on workloads de, got 'OMADA'"),
         (["--device", "mps"], "device must be cpu or cuda, got 'mps'"),
         (["--threads", "0"], "threads must be a positive integer, got 0"),
     ],
@@ -75,6 +77,38 @@ def test_peers_that_are_not_installed_are_left_out(tmp_path, capsys, monkeypatch
     assert missing in capsys.readouterr().out
     assert main([*arguments, "--only", "Lion"]) == 2
     assert "a contender that is installed" in capsys.readouterr().err
+
+
+def test_many_small_tensors_are_compared_with_foreach(tmp_path, capsys, monkeypatch):
+    """Workloads of their own, with the implementation that people use for them as the baseline."""
+    groups = [[(3,), (2, 2)], [(4,)]]
+    few = partial(workloads.ManyTensors, title="a few tensors", groups=groups)
+    monkeypatch.setitem(workloads.WORKLOADS, "f", few)
+    monkeypatch.setattr(measure, "COPIED", 1000)
+    out = tmp_path / "bench"
+    assert main(["bench", "--workloads", "f", "--seconds", "0", "--out", str(out)]) == 0
+    results = json.loads((out / "results.json").read_text())["results"]
+    assert [result["name"] for result in results] == [
+        "AdamW, fused",
+        "AdamW, foreach",
+        "MADA, nothing learned (Adam)",
+        "MADA, default",
+        "MADA, everything",
+    ]
+    assert "a few tensors; ratios to AdamW, foreach" in capsys.readouterr().out
+    assert "## (f) a few tensors; ratios to AdamW, foreach" in (out / "table.md").read_text()
+    used = {contender.name: contender for contender in contenders.contenders()}[few("cpu").baseline].make(
+        few("cpu").groups()
+    )
+    assert used.defaults["foreach"]
+    assert [len(group["params"]) for group in used.param_groups] == [2, 1]
+    assert used.param_groups[0]["lr"] > used.param_groups[1]["lr"]
+
+
+@pytest.mark.parametrize(("letter", "groups", "tensors"), [("d", 1, 240), ("e", 1, 10_000), ("f", 60, 300)])
+def test_how_many_small_tensors_there_are(letter, groups, tensors):
+    given = workloads.WORKLOADS[letter]("cpu").groups()
+    assert (len(given), sum(len(group["params"]) for group in given)) == (groups, tensors)
 
 
 def test_words_are_those_of_the_buffers():

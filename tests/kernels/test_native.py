@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
@@ -14,7 +15,7 @@ from torch import nn
 
 from mada_optim import MADA, HypergradientOptimizer
 from mada_optim.horizon import INITIAL, MEAN
-from mada_optim.kernels import native
+from mada_optim.kernels import library, native
 
 
 @pytest.mark.parametrize("maximize", [False, True])
@@ -115,10 +116,10 @@ def test_the_native_kernels_are_the_default_here(monkeypatch):
 def test_a_new_variant_is_compiled_only_once(tmp_path, monkeypatch):
     """Coefficients, learning rates, step counts and shapes are not compiled in."""
     monkeypatch.setenv("MADA_CACHE_DIR", str(tmp_path))
-    native.load.cache_clear()
+    library.load.cache_clear()
     builds = []
-    build = native._build
-    monkeypatch.setattr(native, "_build", lambda *args: builds.append(args) or build(*args))
+    build = library._build
+    monkeypatch.setattr(library, "_build", lambda *args: builds.append(args) or build(*args))
     try:
         for size, lr, beta1 in ((3, 1e-3, 0.9), (1000, 1e-2, 0.8), (7, 0.5, 0.0)):
             params = [nn.Parameter(torch.ones(size + i)) for i in range(3)]
@@ -129,14 +130,15 @@ def test_a_new_variant_is_compiled_only_once(tmp_path, monkeypatch):
                     param.grad = torch.ones_like(param)
                 optimizer.step()
         assert len(builds) == 1
-        native.load.cache_clear()
+        library.load.cache_clear()
         MADA(params, hyper_lr=0.0).step()
         assert len(builds) == 1, "a second process finds the library in the cache"
         assert not [path for path in tmp_path.iterdir() if path.suffix != ".so"], "nothing else is left behind"
     finally:
-        native.load.cache_clear()
+        library.load.cache_clear()
 
 
+ENVIRONMENT = {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "OMP_NUM_THREADS": "1"}
 WITHOUT_COMPILER = """
 import warnings, torch
 from mada_optim import MADA
@@ -158,22 +160,34 @@ except RuntimeError as error:
 
 
 def test_without_a_compiler_there_is_one_warning_and_the_plain_kernels(tmp_path):
-    env = {"CXX": "no-such-compiler", "MADA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    env = ENVIRONMENT | {"CXX": "no-such-compiler", "MADA_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], env=env, capture_output=True, text=True, check=True)
     first, second, plain, warning, refused = done.stdout.strip().splitlines()
     assert first == second == plain
     assert warning.startswith("1 MADA's fused kernels cannot be built")
     assert "no-such-compiler" in warning
-    assert refused.startswith("fused=True needs a C++17 compiler (CXX): no C++ compiler found")
+    assert refused.startswith("fused=True needs a C++17 compiler (CXX) and a folder")
+    assert "no C++ compiler found" in refused
 
 
 def test_a_compiler_that_fails_is_no_compiler(tmp_path):
     broken = tmp_path / "c++"
-    broken.write_text("#!/bin/sh\necho internal error >&2\nexit 1\n")
+    broken.write_text("#!/bin/sh\necho in main: >&2\necho internal error >&2\necho ' 3 | x' >&2\nexit 1\n")
     broken.chmod(0o755)
-    env = {"CXX": str(broken), "MADA_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    env = ENVIRONMENT | {"CXX": str(broken), "MADA_CACHE_DIR": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], env=env, capture_output=True, text=True, check=True)
-    assert "internal error" in done.stdout
+    assert f"are slower: {broken}: internal error. Install a C++17 compiler" in done.stdout  # its last line alone
+
+
+def test_a_cache_that_cannot_be_written_is_no_missing_compiler(tmp_path):
+    (tmp_path / "file").touch()
+    env = ENVIRONMENT | {"MADA_CACHE_DIR": str(tmp_path / "file" / "cache"), "TMPDIR": str(tmp_path)}
+    env["PATH"] = os.environ["PATH"]
+    done = subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], env=env, capture_output=True, text=True, check=True)
+    warning = done.stdout.splitlines()[3]
+    assert warning.startswith(f"1 MADA's compiled kernels are kept in {tmp_path}/mada-optim-")
+    assert "compiler" not in warning
+    assert "MADA_CACHE_DIR" in warning
 
 
 # ---- Arguments.
@@ -208,10 +222,10 @@ def test_foreach_and_one_by_one_agree(row: Row, foreach):
 
 
 def test_no_warning_where_the_kernels_can_be_built():
-    native.why_unavailable.cache_clear()
+    library.why_unavailable.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert native.why_unavailable() is None
+        assert library.why_unavailable() is None
 
 
 @pytest.mark.parametrize("row", TABLE, ids=IDS)
@@ -257,7 +271,7 @@ def test_buffers_of_mixed_dtypes_are_left_to_the_plain_kernels():
 def test_a_compiler_that_does_not_know_a_type(tmp_path, monkeypatch):
     """Its parameters are left to the plain kernels, the others are not."""
     compiler = tmp_path / "compiler"
-    real = " ".join(native._compiler())
+    real = " ".join(library._compiler())
     compiler.write_text(
         f'#!/bin/sh\ncase "$*" in *PARAM=_Float16*) echo what type >&2; exit 1;; esac\nexec {real} "$@"\n'
     )
@@ -269,8 +283,8 @@ def test_a_compiler_that_does_not_know_a_type(tmp_path, monkeypatch):
         if broken:
             monkeypatch.setenv("CXX", str(compiler))
             monkeypatch.setenv("MADA_CACHE_DIR", str(tmp_path / "cache"))
-            native.load.cache_clear()
-            native.why_unavailable.cache_clear()
+            library.load.cache_clear()
+            library.why_unavailable.cache_clear()
         try:
             for step in range(3):
                 for param in params:
@@ -284,20 +298,20 @@ def test_a_compiler_that_does_not_know_a_type(tmp_path, monkeypatch):
                 assert len(list((tmp_path / "cache").iterdir())) >= 1
         finally:
             if broken:
-                native.load.cache_clear()
-                native.why_unavailable.cache_clear()
+                library.load.cache_clear()
+                library.why_unavailable.cache_clear()
         results.append([param.detach() for param in params])
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-6)
 
 
 def test_the_compiler_may_be_more_than_one_word(tmp_path, monkeypatch):
-    monkeypatch.setenv("CXX", f"env LANG=C {native._compiler()[0]}")
+    monkeypatch.setenv("CXX", f"env LANG=C {library._compiler()[0]}")
     monkeypatch.setenv("MADA_CACHE_DIR", str(tmp_path / "a folder"))
-    native.load.cache_clear()
+    library.load.cache_clear()
     try:
-        native.load(
-            native.Variant(True, False, False, False, False, False, False, "float", "float", "float", "float", False)
+        library.load(
+            library.Variant(True, False, False, False, False, False, False, "float", "float", "float", "float", False)
         )
     finally:
-        native.load.cache_clear()
+        library.load.cache_clear()
     assert len(list((tmp_path / "a folder").iterdir())) == 1

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Params = Sequence[Tensor]
 LR = 1e-4
+ALL = "abcdef"
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,22 @@ class Contender:
     Args:
         name: as it is printed.
         kind: "ours", "torch" or "peer".
-        make: optimizer from parameters.
+        make: optimizer from parameters or parameter groups.
         unit: how many steps are timed as one, for those whose steps differ.
         words: float32 numbers for each parameter that a step must read and write at least, where we know.
         start: for what is not an optimizer in torch's sense: a function that trains one step, from a training workload.
         package: that it needs beside ours, by the name under which it is imported.
+        workloads: letters of those that it runs on.
     """
 
     name: str
     kind: str
-    make: Callable[[Params], Optimizer] | None = None
+    make: Callable[[Any], Optimizer] | None = None
     unit: int = 1
     words: float | None = None
     start: Callable[[Training], Callable[[], None]] | None = None
     package: str | None = None
+    workloads: str = "abc"
 
     @property
     def is_there(self) -> bool:
@@ -74,25 +77,25 @@ def words(buffers: int, kept_grads: int, learning: bool, every: int = 1) -> floa
 
 
 def contenders() -> list[Contender]:
-    """The table; the first is what all are compared with."""
+    """The table. A workload says which of them all others are compared with."""
     three = {"beta1": 5e-4, "beta2": 5e-4, "rho": 0.1}
 
-    def ours(name: str, buffers: int, kept: int, make: Any, every: int | None = 1) -> Contender:
+    def ours(name: str, buffers: int, kept: int, make: Any, every: int | None = 1, workloads: str = "abc") -> Contender:
         count = words(buffers, kept, every is not None, every or 1)
-        return Contender(name, "ours", make, unit=every or 1, words=count)
+        return Contender(name, "ours", make, unit=every or 1, words=count, workloads=workloads)
 
     mada = partial(MADA, lr=LR, hyper_warmup=0)
     paper = partial(load_optimizer("mada-paper"), lr=LR, hyper_warmup=0)
     generic = partial(HypergradientOptimizer, family=GenericFamily(), lr=LR, hyper_warmup=0)
     return [
-        Contender("AdamW, fused", "torch", partial(torch.optim.AdamW, lr=LR, fused=True), words=7),
-        Contender("AdamW, foreach", "torch", partial(torch.optim.AdamW, lr=LR, foreach=True)),
-        ours("MADA, nothing learned (Adam)", 2, 0, partial(mada, hyper_lr=0.0), every=None),
+        Contender("AdamW, fused", "torch", partial(torch.optim.AdamW, lr=LR, fused=True), words=7, workloads=ALL),
+        Contender("AdamW, foreach", "torch", partial(torch.optim.AdamW, lr=LR, foreach=True), workloads=ALL),
+        ours("MADA, nothing learned (Adam)", 2, 0, partial(mada, hyper_lr=0.0), every=None, workloads=ALL),
         ours("AVGrad", 3, 0, partial(AVGrad, lr=LR), every=None),
         ours("MADA, β1 β2 ρ", 3, 0, partial(mada, hyper_lr=three)),
         ours("MADA, β1 β2 ρ, hyper_every=10", 3, 0, partial(mada, hyper_lr=three, hyper_every=10), every=10),
-        ours("MADA, default", 6, 1, mada),
-        ours("MADA, everything", 6, 1, paper),
+        ours("MADA, default", 6, 1, mada, workloads=ALL),
+        ours("MADA, everything", 6, 1, paper, workloads=ALL),
         ours("MADA, everything, hyper_every=10", 6, 1, partial(paper, hyper_every=10), every=10),
         Contender("MADA, everything, bfloat16 state", "ours", partial(paper, state_dtype=torch.bfloat16)),
         Contender("generic engine, compiled", "ours", partial(generic, fused=True)),
@@ -104,7 +107,13 @@ def contenders() -> list[Contender]:
         Contender("schedule-free AdamW", "peer", _schedule_free, package="schedulefree"),
         Contender("Adan (pytorch-optimizer)", "peer", partial(_peer, "Adan"), package="pytorch_optimizer"),
         Contender("Lion (pytorch-optimizer)", "peer", partial(_peer, "Lion"), package="pytorch_optimizer"),
-        Contender("gdtuo: Adam under SGD", "peer", start=_gdtuo, package="gradient_descent_the_ultimate_optimizer"),
+        Contender(
+            "gdtuo: Adam under SGD",
+            "peer",
+            start=_gdtuo,
+            package="gradient_descent_the_ultimate_optimizer",
+            workloads="c",
+        ),
     ]
 
 

@@ -66,7 +66,7 @@ def choose(letters: str, device: str, only: str | None = None) -> tuple[list[Con
     """Contenders to be measured, and those of them that are left out because the package is not there.
 
     Args:
-        letters: which workloads, of "abc".
+        letters: which workloads, of "abcdef".
         device: "cpu" or "cuda".
         only: part of the names of those wanted; None: all.
 
@@ -81,7 +81,7 @@ def choose(letters: str, device: str, only: str | None = None) -> tuple[list[Con
     require(bool(chosen), "only", only, "part of a contender's name")
     there = [contender for contender in chosen if contender.is_there]
     missing = [contender for contender in chosen if not contender.is_there]
-    fit = any(contender.make is not None or "c" in letters for contender in there)
+    fit = any(letter in contender.workloads for contender in there for letter in letters)
     require(fit, "only", only, f"part of the name of a contender that is installed and runs on workloads {letters}")
     return there, missing
 
@@ -95,7 +95,10 @@ def run(letters: str, device: str, seconds: float, chosen: Sequence[Contender]) 
     for letter in letters:
         workload = WORKLOADS[letter](device)
         for contender in chosen:
-            running, reference = workload.start(contender), workload.start(contenders()[0])
+            if letter not in contender.workloads:
+                continue
+            baseline = next(other for other in contenders() if other.name == workload.baseline)
+            running, reference = workload.start(contender), workload.start(baseline)
             if running is None or reference is None:
                 continue
             steps = contender.unit * (1 if device == "cpu" else -(-QUEUED // contender.unit))

@@ -42,9 +42,10 @@ def markdown(described: dict[str, Any], results: Sequence[Result]) -> str:
     lines = [
         "# What a step costs",
         "",
-        "As a ratio to torch's fused AdamW, timed in turn (median, quartiles); words: float32 numbers that a step must "
-        "move for each parameter; of copy: the bandwidth that this amounts to, as a share of a copy's; state: float32 "
-        "numbers kept for each parameter; memory: peak of the whole training, as a ratio.",
+        "As a ratio to torch's fused AdamW, or to what the title names, timed in turn (median, quartiles); words: "
+        "float32 numbers that a step must move for each parameter; of copy: the bandwidth that this amounts to, as a "
+        "share of a copy's; state: float32 numbers kept for each parameter; memory: peak of the whole training, as a "
+        "ratio.",
         "",
         f"{described['date']}, {described['device']}, {described['threads']} threads, copy "
         f"{described['copy_bandwidth'] / 1e9:.0f} GB/s, "
@@ -82,7 +83,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
                     f"{result.ratio:.2f}", (result.ratio, place), (4, 0), textcoords="offset points", va="center"
                 )
             axes.set_title(f"({letter}) {mine[0].title}")
-        panels[-1].set_xlabel("time of a step by that of torch's fused AdamW")
+        panels[-1].set_xlabel("time of a step by that of torch's AdamW")
         handles = [Patch(color=colour, label=MAKERS[kind]) for kind, colour in COLOURS.items()]
         figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
         save_figure(figure, path)

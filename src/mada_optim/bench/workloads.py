@@ -6,13 +6,15 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from mada_optim.bench.contenders import Contender
+from mada_optim.bench.contenders import LR, Contender
 from mada_optim.tasks.language import LanguageConfig
 
 
@@ -37,10 +39,14 @@ class Workload(ABC):
 
     Args:
         device: where.
+
+    Class attributes:
+        baseline: name of the contender that the others are timed in turn with.
     """
 
     title: str
     params: Sequence[Tensor]
+    baseline: ClassVar[str] = "AdamW, fused"
 
     @property
     def numel(self) -> int:
@@ -54,8 +60,12 @@ class Workload(ABC):
         """An optimizer at work, or None where it does not fit."""
         if contender.make is None:
             return None
-        optimizer = contender.make(list(self.params))
+        optimizer = contender.make(self.groups())
         return Running(lambda: self.step(optimizer), optimizer)
+
+    def groups(self) -> list[Any]:
+        """What an optimizer is made from: the parameters, or parameter groups."""
+        return list(self.params)
 
     @abstractmethod
     def step(self, optimizer: Optimizer) -> None:
@@ -75,6 +85,26 @@ class Tensors(Workload):
 
     def step(self, optimizer: Optimizer) -> None:
         optimizer.step()
+
+
+class ManyTensors(Tensors):
+    """Tensors so small that a step costs what is done for each of them, not for its elements.
+
+    Args:
+        device: where.
+        title: what they are.
+        groups: shapes of the tensors of each parameter group. The learning rate decays from group to group.
+    """
+
+    baseline = "AdamW, foreach"
+
+    def __init__(self, device: str, title: str, groups: Sequence[Sequence[tuple[int, ...]]]) -> None:
+        super().__init__(device, f"{title}; ratios to {self.baseline}", [shape for group in groups for shape in group])
+        self._sizes = [len(group) for group in groups]
+
+    def groups(self) -> list[Any]:
+        params = iter(self.params)
+        return [{"params": list(islice(params, size)), "lr": LR * 0.9**index} for index, size in enumerate(self._sizes)]
 
 
 class Training(Workload):
@@ -121,4 +151,8 @@ WORKLOADS: dict[str, Callable[[str], Workload]] = {
     "a": lambda device: Tensors(device, "one tensor of 20 M", [(4000, 5000)]),
     "b": lambda device: Tensors(device, "the 148 tensors of GPT-2 124M", gpt2_shapes()),
     "c": lambda device: Training(device, batch=1 if device == "cpu" else 64),
+    "d": lambda device: ManyTensors(device, "240 tensors of 64 x 64", [[(64, 64)] * 240]),
+    "e": lambda device: ManyTensors(device, "10,000 tensors of 8", [[(8,)] * 10_000]),
+    # A group of matrices and one of vectors for each layer, as where weight decay and learning rate are layer-wise.
+    "f": lambda device: ManyTensors(device, "30 layers in 60 groups", [[(64, 64)] * 4, [(64,)] * 6] * 30),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -13,12 +13,16 @@ from torch import Tensor
 
 from mada_optim.family import Family
 from mada_optim.kernels.blocks import Roles
-from mada_optim.sharding import local
+from mada_optim.sharding import PLAIN, is_dtensor, local, tell_autograd
 
 # What a parameter keeps beside tensors of its own shape.
 SCALAR_STATE = ("step", "pending")
 
 Group = Mapping[str, Any]
+# Stands for a coefficient that is not frozen at a special value.
+_ANY_VALUE = torch.zeros((), device="cpu")
+# Tensors of several parameters by role, in the order of the parameters; see Roles.
+Columns = dict[str, list[Tensor]]
 
 
 def coefficients_and_constants(family: Family, group: Group, values: Tensor) -> dict[str, Any]:
@@ -34,6 +38,16 @@ def coefficients_and_constants(family: Family, group: Group, values: Tensor) -> 
     return {**dict(zip(names, values.unbind(), strict=True)), **group["special"], **constants}
 
 
+def family_buffers(family: Family, group: Group) -> tuple[str, ...]:
+    """Names of the family's buffers for parameters of a group.
+
+    They depend on constants and on which coefficients are frozen at special values, not on what the others are now.
+    """
+    coefficients = dict.fromkeys((coefficient.name for coefficient in family.coefficients), _ANY_VALUE)
+    constants = {name: group[name] for name in family.constants}
+    return family.buffers({**coefficients, **group["special"], **constants})
+
+
 @dataclass(frozen=True)
 class Batch:
     """Parameters of one group that agree in device, dtypes, number of completed steps, and what is to be done.
@@ -41,6 +55,7 @@ class Batch:
     Args:
         group: parameter group: learning rate, weight decay, constants.
         params: the parameters.
+        grads: their gradients; None where they have none.
         states: what is kept for each of them; may be changed.
         step: number t of steps completed: a number, or a 0-dimensional tensor on the device (``capturable``).
         pending: whether the last of them was pending when this step began.
@@ -50,6 +65,7 @@ class Batch:
 
     group: Group
     params: Sequence[Tensor]
+    grads: Sequence[Tensor] | None
     states: Sequence[dict[str, Any]]
     step: float | Tensor
     pending: bool
@@ -64,7 +80,7 @@ class Batch:
     @property
     def has_grad(self) -> bool:
         """Whether the parameters have gradients; all or none."""
-        return self.params[0].grad is not None
+        return self.grads is not None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -74,7 +90,22 @@ class Batch:
     def refresh(self) -> None:
         """Forget what was found: there are other tensors, or their values have changed."""
         self.found.clear()
-        self.__dict__.pop("roles", None)
+        for name in ("roles", "columns"):
+            self.__dict__.pop(name, None)
+
+    def note_writes(self, names: Iterable[str], through_pointers: Iterable[Tensor] = ()) -> None:
+        """Tell autograd what a pass wrote, where autograd cannot see it; torch's operators tell it themselves.
+
+        A graph that still needs an overwritten value then raises an error when it is differentiated.
+
+        Args:
+            names: of the tensors written: "param" and buffers. Kernels write to the local parts of DTensors.
+            through_pointers: what was written by kernels that are not torch's.
+        """
+        torch.autograd.graph.increment_version(through_pointers)
+        if is_dtensor(self.params[0]):
+            stored = ({"param": param, **state} for param, state in zip(self.params, self.states, strict=True))
+            tell_autograd(tensors[name] for tensors in stored for name in names if name in tensors)
 
     @cached_property
     def roles(self) -> list[Roles]:
@@ -82,11 +113,31 @@ class Batch:
 
         Of a tensor that is spread over processes it is the part on this one. All but the gradient are the stored ones.
         """
-        return [self._roles(*pair) for pair in zip(self.params, self.states, strict=True)]
+        grads = self.grads or [None] * len(self.params)
+        return [self._roles(*row) for row in zip(self.params, grads, self.states, strict=True)]
+
+    @cached_property
+    def columns(self) -> Columns | None:
+        """:attr:`roles` transposed: for each role the tensors of all parameters; None if their roles differ.
+
+        A model may have thousands of parameters, so plain tensors are collected by loops within Python's builtins.
+        """
+        names = self.states[0].keys()
+        if any(state.keys() != names for state in self.states):
+            return None
+        columns: Columns = {"param": list(self.params)}
+        if self.grads is not None:
+            columns["grad"] = list(self.grads)
+        columns |= {name: [state[name] for state in self.states] for name in names if name not in SCALAR_STATE}
+        if self.params[0].is_complex() or not all(set(map(type, column)) <= PLAIN for column in columns.values()):
+            return {role: [roles[role] for roles in self.roles] for role in columns}
+        if any(map(Tensor.is_neg, columns.get("grad", ()))):
+            columns["grad"] = [grad.resolve_neg() for grad in columns["grad"]]
+        return columns
 
     @staticmethod
-    def _roles(param: Tensor, state: Mapping[str, Any]) -> Roles:
-        tensors, grad = {"param": local(param)}, param.grad
+    def _roles(param: Tensor, grad: Tensor | None, state: Mapping[str, Any]) -> Roles:
+        tensors = {"param": local(param)}
         if grad is not None:
             # Autograd may leave a sign or a conjugation for later, of which those who read the memory do not know.
             tensors["grad"] = local(grad).resolve_conj().resolve_neg()

@@ -149,6 +149,7 @@ class CompiledKernels(PlainKernels):
                 tensor, in_place = shared[role]
                 if not in_place or tensor.numel() < SMALLEST:
                     block.write_flat(role, tensors[role][: tensor.numel()])
+        batch.note_writes(written)
         return [] if program is None else program.after(*scalars, *totals)
 
     def _key(self, batch: Batch, function: Pass) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mada_optim.family import Family
 from mada_optim.kernels import triton_source
-from mada_optim.kernels.base import SCALAR_STATE, Batch
+from mada_optim.kernels.base import Batch
 from mada_optim.kernels.blocks import Block
 from mada_optim.kernels.compiled import CompiledKernels
 from mada_optim.kernels.launch import load
@@ -70,6 +70,8 @@ class MultiTensorKernels(CompiledKernels):
             results = kernel(batch, values, columns, later)
             totals = [a + b for a, b in zip(totals, results, strict=True)] if totals else results
             columns.write_back(written)
+        all_columns: list[_Columns] = batch.found["columns"]
+        batch.note_writes(written, [x for columns in all_columns for role in written for x in columns.tensors[role]])
         return totals
 
     def _kernel(
@@ -109,7 +111,7 @@ class _Columns:
 
         What is asked is asked of all tensors by loops within Python's builtins, for there are thousands.
         """
-        tensors = _by_role(batch)
+        tensors = batch.columns
         if tensors is None:
             return None
         params = tensors["param"]
@@ -120,7 +122,6 @@ class _Columns:
             and set(map(Tensor.get_device, everything)) == {params[0].get_device()}
             and all(map(Tensor.is_contiguous, everything))
             and not any(map(Tensor.is_neg, params))
-            and not any(map(Tensor.is_neg, tensors.get("grad", ())))
             and all(len({tensor.dtype for tensor in column}) == 1 for column in tensors.values())
             and all(list(map(Tensor.numel, column)) == sizes for column in tensors.values())
             and any(sizes)
@@ -185,19 +186,6 @@ class _Columns:
         if lr_on_device:
             found[1 : 2 * _HEAD : _HEAD].view(torch.float64).copy_(lr.detach().reshape(1))
         return found, aligned
-
-
-def _by_role(batch: Batch) -> dict[str, list[Tensor]] | None:
-    """The tensors of all parameters, where they have the same; as :attr:`Batch.roles`, but faster for plain ones."""
-    names = batch.states[0].keys()
-    if any(state.keys() != names for state in batch.states):
-        return None
-    if batch.params[0].is_complex() or not set(map(type, batch.params)) <= PLAIN:
-        return {role: [roles[role] for roles in batch.roles] for role in batch.roles[0]}
-    tensors = {"param": list(batch.params)}
-    if batch.has_grad:
-        tensors["grad"] = [param.grad for param in batch.params if param.grad is not None]
-    return tensors | {name: [state[name] for state in batch.states] for name in names if name not in SCALAR_STATE}
 
 
 class _Kernel:

@@ -343,6 +343,16 @@ void run(const Settings& settings, const Row* rows, int64_t count, double* sums,
 
 extern "C" {
 
+// What of family.py is written out here and in native.py, in the order of Settings and Role; agreement.py compares.
+const char* mada_implements() {
+    return "coefficients: beta1 beta2 beta3 rho c gamma ortho scale\n"
+           "buffers: exp_avg exp_avg_sq mean_exp_avg_sq exp_avg_diff previous_grad lion_exp_avg ortho\n"
+           "buffers: ortho_exp_avg\n"                  // prepare() alone reads and writes it
+           "constants: eps lion_betas\n"
+           "constants: matrices ortho_momentum\n"      // which matter to prepare() and buffers() alone
+           "definition: a360309309d1928b\n";           // the checksum of the methods, see CONTRIBUTING.md
+}
+
 void mada_settle(const Settings* settings, const Row* rows, int64_t count, double* sums) {
     run(*settings, rows, count, sums, settings->keep ? settle<true> : settle<false>);
     Coefficients(*settings).scale(sums);

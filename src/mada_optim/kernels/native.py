@@ -1,44 +1,33 @@
-"""The families of MADA and OMADA on the CPU: builds, loads and calls ``native.cpp``.
-
-The source is compiled once for each combination of learned coefficients and dtypes, in about a second, with the C++
-compiler of the machine (``CXX``, or c++, g++, clang++), and kept in ``MADA_CACHE_DIR`` (default:
-``$XDG_CACHE_HOME/mada-optim`` or ``~/.cache/mada-optim``).
-"""
+"""The families of MADA and OMADA on the CPU: calls ``native.cpp``, see :mod:`mada_optim.kernels.library`."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
-import warnings
 from array import array
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
-from importlib.resources import files
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import compress
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mada_optim import horizon
-from mada_optim.kernels.base import Batch, coefficients_and_constants
+from mada_optim.kernels.base import Batch, Columns, Group, family_buffers
 from mada_optim.kernels.blocks import Roles
+from mada_optim.kernels.library import Variant, load, why_unavailable
 from mada_optim.kernels.plain import PlainKernels
 from mada_optim.kernels.rounding import mix
 
 _TYPES = {torch.float64: "double", torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "_Float16"}
 _STATE_ROLES = ("exp_avg", "exp_avg_sq", "mean_exp_avg_sq", "exp_avg_diff", "previous_grad", "lion_exp_avg", "ortho")
+_ADVANCED = _STATE_ROLES[:-1]  # those that a step changes
 # In the order of native.cpp's Role; of what else a state holds it knows nothing.
 _BUFFERS = ("pending_grad", *_STATE_ROLES)
 _ROLES = ("param", "grad", *_BUFFERS, *horizon.BUFFERS)
+# Of the numbers of a Row, all of 64 bits.
+_PLACES = {name: place for place, name in enumerate(("numel", "seed", *_ROLES))}
+_WIDTH = len(_PLACES)
 # By which native.cpp differentiates, in its order.
 _DIFFERENTIATED = ("beta1", "beta2", "beta3", "rho", "c", "gamma", "ortho")
 
@@ -54,113 +43,109 @@ class _Settings(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True)
-class Variant:
-    """What a library is compiled for; native.cpp says what each means."""
-
-    ADAPTIVE: bool
-    SIGN: bool
-    MEAN: bool
-    DIFF: bool
-    YOGI: bool
-    ORTHO: bool
-    SCALED: bool
-    PARAM: str
-    GRAD: str
-    STATE: str
-    REAL: str
-    STOCHASTIC: bool
-
-
 class NativeKernels(PlainKernels):
     """MADA's family in closed form. Parameters that are not dense in memory are left to the plain kernels."""
 
     def settle(self, batch: Batch, values: Tensor, learned: Sequence[str], keep: bool) -> Tensor | None:
         """See :meth:`Kernels.settle`."""
-        part, rest = self._split(batch)
+        rows, rest = self._split(batch)
         total = super().settle(rest, values, learned, keep) if rest else None
-        if part is None:
+        if rows is None:
             return total
-        native, variant = part
-        library, settings = load(variant), self._settings(native, values, native.step, keep)
-        rows = _Rows(native, native.step)
-        if not (learned and native.has_grad):
-            library.mada_advance(ctypes.byref(settings), rows.pointer, len(rows))
+        library, settings = load(rows.variant), self._settings(batch, values, batch.step, keep, rows.variant)
+        if not (learned and batch.has_grad):
+            library.mada_advance(ctypes.byref(settings), rows.at(batch.step), len(rows))
         else:
             sums = (ctypes.c_double * len(_DIFFERENTIATED))()
-            library.mada_settle(ctypes.byref(settings), rows.pointer, len(rows), sums)
+            library.mada_settle(ctypes.byref(settings), rows.at(batch.step), len(rows), sums)
             by_name = dict(zip(_DIFFERENTIATED, sums, strict=True))
             used = [by_name[c.name] if c.name in learned else 0.0 for c in self.family.coefficients]
             aligned = torch.tensor(used, dtype=torch.float64, device=values.device)
             total = aligned if total is None else total + aligned
-        if variant.DIFF:
-            for state in native.states:
-                state["previous_grad"], state["pending_grad"] = state["pending_grad"], state["previous_grad"]
+        batch.note_writes(_ADVANCED, rows.tensors(_ADVANCED))
+        if rows.variant.DIFF:
+            rows.exchange("previous_grad", "pending_grad")
             batch.refresh()
+            batch.found["split"] = rows, rest
         return total
 
     def step(self, batch: Batch, values: Tensor, keep: bool) -> None:
         """See :meth:`Kernels.step`."""
-        part, rest = self._split(batch)
+        rows, rest = self._split(batch)
         if rest is not None:
             super().step(rest, values, keep)
-        if part is not None:
-            native, variant = part
-            settings = self._settings(native, values, native.step + 1, keep)
-            rows = _Rows(native, native.step + 1)
-            load(variant).mada_step(ctypes.byref(settings), rows.pointer, len(rows))
+        if rows is not None:
+            settings = self._settings(batch, values, batch.step + 1, keep, rows.variant)
+            load(rows.variant).mada_step(ctypes.byref(settings), rows.at(batch.step + 1), len(rows))
+            written = ("param", *(("pending_grad",) if keep else _ADVANCED))
+            batch.note_writes(written, rows.tensors(written))
 
     def follow(self, batch: Batch, values: Tensor, wanted: bool) -> Tensor | None:
         """See :meth:`Kernels.follow`."""
-        part, rest = self._split(batch)
+        rows, rest = self._split(batch)
         total = super().follow(rest, values, wanted) if rest else None
-        if part is None:
+        if rows is None:
             return total
-        native, variant = part
-        settings = self._settings(native, values, native.step + 1, keep=False)
-        rows, h = _Rows(native, native.step + 1), (ctypes.c_double * 1)()
-        load(variant).mada_follow(ctypes.byref(settings), rows.pointer, len(rows), h if wanted else None)
+        settings = self._settings(batch, values, batch.step + 1, False, rows.variant)
+        h = (ctypes.c_double * 1)()
+        load(rows.variant).mada_follow(
+            ctypes.byref(settings), rows.at(batch.step + 1), len(rows), h if wanted else None
+        )
+        batch.note_writes([horizon.MEAN], rows.tensors([horizon.MEAN]))
         if not wanted:
             return None
         found = torch.tensor(h[0], dtype=torch.float64, device=values.device)
         return found if total is None else total + found
 
-    def _split(self, batch: Batch) -> tuple[tuple[Batch, Variant] | None, Batch | None]:
-        """The parameters that a library can work on, with what it is compiled for, and the others."""
-        dense = [_is_dense(roles) for roles in batch.roles]
-        native, rest = (_part(batch, [flag == wanted for flag in dense]) for wanted in (True, False))
-        if native is None:
-            return None, rest
-        variant = self._variant(native)
-        return (None, batch) if why_unavailable(variant) is not None else ((native, variant), rest)
+    def _split(self, batch: Batch) -> tuple[_Rows | None, Batch | None]:
+        """The parameters that a library can work on, and the others."""
+        if "split" not in batch.found:
+            batch.found["split"] = self._find_split(batch)
+        return batch.found["split"]  # type: ignore[no-any-return]
 
-    def _settings(self, batch: Batch, values: Tensor, t: float | Tensor, keep: bool) -> _Settings:
+    def _find_split(self, batch: Batch) -> tuple[_Rows | None, Batch | None]:
+        columns = batch.columns
+        if columns is not None and _are_dense(columns):
+            native, rest = batch, None
+        else:
+            dense = [_is_dense(roles) for roles in batch.roles]
+            dtypes = [_state_dtype(roles) for roles in batch.roles]
+            first = next(compress(dtypes, dense), None)
+            flags = [flag and dtype == first for flag, dtype in zip(dense, dtypes, strict=True)]
+            native, rest = (_part(batch, [flag == wanted for flag in flags]) for wanted in (True, False))
+            if native is None:
+                return None, rest
+            columns = {role: [roles.get(role) for roles in native.roles] for role in _ROLES}
+        variant = self._variant(batch.group, columns, batch.dtype)
+        if why_unavailable(variant) is not None:
+            return None, replace(batch, found={})  # not itself, which it would keep alive, and the gradients
+        return _Rows(variant, columns, native.states, batch.index), rest
+
+    def _settings(self, batch: Batch, values: Tensor, t: float | Tensor, keep: bool, variant: Variant) -> _Settings:
         group = batch.group
-        q: dict[str, Any] = coefficients_and_constants(self.family, group, values)
-        names = self.family.buffers(q)
         numbers = dict(zip((c.name for c in self.family.coefficients), values.tolist(), strict=True))
+        constants = {name: group[name] for name in self.family.constants}
         return _Settings(
             *(numbers.get(name, 0.0) for name in _DIFFERENTIATED),
             numbers.get("scale", 1.0),
-            q["eps"],
-            *q["lion_betas"],
+            constants["eps"],
+            *constants["lion_betas"],
             float(t),
             float(group["lr"]),
-            group["weight_decay"] * float(self.family.decay_factor(q)),
+            group["weight_decay"] * float(self.family.decay_factor({**numbers, **constants})),
             horizon.DECAY,
             horizon.SWING_SHARE,
             group["maximize"],
             keep,
             # With differences of gradients, settle() stores the gradient where that costs least.
-            batch.pending and "exp_avg_diff" in names,
+            batch.pending and variant.DIFF,
             torch.get_num_threads(),
         )
 
-    def _variant(self, batch: Batch) -> Variant:
-        group, roles = batch.group, batch.roles[0]
-        names = self.family.buffers(coefficients_and_constants(self.family, group, group["coefficients"]))
+    def _variant(self, group: Group, columns: Mapping[str, Sequence[Any]], dtype: torch.dtype) -> Variant:
+        names = family_buffers(self.family, group)
         learned_scale = any(one.name == "scale" for one in self.family.coefficients) and "scale" not in group["special"]
-        state = next(tensor for role, tensor in roles.items() if role in _BUFFERS)
+        first = {role: column[0] for role, column in columns.items()}
         return Variant(
             ADAPTIVE="exp_avg" in names,
             SIGN="lion_exp_avg" in names,
@@ -169,51 +154,104 @@ class NativeKernels(PlainKernels):
             YOGI="exp_avg" in names and "c" not in group["special"],
             ORTHO="ortho" in names,
             SCALED=learned_scale,
-            PARAM=_TYPES[roles["param"].dtype],
-            GRAD=_TYPES[roles["grad"].dtype if "grad" in roles else roles["param"].dtype],
-            STATE=_TYPES[state.dtype],
-            REAL=_TYPES[batch.dtype],
+            PARAM=_TYPES[first["param"].dtype],
+            GRAD=_TYPES[(first["param"] if first.get("grad") is None else first["grad"]).dtype],
+            STATE=_TYPES[_state_dtype(first)],
+            REAL=_TYPES[dtype],
             STOCHASTIC=group["stochastic_rounding"],
         )
 
 
 def _part(batch: Batch, wanted: Sequence[bool]) -> Batch | None:
-    """Of these parameters; None where there are none."""
-    if all(wanted):
-        return batch
+    """The parameters of a batch that are wanted; None where there are none."""
+    if not any(wanted):
+        return None
     params, states = list(compress(batch.params, wanted)), list(compress(batch.states, wanted))
-    return replace(batch, params=params, states=states, found={}) if params else None
+    grads = None if batch.grads is None else list(compress(batch.grads, wanted))
+    return replace(batch, params=params, grads=grads, states=states, found={})
 
 
 class _Rows:
-    """The tensors of a batch as native.cpp's Row, which must not outlive the batch; ``step`` tells the noise."""
+    """The parameters that a library works on, as native.cpp's Row.
 
-    def __init__(self, batch: Batch, step: float | Tensor) -> None:
-        self._kept: list[Tensor] = []
-        self._table = array("q")
-        for number, roles in enumerate(batch.roles):
-            self._table.append(roles["param"].numel())
-            self._table.append(mix(batch.index, number, int(step)))
-            for role in _ROLES:
-                tensor = self._gradient(roles) if role == "grad" else roles.get(role)
-                self._table.append(0 if tensor is None else tensor.data_ptr())
-        self.pointer = ctypes.c_void_p(self._table.buffer_info()[0])
-        self._count = len(batch.params)
+    Args:
+        variant: what the library is compiled for.
+        columns: their tensors by role; None for what a parameter does not have.
+        states: what is kept for each of them.
+        index: of the batch that they belong to.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        columns: Mapping[str, Sequence[Tensor | None]],
+        states: Sequence[dict[str, Any]],
+        index: int,
+    ) -> None:
+        self.variant = variant
+        self._columns, self._states, self._index = dict(columns), states, index
+        if self._columns.get("grad"):
+            self._columns["grad"] = list(map(_laid_out_like, columns["grad"], columns["param"]))
+        self._table = array("q", bytes(_WIDTH * array("q").itemsize * len(states)))
+        self._fill("numel", [param.numel() for param in self._columns["param"]])
+        for role in _ROLES:
+            if role in self._columns:
+                tensors = self._columns[role]
+                self._fill(role, [0 if tensor is None else tensor.data_ptr() for tensor in tensors])
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._states)
 
-    def _gradient(self, roles: Roles) -> Tensor | None:
-        """Gradients may come in a layout of their own."""
-        param, grad = roles["param"], roles.get("grad")
-        if (
-            grad is not None
-            and not (grad.is_contiguous() and param.is_contiguous())
-            and grad.stride() != param.stride()
-        ):
-            grad = torch.empty_like(param, dtype=grad.dtype).copy_(grad)
-            self._kept.append(grad)
+    def at(self, step: float | Tensor) -> ctypes.c_void_p:
+        """Where the rows are in memory. ``step`` tells the noise; valid until the next call."""
+        if "bfloat16" in (self.variant.PARAM, self.variant.STATE):
+            self._fill("seed", [mix(self._index, number, int(step)) for number in range(len(self))])
+        return ctypes.c_void_p(self._table.buffer_info()[0])
+
+    def tensors(self, names: Sequence[str]) -> list[Tensor]:
+        """Those of the names, of all parameters that have them."""
+        return [tensor for name in names for tensor in self._columns.get(name, ()) if tensor is not None]
+
+    def exchange(self, one: str, other: str) -> None:
+        """Exchange two buffers of all parameters."""
+        for state in self._states:
+            state[one], state[other] = state[other], state[one]
+        columns, table, first, second = self._columns, self._table, _PLACES[one], _PLACES[other]
+        columns[one], columns[other] = columns[other], columns[one]
+        table[first::_WIDTH], table[second::_WIDTH] = table[second::_WIDTH], table[first::_WIDTH]
+
+    def _fill(self, name: str, numbers: list[int]) -> None:
+        self._table[_PLACES[name] :: _WIDTH] = array("q", numbers)
+
+
+def _laid_out_like(grad: Tensor | None, param: Tensor) -> Tensor | None:
+    """A gradient with its elements in memory as the parameter's: gradients may come in a layout of their own."""
+    if grad is None or (grad.is_contiguous() and param.is_contiguous()) or grad.stride() == param.stride():
         return grad
+    return torch.empty_like(param, dtype=grad.dtype).copy_(grad)
+
+
+def _are_dense(columns: Columns) -> bool:
+    """Whether all parameters are contiguous and :func:`_is_dense`, and their buffers have one dtype.
+
+    It is asked by loops within Python's builtins. They keep no shapes: Python's garbage collector would look at each.
+    """
+    shapes = zip(*(map(Tensor.size, column) for column in columns.values()), strict=True)
+    buffers = [tensor for role, column in columns.items() if role in _BUFFERS for tensor in column]
+    return (
+        columns.keys().isdisjoint(horizon.BUFFERS)
+        and all(alike.count(alike[0]) == len(alike) for alike in shapes)
+        and all(map(Tensor.is_contiguous, columns["param"]))
+        and all(map(Tensor.is_contiguous, buffers))
+        and not any(map(Tensor.is_neg, columns["param"]))
+        and len({tensor.dtype for tensor in buffers}) == 1
+        and {tensor.is_cpu for tensor in buffers} == {True}
+    )
+
+
+def _state_dtype(tensors: Mapping[str, Any]) -> torch.dtype | None:
+    """Of the buffers of one parameter."""
+    return next((tensor.dtype for role, tensor in tensors.items() if role in _BUFFERS and tensor is not None), None)
 
 
 def _is_dense(roles: Roles) -> bool:
@@ -246,118 +284,3 @@ def _is_dense(roles: Roles) -> bool:
             return False
         expected *= size
     return True
-
-
-# ---- Building.
-
-
-_SIMPLE = Variant(True, False, False, False, False, False, False, "float", "float", "float", "float", False)
-
-
-@lru_cache(maxsize=256)
-def why_unavailable(variant: Variant = _SIMPLE) -> str | None:
-    """Why a variant cannot be compiled on this machine, or None if it can. Says so by a warning, once.
-
-    Where the simplest cannot, none can; the others because compilers differ in the types that they know.
-    """
-    try:
-        load(variant)
-    except (OSError, RuntimeError) as error:
-        warnings.warn(
-            f"MADA's fused kernels cannot be built, the plain ones will be used, which are slower: {error}. "
-            "Install a C++17 compiler or name one in CXX; fused=False avoids this warning.",
-            stacklevel=2,
-        )
-        return str(error)
-    return None
-
-
-@lru_cache(maxsize=256)
-def load(variant: Variant) -> ctypes.CDLL:
-    """The library for one variant, built if it is not in the cache.
-
-    Raises:
-        RuntimeError: there is no compiler, or it failed.
-        OSError: the library cannot be loaded.
-    """
-    source = files("mada_optim.kernels").joinpath("native.cpp").read_text(encoding="utf-8")
-    command = [*_compiler(), *_flags(), *(f"-D{name}={_text(value)}" for name, value in asdict(variant).items())]
-    digest = hashlib.sha256("\0".join([source, *command, _machine(), torch.__version__]).encode()).hexdigest()[:20]
-    path = cache_dir() / f"native-{digest}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            built = _build(command, source, Path(folder))
-            built.replace(path)  # atomic: several processes may build it at once
-    library = ctypes.CDLL(str(path))
-    pointer, count = ctypes.c_void_p, ctypes.c_int64
-    library.mada_settle.argtypes = library.mada_follow.argtypes = [pointer, pointer, count, pointer]
-    library.mada_advance.argtypes = library.mada_step.argtypes = [pointer, pointer, count]
-    for function in (library.mada_settle, library.mada_advance, library.mada_follow, library.mada_step):
-        function.restype = None
-    return library
-
-
-def cache_dir() -> Path:
-    """Where compiled libraries are kept."""
-    given = os.environ.get("MADA_CACHE_DIR")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mada-optim"
-
-
-def _build(command: list[str], source: str, folder: Path) -> Path:
-    (folder / "native.cpp").write_text(source, encoding="utf-8")
-    built = folder / "native.so"
-    problem = ""
-    for openmp in (["-fopenmp"], []):
-        # Linked without it: the threads are those of the OpenMP library that torch has loaded.
-        compiling = [*command, *openmp, "-c", "native.cpp", "-o", "native.o"]
-        linking = [*command, "-shared", "native.o", "-o", built.name]
-        try:
-            for step in (compiling, linking):
-                subprocess.run(step, cwd=folder, check=True, capture_output=True, text=True)
-            ctypes.CDLL(str(built))
-        except subprocess.CalledProcessError as error:
-            problem = f"{' '.join(error.cmd)}: {error.stderr.strip()[-500:]}"
-        except OSError as error:
-            problem = str(error)
-        else:
-            return built
-    raise RuntimeError(problem)
-
-
-def _compiler() -> list[str]:
-    """The command that compiles C++; CXX may hold more than one word, as in "ccache g++"."""
-    given = shlex.split(os.environ.get("CXX", ""))
-    for words in [given] if given else [["c++"], ["g++"], ["clang++"]]:
-        path = shutil.which(words[0])
-        if path is not None:
-            return [path, *words[1:]]
-    raise RuntimeError(f"no C++ compiler found (looked for {' '.join(given) or 'c++, g++, clang++'})")
-
-
-def _flags() -> list[str]:
-    # Without errno and traps the compiler may compute both sides of a choice for several elements at once; with sums in
-    # any order, it may add up several elements at once. Infinities and NaN are what they should be.
-    flags = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
-    flags += ["-fassociative-math", "-fno-signed-zeros"]
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        return [*flags, "-march=native", "-mprefer-vector-width=512"]
-    return [*flags, "-mcpu=native"]
-
-
-@lru_cache(maxsize=1)
-def _machine() -> str:
-    """What -march=native may depend on: a home folder can be shared by different machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(
-        sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
-    )
-
-
-def _text(value: bool | str) -> str:
-    return str(value).lower() if isinstance(value, bool) else value

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
+import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mada_optim.kernels.launch import Kernel, load
 from mada_optim.kernels.triton_source import write_for_numbers
 
-_KERNELS: dict[Hashable, Kernel] = {}
+# With the positions of the tensors that each of them writes.
+_KERNELS: dict[Hashable, tuple[Kernel, list[int]]] = {}
 
 
 def change_numbers(function: Callable[..., None], *tensors: Tensor) -> None:
@@ -23,5 +25,10 @@ def change_numbers(function: Callable[..., None], *tensors: Tensor) -> None:
     key = (function, *((tensor.shape, tensor.dtype) for tensor in tensors))
     if key not in _KERNELS:
         traced = make_fx(lambda *given: function(*given), tracing_mode="fake")(*tensors)
-        _KERNELS[key] = load(write_for_numbers(traced))
-    _KERNELS[key].launch(tensors[0].device, 1, tensors, num_warps=1)
+        inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
+        copied_to = {node.args[0] for node in traced.graph.nodes if node.target is torch.ops.aten.copy_.default}
+        written = [k for k, node in enumerate(inputs) if node in copied_to]
+        _KERNELS[key] = load(write_for_numbers(traced)), written
+    kernel, written = _KERNELS[key]
+    kernel.launch(tensors[0].device, 1, tensors, num_warps=1)
+    torch.autograd.graph.increment_version(tensors[k] for k in written)

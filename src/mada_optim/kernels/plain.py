@@ -42,6 +42,7 @@ class PlainKernels(Kernels):
             else:
                 _, advanced = self.family.update(state, grad, q, step)
             self._write(batch, block, advanced, noise_seed(batch.step, batch.index, number))
+        batch.note_writes(self.family.buffers(q))
         return None if total is None else spread(self.family, learned, total.to(values.device))
 
     def follow(self, batch: Batch, values: Tensor, wanted: bool) -> Tensor | None:
@@ -55,6 +56,7 @@ class PlainKernels(Kernels):
                 # Differences first: the weights are large beside the way that they have come.
                 way = mean.lerp_(now, SWING_SHARE).sub_(first)
                 total += torch.dot(self._grad(batch, block).reshape(-1), way.reshape(-1))
+        batch.note_writes([MEAN])
         return None if total is None else total.to(values.device)
 
     def step(self, batch: Batch, values: Tensor, keep: bool) -> None:
@@ -73,6 +75,7 @@ class PlainKernels(Kernels):
             # settle() has used the noise of the last step, perhaps on the same buffers.
             seed = noise_seed(batch.step + 1, batch.index, number)
             self._write(batch, block, {"param": param, **kept}, seed)
+        batch.note_writes(["param", *(["pending_grad"] if keep else self.family.buffers(q))])
 
     @staticmethod
     def _blocks(batch: Batch, elementwise: bool) -> list[Block]:

@@ -10,10 +10,12 @@ import torch
 
 from mada_optim.family import Family, MADAFamily, OMADAFamily
 from mada_optim.kernels import launch
+from mada_optim.kernels.agreement import why_outdated
 from mada_optim.kernels.base import Kernels
 from mada_optim.kernels.compiled import CompiledKernels
+from mada_optim.kernels.library import why_unavailable
 from mada_optim.kernels.multi_tensor import MultiTensorKernels
-from mada_optim.kernels.native import NativeKernels, why_unavailable
+from mada_optim.kernels.native import NativeKernels
 from mada_optim.kernels.plain import PlainKernels
 
 
@@ -31,8 +33,10 @@ def select_kernels(family: Family, group: Mapping[str, Any], device: torch.devic
     compiled = family.elementwise and (bool(wanted) or device.type == "cuda")
     if not (native or compiled) or why_unavailable() is not None:
         return _make(PlainKernels, family)
-    if native:
+    if native and why_outdated(family) is None:
         return _make(NativeKernels, family)
+    if not compiled:
+        return _make(PlainKernels, family)
     # Where tensors lie in memory must not be fixed at a capture's first run.
     at_once = device.type == "cuda" and not group["capturable"] and launch.is_available()
     return _make(MultiTensorKernels if at_once else CompiledKernels, family)
@@ -44,7 +48,8 @@ def check_fused(family: Family) -> None:
         raise RuntimeError(f"fused=True needs an elementwise family; {family.name} is not")
     problem = why_unavailable()
     if problem is not None:
-        raise RuntimeError(f"fused=True needs a C++17 compiler (CXX): {problem}")
+        needed = "a C++17 compiler (CXX) and a folder for what it compiles (MADA_CACHE_DIR)"
+        raise RuntimeError(f"fused=True needs {needed}: {problem}")
 
 
 @lru_cache(maxsize=64)

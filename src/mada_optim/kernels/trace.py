@@ -81,7 +81,9 @@ def trace(function: Pass, tensors: Tensors, numbers: Sequence[Tensor]) -> Trace:
     Raises:
         ValueError: an element depends on a sum over elements.
     """
-    examples = {name: torch.empty_like(tensor[:2].repeat(4)) for name, tensor in tensors.items()}
+    # No vector of numbers has this size. The tracer takes equal sizes for the same one, and fixes those of vectors.
+    size = 8 + max(number.numel() for number in numbers)
+    examples = {name: tensor.new_empty(size) for name, tensor in tensors.items()}
     traced = make_fx(function, tracing_mode="symbolic")(examples, *numbers)
     nodes = [node for node in traced.graph.nodes if node.op not in ("placeholder", "output")]
     inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]

@@ -1,0 +1,166 @@
+"""Builds and loads ``native.cpp``.
+
+The source is compiled once for each combination of learned coefficients and dtypes, in about a second, with the C++
+compiler of the machine (``CXX``, or c++, g++, clang++), and kept in the folder of :mod:`mada_optim.kernels.cache`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+from mada_optim.kernels.cache import cached
+from mada_optim.warn import warn
+
+# Of the source, which g++ writes below an error.
+_EXCERPT = re.compile(r"\s*\d*\s+\|")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a library is compiled for; native.cpp says what each means."""
+
+    ADAPTIVE: bool
+    SIGN: bool
+    MEAN: bool
+    DIFF: bool
+    YOGI: bool
+    ORTHO: bool
+    SCALED: bool
+    PARAM: str
+    GRAD: str
+    STATE: str
+    REAL: str
+    STOCHASTIC: bool
+
+
+_SIMPLE = Variant(True, False, False, False, False, False, False, "float", "float", "float", "float", False)
+
+
+@lru_cache(maxsize=256)
+def why_unavailable(variant: Variant = _SIMPLE) -> str | None:
+    """Why a variant cannot be compiled on this machine, or None if it can. Says so by a warning, once.
+
+    Where the simplest cannot, none can; the others because compilers differ in the types that they know.
+    """
+    try:
+        load(variant)
+    except (OSError, RuntimeError) as error:
+        compiler = "Install a C++17 compiler or name one in CXX"
+        folder = "Set MADA_CACHE_DIR to a folder that only you can write to"
+        warn(
+            f"MADA's fused kernels cannot be built, the plain ones will be used, which are slower: {error}. "
+            f"{folder if isinstance(error, OSError) else compiler}; fused=False avoids this warning."
+        )
+        return str(error)
+    return None
+
+
+@lru_cache(maxsize=256)
+def load(variant: Variant) -> ctypes.CDLL:
+    """The library for one variant, built if it is not in the cache.
+
+    Raises:
+        RuntimeError: there is no compiler, or it failed.
+        OSError: there is no folder to keep the library in, or it cannot be loaded from there.
+    """
+    source = files("mada_optim.kernels").joinpath("native.cpp").read_text(encoding="utf-8")
+    command = [*_compiler(), *_flags(), *(f"-D{name}={_text(value)}" for name, value in asdict(variant).items())]
+    digest = hashlib.sha256("\0".join([source, *command, _machine(), torch.__version__]).encode()).hexdigest()[:20]
+    path = cached(f"native-{digest}.so", lambda folder: _build(command, source, folder))
+    library = ctypes.CDLL(str(path))
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    library.mada_settle.argtypes = library.mada_follow.argtypes = [pointer, pointer, count, pointer]
+    library.mada_advance.argtypes = library.mada_step.argtypes = [pointer, pointer, count]
+    for function in (library.mada_settle, library.mada_advance, library.mada_follow, library.mada_step):
+        function.restype = None
+    library.mada_implements.restype = ctypes.c_char_p
+    return library
+
+
+def implemented() -> dict[str, list[str]]:
+    """What ``native.cpp`` says that it implements: names of coefficients, buffers and constants; a checksum."""
+    names: dict[str, list[str]] = {}
+    for line in load(_SIMPLE).mada_implements().decode().splitlines():
+        kind, _, rest = line.partition(":")
+        names.setdefault(kind, []).extend(rest.split())
+    return names
+
+
+def _build(command: list[str], source: str, folder: Path) -> Path:
+    (folder / "native.cpp").write_text(source, encoding="utf-8")
+    built = folder / "native.so"
+    problem: Exception | None = None
+    for openmp in (["-fopenmp"], []):
+        # Linked without it: the threads are those of the OpenMP library that torch has loaded.
+        compiling = [*command, *openmp, "-c", "native.cpp", "-o", "native.o"]
+        linking = [*command, "-shared", "native.o", "-o", built.name]
+        try:
+            for step in (compiling, linking):
+                _compile(step, folder)
+            ctypes.CDLL(str(built))
+        except (RuntimeError, OSError) as error:
+            problem = error
+        else:
+            return built
+    assert problem is not None
+    raise problem
+
+
+def _compile(command: list[str], folder: Path) -> None:
+    """Run a compiler. Raise RuntimeError with the last line that it writes if it fails."""
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    except subprocess.CalledProcessError as error:
+        lines = [line.strip() for line in error.stderr.splitlines() if line.strip() and not _EXCERPT.match(line)]
+        raise RuntimeError(f"{command[0]}: {lines[-1] if lines else f'exit status {error.returncode}'}") from None
+    except OSError as error:
+        raise RuntimeError(f"{command[0]}: {error.strerror}") from None
+
+
+def _compiler() -> list[str]:
+    """The command that compiles C++; CXX may hold more than one word, as in "ccache g++"."""
+    given = shlex.split(os.environ.get("CXX", ""))
+    for words in [given] if given else [["c++"], ["g++"], ["clang++"]]:
+        path = shutil.which(words[0])
+        if path is not None:
+            return [path, *words[1:]]
+    raise RuntimeError(f"no C++ compiler found (looked for {' '.join(given) or 'c++, g++, clang++'})")
+
+
+def _flags() -> list[str]:
+    # Without errno and traps the compiler may compute both sides of a choice for several elements at once; with sums in
+    # any order, it may add up several elements at once. Infinities and NaN are what they should be.
+    flags = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
+    flags += ["-fassociative-math", "-fno-signed-zeros"]
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return [*flags, "-march=native", "-mprefer-vector-width=512"]
+    return [*flags, "-mcpu=native"]
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    """What -march=native may depend on: a home folder can be shared by different machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(
+        sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    )
+
+
+def _text(value: bool | str) -> str:
+    return str(value).lower() if isinstance(value, bool) else value
