@@ -91,7 +91,7 @@ class NativeKernels(PlainKernels):
             library.mada_settle(ctypes.byref(settings), rows.pointer, len(rows), sums)
             by_name = dict(zip(_DIFFERENTIATED, sums, strict=True))
             used = [by_name[c.name] if c.name in learned else 0.0 for c in self.family.coefficients]
-            aligned = torch.tensor(used, dtype=torch.float64, device=values.device)
+            aligned = torch.tensor(used, dtype=values.dtype, device=values.device)
             total = aligned if total is None else total + aligned
         if variant.DIFF:
             for state in native.states:
@@ -122,7 +122,7 @@ class NativeKernels(PlainKernels):
         load(variant).mada_follow(ctypes.byref(settings), rows.pointer, len(rows), h if wanted else None)
         if not wanted:
             return None
-        found = torch.tensor(h[0], dtype=torch.float64, device=values.device)
+        found = torch.tensor(h[0], dtype=values.dtype, device=values.device)
         return found if total is None else total + found
 
     def _split(self, batch: Batch) -> tuple[tuple[Batch, Variant] | None, Batch | None]:
