@@ -288,3 +288,13 @@ def test_a_step_on_meta_is_one_of_shapes(make: Any):
         param.grad = torch.ones_like(param)
         optimizer.step()
     assert optimizer.state[param]["exp_avg"].device.type == "meta"
+
+
+def test_parameters_that_to_empty_replaced():
+    """The optimizer has those of before, which get no gradients: nothing happens, as with torch's optimizers."""
+    model = on_meta()
+    optimizer = MADA(model.parameters())
+    start = optimizer.coefficients()
+    materialize(model)
+    train(model, optimizer, 2)
+    assert optimizer.coefficients() == start

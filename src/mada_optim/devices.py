@@ -63,7 +63,8 @@ def move_numbers(numbers: Tensor, device: torch.device) -> Tensor:
 def number_on(value: float | Tensor, device: torch.device) -> Tensor:
     """A number as a 0-dimensional tensor on a device, in its precision, without waiting for the device."""
     if isinstance(value, Tensor):
-        return move_numbers(value, device).reshape(())
+        number = move_numbers(value, device)
+        return number.reshape(()) if number.dim() else number
     return torch.full((), value, dtype=number_dtype(device), device=device)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mada_optim import horizon
 from mada_optim.coefficients import LearnedTensors, LearningRule
-from mada_optim.devices import device_of, has_float64, move_numbers, number_on
+from mada_optim.devices import device_of, has_float64, has_values, move_numbers, number_on
 from mada_optim.family import Coefficient, Family
 from mada_optim.kernels import Batch, Kernels, select_kernels
 from mada_optim.kernels.base import SCALAR_STATE, coefficients_and_constants
@@ -240,7 +240,10 @@ def _begin_to_follow(groups: list[Group], state: State) -> None:
 
 def follow_device(groups: list[Group]) -> None:
     """Bring the coefficients that groups share to the device of the parameters, which may have moved."""
-    move_shared(groups, device_of(param for group in groups for param in group["params"]))
+    params = [param for group in groups for param in group["params"]]
+    device = device_of(params)
+    if has_values(device) or any(param.grad is not None for param in params):
+        move_shared(groups, device)
 
 
 def move_shared(groups: list[Group], device: torch.device) -> None:

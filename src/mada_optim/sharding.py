@@ -90,10 +90,10 @@ def check_placements(param: Tensor, elementwise: bool) -> None:
 
 
 def check_learnable(params: Iterable[Tensor]) -> None:
-    """Raise RuntimeError where each process would learn from its own part of the parameters, without a way to know.
+    """Raise RuntimeError where each process would learn from its own part of the parameters alone.
 
-    FSDP1 cuts parameters up and ZeroRedundancyOptimizer deals them out, both as plain tensors: the hypergradient is
-    not added up over the processes, whose coefficients drift apart.
+    FSDP1 cuts the parameters up, and ZeroRedundancyOptimizer deals them out. Both hand over plain tensors, whose
+    hypergradient is not summed over the processes: the coefficients would drift apart.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
@@ -123,11 +123,9 @@ def _is_within_zero() -> bool:
     """
     module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
     frame = None if module is None else sys._getframe()
-    while frame is not None:
-        if isinstance(frame.f_locals.get("self"), module.ZeroRedundancyOptimizer):  # type: ignore[union-attr]
-            return True
+    while frame is not None and frame.f_globals is not vars(module):
         frame = frame.f_back
-    return False
+    return frame is not None
 
 
 def place_gradient(param: Tensor) -> None:
