@@ -145,9 +145,18 @@ def test_options_on_a_device_without_float64(name: str, options: dict[str, Any])
     take_steps(model, optimizer, 1)
     if not optimizer.defaults["capturable"]:
         optimizer.add_param_group({"params": nn.Parameter(torch.ones(2, device=DEVICE))})
-    optimizer.freeze()
     take_steps(model, optimizer, 1)
     assert numbers(optimizer).device == DEVICE
+
+
+@pytest.mark.usefixtures("_stand_in")
+def test_freeze_on_a_device_without_float64():
+    model = Parameters(device=DEVICE)
+    optimizer = MADA(model.parameters(), hyper_lr={"beta3": 0.1, "rho": 0.1}, hyper_warmup=1)
+    take_steps(model, optimizer)
+    optimizer.freeze()
+    take_steps(model, optimizer)
+    assert "pending_grad" not in optimizer.state[model.matrix]
 
 
 @pytest.mark.usefixtures("_stand_in")
