@@ -11,7 +11,7 @@ when a hypergradient is due, which all processes know alike: also those that hav
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence, Set
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -88,8 +88,10 @@ def prepare_state(family: Family, group: Group, state: State) -> None:
 
     That is all of it before their first step, and later what coefficients need that were not learned until now.
     """
-    needed = set(buffer_names(family, group))
-    incomplete = [param for param in group["params"] if param.grad is not None and _lacks(state.get(param), needed)]
+    needed = {"step", *buffer_names(family, group)}
+    incomplete = [
+        param for param in group["params"] if param.grad is not None and not needed <= (state.get(param) or {}).keys()
+    ]
     if incomplete and is_learning(group):
         check_learnable(incomplete)
     for param in incomplete:
@@ -97,10 +99,6 @@ def prepare_state(family: Family, group: Group, state: State) -> None:
         if not own:
             check_placements(param, family.elementwise)  # libraries put others into the place of those given
         state[param] = {**init_state(family, param, group), **own}
-
-
-def _lacks(buffers: Mapping[str, Any] | None, needed: Set[str]) -> bool:
-    return not buffers or not needed <= buffers.keys()
 
 
 def init_state(family: Family, param: Tensor, group: Group, names: Sequence[str] | None = None) -> dict[str, Any]:
