@@ -153,6 +153,8 @@ def test_coefficients_follow_the_parameters_to_another_device():
     optimizer = MADA([{"params": [nn.Parameter(torch.ones(2))]} for _ in range(2)])
     for group in optimizer.param_groups:
         group["params"] = [nn.Parameter(param.detach().to("meta")) for param in group["params"]]
+        for param in group["params"]:
+            param.grad = torch.ones_like(param)
     engine.follow_device(optimizer.param_groups)
     for key in engine.SET_TENSORS:
         one, other = (group[key] for group in optimizer.param_groups)

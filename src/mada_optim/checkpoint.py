@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mada_optim.coefficients import is_number
+from mada_optim.devices import device_with_values, has_values
 from mada_optim.engine import (
     LR_MEMORY,
     PENDING,
@@ -20,8 +21,8 @@ from mada_optim.engine import (
     Group,
     State,
     buffer_names,
-    follow_device,
     init_state,
+    move_shared,
 )
 from mada_optim.family import Family
 from mada_optim.horizon import BUFFERS
@@ -98,6 +99,11 @@ def check_fits(family: Family, saved: Mapping[str, Any], own: list[Group], argum
             buffers = saved["state"].get(saved_id)
             if not buffers:
                 continue
+            if not has_values(param.device):
+                raise ValueError(
+                    f"state_dict cannot be loaded while parameters are on the {param.device.type} device, where the "
+                    "buffers would lose their values; call model.to_empty(device=...) first"
+                )
             where_param = f"of parameter {saved_id}"
             if not is_number(buffers.get("step")):  # as torch's optimizers kept it once
                 _check_shape("step", buffers.get("step"), torch.Size(), where_param)
@@ -121,15 +127,11 @@ def fill_state(
         state: of the optimizer. Changed.
     """
     for groups in sets:
-        follow_device(groups)
+        move_shared(groups, device_with_values(param for group in groups for param in group["params"]))
         for group in groups:
             for key in SET_SETTINGS:
                 if group[key] == groups[0][key]:  # one object, as before: a change in one is for all
                     group[key] = groups[0][key]
-        for group in groups:
-            if group["capturable"]:
-                for key in LR_MEMORY:
-                    group[key] = torch.as_tensor(group[key], dtype=torch.float64).to(group["coefficients"].device)
     for group, saved_group in zip(own, saved["param_groups"], strict=True):
         for param, saved_id in zip(group["params"], saved_group["params"], strict=True):
             buffers = saved["state"].get(saved_id)

@@ -12,6 +12,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from mada_optim.devices import move_numbers
 from mada_optim.family import Coefficient, Family
 from mada_optim.kernels.numbers import change_numbers
 
@@ -126,7 +127,7 @@ class LearnedTensors:
     """What learning changes.
 
     Args:
-        values: coefficients, shape (K,), float64.
+        values: coefficients, shape (K,), float64 (float32 where the device has no float64).
         momentum: b, or the running mean of h; ``square``: the running mean of h²; both of the same shape and dtype.
         taken: how many hypergradients were used, 0-dimensional int64 tensor.
     """
@@ -199,7 +200,7 @@ class LearningRule:
         Args:
             learned: changed in place.
             skipped: 0-dimensional int64 tensor.
-            hypergradient: shape (K,), float64.
+            hypergradient: shape (K,), in the precision and on the device of the coefficients.
             coefficients: what is known of each.
             step_sizes: α for each coefficient, 0 where it is frozen.
             boxes: (low, high) for each coefficient.
@@ -210,12 +211,12 @@ class LearningRule:
         """
         if due is False:
             return
-        device = hypergradient.device
+        dtype, device = hypergradient.dtype, hypergradient.device
         tensors = [getattr(learned, item.name) for item in fields(LearnedTensors)]
-        tensors += [skipped, hypergradient, *_on_device(tuple(step_sizes), tuple(boxes), device)]
-        tensors += [_number(x, device) for x in (self.momentum, self.clip, due)]
+        tensors += [skipped, hypergradient, *_on_device(tuple(step_sizes), tuple(boxes), dtype, device)]
+        tensors += [_number(x, dtype, device) for x in (self.momentum, self.clip, due)]
         if any(one.normalized or one.logarithmic or one.cumulative for one in coefficients):
-            tensors += [*_kinds(tuple(coefficients), device), _number(of_peak, device), _number(rising, device)]
+            tensors += [*_kinds(tuple(coefficients), device), *(_number(x, dtype, device) for x in (of_peak, rising))]
         if fused:
             change_numbers(_descend, *tensors)
         else:
@@ -279,23 +280,25 @@ def _normalize(
     return LearnedTensors(values, torch.where(normalized, mean, plain.momentum), square, plain.taken)
 
 
-def _number(value: float | Tensor, device: torch.device) -> Tensor:
+def _number(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """On the device, without waiting for it."""
-    return value.to(device) if isinstance(value, Tensor) else _constant(value, isinstance(value, bool), device)
+    if isinstance(value, Tensor):
+        return move_numbers(value, device)
+    return _constant(value, torch.bool if isinstance(value, bool) else dtype, device)
 
 
 @lru_cache(maxsize=64)
-def _constant(value: float, is_bool: bool, device: torch.device) -> Tensor:
-    return torch.full((), value, dtype=torch.bool if is_bool else torch.float64, device=device)
+def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((), value, dtype=dtype, device=device)
 
 
 @lru_cache(maxsize=64)
 def _on_device(
-    step_sizes: tuple[float, ...], boxes: tuple[tuple[float, float], ...], device: torch.device
+    step_sizes: tuple[float, ...], boxes: tuple[tuple[float, float], ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Step sizes, lower and upper bounds, copied to the device once: each copy waits for it."""
     rows = (step_sizes, *zip(*boxes, strict=True))
-    alpha, low, high = (torch.tensor(row, dtype=torch.float64).to(device) for row in rows)
+    alpha, low, high = (torch.tensor(row, dtype=dtype, device="cpu").to(device) for row in rows)
     return alpha, low, high
 
 
@@ -303,4 +306,4 @@ def _on_device(
 def _kinds(coefficients: tuple[Coefficient, ...], device: torch.device) -> tuple[Tensor, ...]:
     """Which of them are normalized, which logarithmic, which cumulative."""
     kinds = ([getattr(one, kind) for one in coefficients] for kind in ("normalized", "logarithmic", "cumulative"))
-    return tuple(torch.tensor(kind).to(device) for kind in kinds)
+    return tuple(torch.tensor(kind, device="cpu").to(device) for kind in kinds)

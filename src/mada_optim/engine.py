@@ -20,11 +20,21 @@ from torch import Tensor
 
 from mada_optim import horizon
 from mada_optim.coefficients import LearnedTensors, LearningRule
+from mada_optim.devices import device_of, has_float64, has_values, move_numbers, number_on
 from mada_optim.family import Coefficient, Family
 from mada_optim.kernels import Batch, Kernels, select_kernels
 from mada_optim.kernels.base import SCALAR_STATE, coefficients_and_constants, family_buffers
 from mada_optim.kernels.rounding import noise_seed, round_stochastically
-from mada_optim.sharding import PLAIN, Team, check_placements, find_team, local, spread_like, tell_autograd
+from mada_optim.sharding import (
+    PLAIN,
+    Team,
+    check_learnable,
+    check_placements,
+    find_team,
+    local,
+    spread_like,
+    tell_autograd,
+)
 
 # What all parameter groups have in common unless each has coefficients of its own.
 SET_SETTINGS = ("hyper_lr", "bounds", "hyper_momentum", "hyper_clip", "hyper_warmup", "hyper_every")
@@ -86,14 +96,17 @@ def prepare_state(family: Family, group: Group, state: State) -> None:
 
     That is all of it before their first step, and later what coefficients need that were not learned until now.
     """
-    needed = set(buffer_names(family, group))
-    for param in group["params"]:
-        if param.grad is not None:
-            own = state.get(param) or {}
-            if not own:
-                check_placements(param, family.elementwise)  # libraries put others into the place of those given
-            if not own or not needed <= own.keys():
-                state[param] = {**init_state(family, param, group), **own}
+    needed = {"step", *buffer_names(family, group)}
+    incomplete = [
+        param for param in group["params"] if param.grad is not None and not needed <= (state.get(param) or {}).keys()
+    ]
+    if incomplete and is_learning(group):
+        check_learnable(incomplete)
+    for param in incomplete:
+        own = state.get(param) or {}
+        if not own:
+            check_placements(param, family.elementwise)  # libraries put others into the place of those given
+        state[param] = {**init_state(family, param, group), **own}
 
 
 def init_state(family: Family, param: Tensor, group: Group, names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -104,7 +117,8 @@ def init_state(family: Family, param: Tensor, group: Group, names: Sequence[str]
     dtype = real.to_complex() if param.is_complex() else real
     device = param.device if group["capturable"] else torch.device("cpu")
     # As torch.optim counts.
-    counted = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+    wide = torch.get_default_dtype() == torch.float64 and has_float64(device)
+    counted = torch.float64 if wide else torch.float32
     state: dict[str, Any] = {"step": torch.zeros((), dtype=counted, device=device)}
     if "pending_grad" in names:
         state["pending"] = torch.zeros((), dtype=torch.bool, device="cpu")
@@ -145,7 +159,7 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
     hypergradient = _settle(batches, differentiated, values, keep, team)
     along = _follow(family, groups, batches, values, team, wanted=due is not False)
     if along is not None:
-        along = along * _cumulative_mask(family, shared, values.device)
+        along = along * _cumulative_mask(family, shared, values)
         hypergradient = along if hypergradient is None else hypergradient + along
     if team is not None:
         hypergradient, due = _add_up(team, hypergradient, values, due)
@@ -234,23 +248,36 @@ def _begin_to_follow(groups: list[Group], state: State) -> None:
 
 def follow_device(groups: list[Group]) -> None:
     """Bring the coefficients that groups share to the device of the parameters, which may have moved."""
-    device = next((param.device for group in groups for param in group["params"]), torch.device("cpu"))
+    params = [param for group in groups for param in group["params"]]
+    device = device_of(params)
+    if has_values(device) or any(param.grad is not None for param in params):
+        move_shared(groups, device)
+
+
+def move_shared(groups: list[Group], device: torch.device) -> None:
+    """Bring the coefficients that groups share, and what a captured graph reads of each group, to a device."""
     for key in SET_TENSORS:
         on_host = key == "hyper_steps" and not groups[0]["capturable"]
-        tensor = groups[0][key].to("cpu" if on_host else device)
+        tensor = move_numbers(groups[0][key], torch.device("cpu") if on_host else device)
         for group in groups:
             group[key] = tensor
+    for group in groups:
+        if group["capturable"]:
+            for key in LR_MEMORY:
+                group[key] = number_on(group[key], device)
 
 
-def _cumulative_mask(family: Family, group: Group, device: torch.device) -> Tensor:
+def _cumulative_mask(family: Family, group: Group, values: Tensor) -> Tensor:
     cumulative = _cumulative(family, group)
-    return _mask(tuple(coefficient.name in cumulative for coefficient in family.coefficients), device)
+    return _mask(
+        tuple(coefficient.name in cumulative for coefficient in family.coefficients), values.dtype, values.device
+    )
 
 
 @lru_cache(maxsize=16)
-def _mask(flags: tuple[bool, ...], device: torch.device) -> Tensor:
+def _mask(flags: tuple[bool, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Copied to the device once: each copy waits for it."""
-    return torch.tensor(flags, dtype=torch.float64).to(device)
+    return torch.tensor(flags, dtype=dtype, device="cpu").to(device)
 
 
 def _learned(family: Family, group: Group) -> list[Coefficient]:
@@ -311,13 +338,7 @@ def _phase(family: Family, groups: list[Group]) -> tuple[float | Tensor, bool | 
         shares = [min(lr, previous) / peak for lr, previous, peak in rates if peak > 0]
         return max(shares, default=1.0), any(lr > peak for lr, _, peak in rates)
     device = groups[0]["coefficients"].device
-    on_device = [
-        rate.to(device, torch.float64)
-        if isinstance(rate, Tensor)
-        else torch.full((), rate, dtype=torch.float64, device=device)
-        for row in rates
-        for rate in row
-    ]
+    on_device = [number_on(rate, device) for row in rates for rate in row]
     lr, previous, peak = torch.stack(on_device).view(-1, 3).unbind(1)
     share = torch.where(peak > 0, torch.minimum(lr, previous) / peak, 0.0).amax()
     return torch.where((peak > 0).any(), share, 1.0), (lr > peak).any()

@@ -129,7 +129,7 @@ class Family(ABC):
             state: the buffers, each with the shape of ``grad``; float32, or float64 for float64 parameters.
             grad: gradient g_t, in the dtype of the buffers.
             q: coefficients (0-dimensional float64 tensors, or floats where :func:`is_special`) and constants, by name.
-            step: t = 1, 2, ..., a 0-dimensional float64 tensor.
+            step: t = 1, 2, ..., a 0-dimensional float64 tensor. Both are float32 on devices without float64.
 
         Returns:
             The direction Δ_t, by which x_{t+1} = (1 - ηλ) x_t - η Δ_t, and the new buffers.

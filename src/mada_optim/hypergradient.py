@@ -39,7 +39,7 @@ def align_and_advance(
         step: t.
 
     Returns:
-        float64 tensor of shape ``(len(learned),)``, in the order of ``learned``; the new buffers.
+        Tensor of shape ``(len(learned),)``, in the order of ``learned`` and the dtype of their values; the new buffers.
     """
 
     def update(values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -14,6 +14,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from mada_optim.checkpoint import LATER_ARGUMENTS, check_fits, complete_groups, fill_state
 from mada_optim.coefficients import Bounds, HyperLR, is_number, resolve_settings
+from mada_optim.devices import as_floats, device_with_values, has_values, number_dtype, number_on
 from mada_optim.engine import (
     LR_MEMORY,
     SET_SETTINGS,
@@ -29,7 +30,15 @@ from mada_optim.engine import (
 )
 from mada_optim.family import Family
 from mada_optim.kernels import check_fused
-from mada_optim.sharding import any_process, check_placements, local, place_gradient, tell_autograd, whole
+from mada_optim.sharding import (
+    any_process,
+    check_learnable,
+    check_placements,
+    local,
+    place_gradient,
+    tell_autograd,
+    whole,
+)
 
 
 class HypergradientOptimizer(Optimizer):
@@ -71,7 +80,8 @@ class HypergradientOptimizer(Optimizer):
     Raises:
         ValueError: an argument is out of its range, a name unknown, a parameter listed twice.
         TypeError: an argument has the wrong type.
-        RuntimeError: ``fused=True`` where that is not possible.
+        RuntimeError: ``fused=True`` where that is not possible; coefficients to be learned of parameters that FSDP1 or
+            ZeroRedundancyOptimizer spread over processes.
 
     >>> from mada_optim import MADAFamily
     >>> weight = torch.nn.Parameter(torch.ones(3))
@@ -199,7 +209,7 @@ class HypergradientOptimizer(Optimizer):
         return {"start": self.coefficients(group), "hyper_lr": 0.0}
 
     def _by_name(self, values: Tensor) -> dict[str, float]:
-        return dict(zip((c.name for c in self.family.coefficients), values.tolist(), strict=True))
+        return dict(zip((c.name for c in self.family.coefficients), as_floats(values), strict=True))
 
     # Parameter groups.
 
@@ -215,7 +225,10 @@ class HypergradientOptimizer(Optimizer):
         first = self.param_groups[0] if self.param_groups else None
         per_group = self.defaults["hyper_per_group"]
         if not per_group:
-            own = [*start, *(key for key in SET_SETTINGS if key in group)]
+            # Wrappers such as ZeroRedundancyOptimizer repeat the optimizer's own arguments in each group.
+            shared = {**self._start, **{key: self.defaults[key] for key in SET_SETTINGS}}
+            given = {**start, **{key: group[key] for key in SET_SETTINGS if key in group}}
+            own = [key for key, value in given.items() if key not in shared or value != shared[key]]
             if own:
                 raise ValueError(
                     f"parameter group sets {own[0]!r}, but all groups share one set of coefficients; "
@@ -232,15 +245,17 @@ class HypergradientOptimizer(Optimizer):
             bounds=settings.bounds,
             special=settings.special,
         )
-        device = next((tensor.device for tensor in map(_tensor, group["params"])), torch.device("cpu"))
+        if any(settings.hyper_lr.values()):
+            check_learnable(map(_tensor, group["params"]))
+        device = device_with_values(map(_tensor, group["params"]))
         for name in LR_MEMORY:
-            group[name] = torch.zeros((), dtype=torch.float64, device=device) if group["capturable"] else 0.0
+            group[name] = number_on(0.0, device) if group["capturable"] else 0.0
         if first is not None and not per_group:
             group.update({key: first[key] for key in (*SET_SETTINGS, *SET_TENSORS, "special")})
             # How far the learning rate has fallen is a matter of the training, of which this group's is a later part.
             group["peak_lr"] = group["peak_lr"] + max(float(other["peak_lr"]) for other in self.param_groups)
         else:
-            values = torch.tensor(list(settings.start.values()), dtype=torch.float64, device=device)
+            values = torch.tensor(list(settings.start.values()), dtype=number_dtype(device), device=device)
             group.update(
                 coefficients=values,
                 hyper_momentum_buffer=torch.zeros_like(values),
@@ -361,12 +376,12 @@ class HypergradientOptimizer(Optimizer):
                 check_step_sizes(self.family, group)
             grad_scale = self._take_hyper_grad_scale()
             phantom = self._is_phantom_step()
-            for groups in self._coefficient_sets():
-                follow_device(groups)
             for group in self.param_groups:
                 prepare_state(self.family, group, self.state)
             if phantom or not self._unscale():
                 return
+            for groups in self._coefficient_sets():
+                follow_device(groups)
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             for index, groups in enumerate(self._coefficient_sets()):
                 hypergradient = take_step(self.family, groups, self.state, grad_scale)
@@ -391,7 +406,7 @@ class HypergradientOptimizer(Optimizer):
         if found_inf is not None and any_process(params, bool(found_inf)):
             return False
         if grad_scale is not None:
-            inverse = grad_scale.double().reciprocal()
+            inverse = grad_scale.to(number_dtype(grad_scale.device)).reciprocal()
             for param, _ in self._params_with_grad():
                 if param.grad is not None:
                     grad = local(param.grad)
@@ -428,7 +443,7 @@ class HypergradientOptimizer(Optimizer):
         if self.state or any(group["lr"] != 0.0 for group in self.param_groups):
             return False
         grads = [local(param.grad) for param, _ in self._params_with_grad() if param.grad is not None]
-        nonzero = any(bool(grad.any()) for grad in grads)
+        nonzero = any(bool(grad.any()) for grad in grads if has_values(grad.device))
         if any(int(group["hyper_steps"]) for group in self.param_groups):
             # Other processes may have a state, and do not ask. Whoever wants one here has given all a gradient.
             return bool(grads) and not nonzero

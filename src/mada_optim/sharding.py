@@ -78,6 +78,11 @@ def spread_like(param: Tensor) -> object:
 
 def check_placements(param: Tensor, elementwise: bool) -> None:
     """Raise TypeError where a parameter is spread in a way in which it cannot be updated."""
+    if not elementwise and _is_flattened(param):
+        raise TypeError(
+            "params: this family is not elementwise and needs whole tensors, got a part of FSDP1's flat parameter; "
+            "use FSDP2 (fully_shard) and replicate these parameters, or DistributedDataParallel"
+        )
     if not is_dtensor(param):
         return
     if any(place.is_partial() for place in param.placements):
@@ -87,6 +92,45 @@ def check_placements(param: Tensor, elementwise: bool) -> None:
             "params: this family is not elementwise and needs whole tensors, "
             f"got a DTensor that is cut up: {param.placements}"
         )
+
+
+def check_learnable(params: Iterable[Tensor]) -> None:
+    """Raise RuntimeError where each process would learn from its own part of the parameters alone.
+
+    FSDP1 cuts the parameters up, and ZeroRedundancyOptimizer deals them out. Both hand over plain tensors, whose
+    hypergradient is not summed over the processes: the coefficients would drift apart.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    if torch.distributed.get_world_size() == 1:
+        return
+    problem = ""
+    if _is_within_zero():
+        problem = "ZeroRedundancyOptimizer gives each process some of the parameters"
+    elif any(map(_is_flattened, params)):
+        problem = "FSDP1 (FullyShardedDataParallel) gives each process a part of the parameters"
+    if problem:
+        raise RuntimeError(
+            f"params: {problem} as plain tensors, so each would learn other coefficients (hyper_lr); use FSDP2 "
+            "(torch.distributed.fsdp.fully_shard) or DistributedDataParallel, or learn nothing: hyper_lr=0.0"
+        )
+
+
+def _is_flattened(param: Tensor) -> bool:
+    """Whether FSDP1 made a parameter a part of a flat one, or it is that."""
+    return bool(getattr(param, "_fsdp_flattened", False))
+
+
+def _is_within_zero() -> bool:
+    """Whether a ZeroRedundancyOptimizer is calling, which has an optimizer for some of the parameters.
+
+    Nothing else tells: the parameters are whole and plain, and each process may have as many of them.
+    """
+    module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    frame = None if module is None else sys._getframe()
+    while frame is not None and frame.f_globals is not vars(module):
+        frame = frame.f_back
+    return frame is not None
 
 
 def place_gradient(param: Tensor) -> None:
@@ -176,7 +220,7 @@ def any_process(params: Iterable[Tensor], found: bool) -> bool:
     """
     for mesh in _meshes(params):
         if torch.distributed.get_rank() in _ranks(mesh):
-            found = bool(_team(mesh).sum(torch.tensor(float(found))))
+            found = bool(_team(mesh).sum(torch.tensor(float(found), device="cpu")))
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import accelerated
 import checks
+import divided
 import pytest
 import resuming
 import torch.distributed as dist
@@ -18,6 +19,12 @@ pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch without distributed, or without gloo"
 )
 TOGETHER = [value for name, value in vars(checks).items() if name.startswith("check_")]
+DIVIDED = [
+    divided.check_fsdp1_does_not_learn,
+    divided.check_fsdp1_after_the_optimizer,
+    divided.check_zero_does_not_learn,
+    divided.check_meta_before_the_optimizer,
+]
 # The worlds, in order: what is saved in the first is resumed in the others.
 SAVING = [
     resuming.check_save,
@@ -30,7 +37,7 @@ SAVING = [
 WORLDS = {
     "2": (2, [*TOGETHER, *SAVING]),
     "4": (4, [*TOGETHER, resuming.check_resume_on_4]),
-    "2-again": (2, [resuming.check_resume_on_2, accelerated.check_accelerate_fsdp2]),
+    "2-again": (2, [resuming.check_resume_on_2, *DIVIDED, accelerated.check_accelerate_fsdp2]),
 }
 
 

@@ -10,7 +10,7 @@ from cases import FLOAT32, assert_same, run
 from problems import TABLE, Row
 from torch import nn
 
-from mada_optim import Coefficient, Family, HypergradientOptimizer
+from mada_optim import Coefficient, Family, HypergradientOptimizer, devices
 from mada_optim.kernels import compiled, select
 
 
@@ -116,3 +116,12 @@ def test_a_family_that_is_not_elementwise_is_not_compiled():
     x.grad = torch.ones(2)
     with pytest.raises(ValueError, match="an element depends on a sum over elements"):
         family_row(Wrong())([x], fused=True).step()
+
+
+@pytest.mark.usefixtures("_compiled")
+def test_compiled_with_numbers_in_float32(monkeypatch):
+    """As on devices without float64."""
+    row = family_row(NesterovLike(), hyper_lr=1e-6)
+    plain = run(row, torch.float32, fused=False)
+    monkeypatch.setattr(devices, "WITHOUT_FLOAT64", frozenset({"cpu"}))
+    assert_same(run(row, torch.float32, fused=True), plain, FLOAT32)

@@ -142,7 +142,7 @@ class _Run:
         self.val_loss: float | None = None
         if resume:
             self._restore()
-        begun = torch.tensor([self.step, -self.step], dtype=torch.float64, device=self.device)
+        begun = torch.tensor([self.step, -self.step], dtype=torch.int64, device=self.device)
         lowest, highest = processes.least(begun).abs().int().tolist()
         if lowest != highest:
             raise InputError(

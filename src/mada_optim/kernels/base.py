@@ -31,7 +31,7 @@ def coefficients_and_constants(family: Family, group: Group, values: Tensor) -> 
     Args:
         family: whose they are.
         group: parameter group with the family's constants and with the special values of frozen coefficients.
-        values: all coefficients, shape (K,), float64.
+        values: all coefficients, shape (K,).
     """
     names = (coefficient.name for coefficient in family.coefficients)
     constants = {name: group[name] for name in family.constants}
@@ -164,13 +164,13 @@ class Kernels(ABC):
 
         Args:
             batch: parameters whose state holds the buffers before step t, and g_t as ``pending_grad``.
-            values: coefficients of step t, shape (K,), float64, on the device of the coefficients.
+            values: coefficients of step t, shape (K,), in the precision of their device, see :mod:`mada_optim.devices`.
             learned: names of those to differentiate by.
             keep: what :meth:`step` will be told, if the parameters have gradients.
 
         Returns:
-            ⟨g_{t+1}, ∂Δ_t/∂q⟩ for all K coefficients, 0 where not learned: float64, on the device of ``values``. None
-            if there is no gradient or nothing to learn.
+            ⟨g_{t+1}, ∂Δ_t/∂q⟩ for all K coefficients, 0 where not learned, with ``values``' dtype and device. None if
+            there is no gradient or nothing to learn.
         """
 
     @abstractmethod
@@ -183,7 +183,7 @@ class Kernels(ABC):
             wanted: whether to compute h, the hypergradient of a factor of all steps.
 
         Returns:
-            h, if it is wanted: float64, 0-dimensional, on the device of ``values``.
+            h, if it is wanted: 0-dimensional, with ``values``' dtype and device.
         """
 
     @abstractmethod

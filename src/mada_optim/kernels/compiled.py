@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from mada_optim import horizon
+from mada_optim.devices import move_numbers, number_dtype, number_on
 from mada_optim.family import Family
 from mada_optim.hypergradient import align_and_advance
 from mada_optim.kernels.base import Batch
 from mada_optim.kernels.blocks import make_blocks
-from mada_optim.kernels.plain import PlainKernels, number_tensor, spread, to_store
+from mada_optim.kernels.plain import PlainKernels, spread, to_store
 from mada_optim.kernels.rounding import noise_seed
 from mada_optim.kernels.trace import Pass, Tensors, trace
 
@@ -39,7 +40,7 @@ class CompiledKernels(PlainKernels):
         names = self.family.buffers(self._q(batch, values))
         read = ("grad", "pending_grad", *names) if learned else ("pending_grad", *names)
         results = self._run(batch, values, batch.step, self._settle(batch, learned), read, names)
-        return results[0].to(values.device) if results else None  # none where no parameter has an element
+        return move_numbers(results[0], values.device) if results else None  # none where no parameter has an element
 
     def step(self, batch: Batch, values: Tensor, keep: bool) -> None:
         """See :meth:`Kernels.step`."""
@@ -54,7 +55,7 @@ class CompiledKernels(PlainKernels):
         results = self._run(batch, values, batch.step, self._follow(batch, wanted), read, (horizon.MEAN,))
         if not wanted:
             return None
-        return results[0].to(values.device) if results else torch.zeros((), dtype=torch.float64, device=values.device)
+        return move_numbers(results[0], values.device) if results else values.new_zeros(())
 
     # What is compiled.
 
@@ -65,7 +66,7 @@ class CompiledKernels(PlainKernels):
             tensors[horizon.MEAN].copy_(mean)
             # Differences first: the weights are large beside the way that they have come.
             way = mean + horizon.SWING_SHARE * (now - mean) - first
-            return [(self._oriented(batch, tensors["grad"]) * way).sum().to(torch.float64)]
+            return [(self._oriented(batch, tensors["grad"]) * way).sum().to(number_dtype(batch.device))]
 
         def follow_alone(tensors: Tensors, *numbers: Tensor) -> list[Tensor]:
             follow(tensors, *numbers)
@@ -127,8 +128,8 @@ class CompiledKernels(PlainKernels):
     ) -> list[Tensor]:
         """Apply a function to all parameters of a batch; its results are added up."""
         numbers = [
-            values.to(batch.device),
-            *(number_tensor(batch, x) for x in (step, batch.group["lr"], batch.group["weight_decay"])),
+            move_numbers(values, batch.device),
+            *(number_on(x, batch.device) for x in (step, batch.group["lr"], batch.group["weight_decay"])),
         ]
         program: _Program | None = None
         scalars: list[Tensor] = []

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mada_optim.devices import number_on
 from mada_optim.family import Family
 from mada_optim.kernels import triton_source
 from mada_optim.kernels.base import Batch
 from mada_optim.kernels.blocks import Block
 from mada_optim.kernels.compiled import CompiledKernels
 from mada_optim.kernels.launch import load
-from mada_optim.kernels.plain import number_tensor
 from mada_optim.kernels.rounding import mix
 from mada_optim.kernels.trace import Pass, Trace, trace
 from mada_optim.kernels.triton_expressions import UnsupportedError
@@ -81,7 +81,7 @@ class MultiTensorKernels(CompiledKernels):
         key = (*self._key(batch, function), later, tuple(roles), tuple(dtypes.items()))
         if key not in self._kernels:
             tensors = {role: torch.empty(8, dtype=dtype, device=batch.device) for role, dtype in dtypes.items()}
-            numbers = [values.to(batch.device), *(number_tensor(batch, 1.0) for _ in range(3))]
+            numbers = [values.to(batch.device), *(number_on(1.0, batch.device) for _ in range(3))]
             seed = torch.zeros((), dtype=torch.int64, device=batch.device)
             parts = trace(function, tensors, [*numbers, seed])
             try:

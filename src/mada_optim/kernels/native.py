@@ -60,7 +60,7 @@ class NativeKernels(PlainKernels):
             library.mada_settle(ctypes.byref(settings), rows.at(batch.step), len(rows), sums)
             by_name = dict(zip(_DIFFERENTIATED, sums, strict=True))
             used = [by_name[c.name] if c.name in learned else 0.0 for c in self.family.coefficients]
-            aligned = torch.tensor(used, dtype=torch.float64, device=values.device)
+            aligned = torch.tensor(used, dtype=values.dtype, device=values.device)
             total = aligned if total is None else total + aligned
         batch.note_writes(_ADVANCED, rows.tensors(_ADVANCED))
         if rows.variant.DIFF:
@@ -94,7 +94,7 @@ class NativeKernels(PlainKernels):
         batch.note_writes([horizon.MEAN], rows.tensors([horizon.MEAN]))
         if not wanted:
             return None
-        found = torch.tensor(h[0], dtype=torch.float64, device=values.device)
+        found = torch.tensor(h[0], dtype=values.dtype, device=values.device)
         return found if total is None else total + found
 
     def _split(self, batch: Batch) -> tuple[_Rows | None, Batch | None]:

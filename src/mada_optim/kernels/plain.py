@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mada_optim.devices import move_numbers, number_dtype, number_on
 from mada_optim.family import Family
 from mada_optim.horizon import BUFFERS, DECAY, MEAN, SWING_SHARE
 from mada_optim.hypergradient import align_and_advance
@@ -29,7 +30,7 @@ class PlainKernels(Kernels):
     def settle(self, batch: Batch, values: Tensor, learned: Sequence[str], keep: bool) -> Tensor | None:  # noqa: ARG002
         """See :meth:`Kernels.settle`."""
         q = self._q(batch, values)
-        step = number_tensor(batch, batch.step)
+        step = number_on(batch.step, batch.device)
         learned = [name for name in learned if batch.has_grad]
         total: Tensor | None = None
         for number, block in enumerate(self._blocks(batch, self.family.elementwise)):
@@ -43,11 +44,11 @@ class PlainKernels(Kernels):
                 _, advanced = self.family.update(state, grad, q, step)
             self._write(batch, block, advanced, noise_seed(batch.step, batch.index, number))
         batch.note_writes(self.family.buffers(q))
-        return None if total is None else spread(self.family, learned, total.to(values.device))
+        return None if total is None else spread(self.family, learned, move_numbers(total, values.device))
 
     def follow(self, batch: Batch, values: Tensor, wanted: bool) -> Tensor | None:
         """See :meth:`Kernels.follow`."""
-        total = torch.zeros((), dtype=torch.float64, device=batch.device) if wanted else None
+        total = torch.zeros((), dtype=number_dtype(batch.device), device=batch.device) if wanted else None
         for block in self._blocks(batch, elementwise=True):
             now, first, mean = (block.read(name, batch.dtype) for name in ("param", *BUFFERS))
             mean = mean.lerp(now, 1 - DECAY)
@@ -57,15 +58,17 @@ class PlainKernels(Kernels):
                 way = mean.lerp_(now, SWING_SHARE).sub_(first)
                 total += torch.dot(self._grad(batch, block).reshape(-1), way.reshape(-1))
         batch.note_writes([MEAN])
-        return None if total is None else total.to(values.device)
+        return None if total is None else move_numbers(total, values.device)
 
     def step(self, batch: Batch, values: Tensor, keep: bool) -> None:
         """See :meth:`Kernels.step`."""
         q = self._q(batch, values)
-        step = number_tensor(batch, batch.step + 1)
+        step = number_on(batch.step + 1, batch.device)
         lr, weight_decay = batch.group["lr"], batch.group["weight_decay"] * self.family.decay_factor(q)
         if isinstance(lr, Tensor):
             lr = lr.reshape(())  # a tensor of one element may have any number of dimensions
+            if lr.dtype == torch.float64:
+                lr = lr.to(number_dtype(batch.device))
         for number, block in enumerate(self._blocks(batch, self.family.elementwise)):
             grad = self._grad(batch, block)
             state = {name: self._before(batch, block, name) for name in self.family.buffers(q)}
@@ -83,7 +86,7 @@ class PlainKernels(Kernels):
         return list(make_blocks(batch.roles, elementwise, size, gather=batch.group["foreach"] is not False))
 
     def _q(self, batch: Batch, values: Tensor) -> dict[str, Any]:
-        return coefficients_and_constants(self.family, batch.group, values.to(batch.device))
+        return coefficients_and_constants(self.family, batch.group, move_numbers(values, batch.device))
 
     @staticmethod
     def _before(batch: Batch, block: Block, name: str) -> Tensor:
@@ -135,13 +138,6 @@ def is_rounded_stochastically(batch: Batch, name: str, dtype: torch.dtype) -> bo
     Buffers in bfloat16 always: an average that moves by less than half a unit in the last place would stand still.
     """
     return bool(dtype == torch.bfloat16 and (name != "param" or batch.group["stochastic_rounding"]))
-
-
-def number_tensor(batch: Batch, value: float | Tensor) -> Tensor:
-    """0-dimensional float64 on the batch's device, without waiting for it."""
-    if isinstance(value, Tensor):
-        return value.to(batch.device, torch.float64).reshape(())
-    return torch.full((), value, dtype=torch.float64, device=batch.device)
 
 
 def spread(family: Family, learned: Sequence[str], aligned: Tensor) -> Tensor:

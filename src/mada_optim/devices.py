@@ -1,0 +1,83 @@
+"""What devices can hold, and where the numbers that belong to parameters are kept.
+
+Coefficients, their hypergradients and learning rates are a handful of numbers. They are kept on the device of the
+parameters, so that the program never waits for it: in float64, or in float32 where the device has no float64 (Apple's
+MPS). Float32 costs little there: a coefficient near 1 loses changes of less than 3e-8 a step, which no training sees.
+Numbers on the host would be exact, but each step would wait for the hypergradient, and files with float64 could not be
+loaded with ``map_location="mps"``.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+WITHOUT_FLOAT64 = frozenset({"mps"})
+WITHOUT_VALUES = frozenset({"meta"})
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether tensors on a device may be float64. Some GPUs of Intel lack it."""
+    if device.type == "xpu":
+        return bool(torch.xpu.get_device_properties(device).has_fp64)
+    return device.type not in WITHOUT_FLOAT64
+
+
+def has_values(device: torch.device) -> bool:
+    """Whether tensors on a device have values, which those on the meta device do not."""
+    return device.type not in WITHOUT_VALUES
+
+
+def number_dtype(device: torch.device) -> torch.dtype:
+    """The precision of numbers that are kept on a device.
+
+    >>> number_dtype(torch.device("cpu")), number_dtype(torch.device("mps"))
+    (torch.float64, torch.float32)
+    """
+    return torch.float64 if has_float64(device) else torch.float32
+
+
+def device_of(params: Iterable[Tensor]) -> torch.device:
+    """The device of the first parameter; the host where there is none."""
+    return next((param.device for param in params), torch.device("cpu"))
+
+
+def device_with_values(params: Iterable[Tensor]) -> torch.device:
+    """Where numbers keep their values until the next step: with the parameters, or on the host for those on meta."""
+    device = device_of(params)
+    return device if has_values(device) else torch.device("cpu")
+
+
+def move_numbers(numbers: Tensor, device: torch.device) -> Tensor:
+    """Numbers on a device, in its precision; integers and truth values keep theirs."""
+    if not numbers.is_floating_point():
+        return numbers.to(device)
+    dtype = number_dtype(device)
+    # Each conversion on the side that has both dtypes.
+    return numbers.to(device).to(dtype) if dtype == torch.float64 else numbers.to(dtype).to(device)
+
+
+def number_on(value: float | Tensor, device: torch.device) -> Tensor:
+    """A number as a 0-dimensional tensor on a device, in its precision, without waiting for the device."""
+    if isinstance(value, Tensor):
+        number = move_numbers(value, device)
+        return number.reshape(()) if number.dim() else number
+    return torch.full((), value, dtype=number_dtype(device), device=device)
+
+
+def as_floats(numbers: Tensor) -> list[float]:
+    """The values of a vector; those of float32 as the shortest decimals that it tells apart.
+
+    >>> as_floats(torch.tensor([0.9, 0.999], dtype=torch.float32))
+    [0.9, 0.999]
+    """
+    values: list[float] = numbers.tolist()
+    return [_shortest(value) for value in values] if numbers.dtype == torch.float32 else values
+
+
+def _shortest(value: float) -> float:
+    decimals = (float(f"{value:.{digits}g}") for digits in range(6, 9))
+    return next((number for number in decimals if struct.unpack("f", struct.pack("f", number))[0] == value), value)
