@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mada_optim import horizon
+from mada_optim.betas import group_values, take_up_betas
 from mada_optim.coefficients import LearnedTensors, LearningRule
 from mada_optim.family import Coefficient, Family
 from mada_optim.kernels import Batch, Kernels, select_kernels
@@ -141,7 +142,7 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
     if not shared["capturable"] and steps == 0 and _cumulative(family, shared):
         _begin_to_follow(groups, state)
     batches = [list(_batches(family, group, state)) for group in groups]
-    hypergradient = _settle(family, groups, batches, values, keep, team)
+    hypergradient = _settle(family, groups, batches, keep, team)
     along = _follow(family, groups, batches, values, team, wanted=due is not False)
     if along is not None:
         along = along * _cumulative_mask(family, shared, values.device)
@@ -161,7 +162,9 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
         skipped, phase = shared["hyper_skipped"], _phase(family, groups)
         fused = any(kernels.of_numbers for alike in batches for kernels, _ in alike)
         rule.learn(learned, skipped, hypergradient, family.coefficients, step_sizes, boxes, due, *phase, fused)
-    for group, alike in zip(groups, batches, strict=True):
+    take_up_betas(family, groups)
+    values_of_groups = group_values(family, groups, "betas")
+    for group, alike, values in zip(groups, batches, values_of_groups, strict=True):
         if family.prepares:
             _prepare(family, group, state)
         differentiated, cumulative = bool(_differentiated(family, group)), bool(_cumulative(family, group))
@@ -179,7 +182,7 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
 def release(family: Family, groups: list[Group], state: State) -> None:
     """Settle what is pending and drop all that only learning needs, where nothing is learned any more."""
     batches = [list(_batches(family, group, state)) for group in groups]
-    _settle(family, groups, batches, groups[0]["coefficients"], keep=False, team=None)
+    _settle(family, groups, batches, keep=False, team=None)
     for group in groups:
         for param in group["params"]:
             if state.get(param):
@@ -188,14 +191,14 @@ def release(family: Family, groups: list[Group], state: State) -> None:
 
 
 def _settle(
-    family: Family, groups: list[Group], batches: list[Batches], values: Tensor, keep: bool, team: Team | None
+    family: Family, groups: list[Group], batches: list[Batches], keep: bool, team: Team | None
 ) -> Tensor | None:
     """h_t over all parameters whose step t is pending and that have a gradient; None where there are none.
 
     With a team, it is this process's part of the sum.
     """
     total: Tensor | None = None
-    for group, alike in zip(groups, batches, strict=True):
+    for group, alike, values in zip(groups, batches, group_values(family, groups, "previous_betas"), strict=True):
         learned = _differentiated(family, group)
         for kernels, batch in alike:
             aligned = kernels.settle(batch, values, learned, keep) if batch.pending else None
