@@ -88,7 +88,7 @@ def test_bad_parameters():
 
 
 def test_groups_share_their_coefficients_unless_told_otherwise():
-    with pytest.raises(ValueError, match="sets 'beta1'.*hyper_per_group=True"):
+    with pytest.raises(ValueError, match="sets 'betas'.*hyper_per_group=True"):
         MADA([{"params": [weight()], "betas": (0.5, 0.9)}])
     with pytest.raises(ValueError, match="sets 'hyper_lr'"):
         MADA([{"params": [weight()], "hyper_lr": 0.1}])
@@ -188,7 +188,7 @@ def test_what_a_family_returns_and_does_not_name(fused):
 
 def test_constants_are_no_tensors():
     with pytest.raises(TypeError, match="b, a constant of Named, must not be a tensor"):
-        HypergradientOptimizer([weight()], Named(), b=torch.ones(()))
+        HypergradientOptimizer([weight()], Named(), b=torch.ones(2))
 
 
 def test_numbers_may_be_numpys():

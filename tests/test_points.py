@@ -201,6 +201,7 @@ def test_names():
         "lion",
         "mada",
         "mada-paper",
+        "omada",
         "yogi",
     }
     assert load_optimizer("avgrad") is AVGrad

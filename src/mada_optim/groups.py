@@ -181,6 +181,38 @@ def _check_params(family: Family, params: list[Any]) -> None:
         check_placements(tensor, family.elementwise)
 
 
+def describe_coefficients(values: Mapping[str, float], group: Group) -> list[str]:
+    """Lines with the coefficients of a parameter group, and which of them are learned."""
+    alphas = group["hyper_lr"]
+    return [
+        f"    {name}: {value:g}" + (f" (learned, hyper_lr {alphas[name]:g})" if alphas[name] else "")
+        for name, value in values.items()
+    ]
+
+
+def describe_group(family: Family, group: Group, defaults: Mapping[str, Any]) -> list[str]:
+    """Lines with what was set in a parameter group: learning rate, weight decay, and whatever is not as by default.
+
+    Args:
+        family: of the optimizer.
+        group: the parameter group.
+        defaults: of the constructor's arguments.
+    """
+    boxes = {coefficient.name: coefficient.box for coefficient in family.coefficients}
+    hidden = {"params", "param_names", "hyper_lr", *INTERNAL_KEYS, *SET_TENSORS}
+    if has_betas(family):
+        hidden.add("betas")
+    shown = {
+        key: value
+        for key, value in group.items()
+        if key not in hidden and (key in ("lr", "weight_decay") or key not in defaults or value != defaults[key])
+    }
+    shown["bounds"] = {name: box for name, box in group["bounds"].items() if box != boxes[name]}
+    if not shown["bounds"]:
+        del shown["bounds"]
+    return [f"    params: {len(group['params'])}", *(f"    {key}: {shown[key]}" for key in sorted(shown))]
+
+
 def check_family_names(family: Family, options: Iterable[str]) -> None:
     """Raise ValueError where a parameter group would have two things of one name.
 

@@ -36,7 +36,15 @@ from mada_optim.engine import (
     take_step,
 )
 from mada_optim.family import Family
-from mada_optim.groups import check_family_names, check_group, read_group, resolve_group, tensor_of
+from mada_optim.groups import (
+    check_family_names,
+    check_group,
+    describe_coefficients,
+    describe_group,
+    read_group,
+    resolve_group,
+    tensor_of,
+)
 from mada_optim.sharding import any_process, local, place_gradient, whole
 
 
@@ -214,6 +222,22 @@ class HypergradientOptimizer(Optimizer):
 
     def _by_name(self, values: Tensor) -> dict[str, float]:
         return dict(zip((c.name for c in self.family.coefficients), values.tolist(), strict=True))
+
+    def __repr__(self) -> str:
+        """The coefficients, and what was set by the user."""
+        signatures = (inspect.signature(cls.__init__) for cls in reversed(type(self).__mro__))
+        arguments = (argument for signature in signatures for argument in signature.parameters.values())
+        defaults = {**self.family.constants, **{argument.name: argument.default for argument in arguments}}
+        coefficients = [self.coefficients(index) for index in range(len(self.param_groups))]
+        alike = all(values == coefficients[0] for values in coefficients)
+        lines = [f"{type(self).__name__} ("]
+        if alike:
+            lines += ["Coefficients", *describe_coefficients(coefficients[0], self.param_groups[0])]
+        for index, group in enumerate(self.param_groups):
+            lines += [f"Parameter Group {index}", *describe_group(self.family, group, defaults)]
+            if not alike:
+                lines += describe_coefficients(coefficients[index], group)
+        return "\n".join([*lines, ")"])
 
     # Parameter groups.
 

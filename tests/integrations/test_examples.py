@@ -166,6 +166,17 @@ def test_transformers_with_an_optimizer_that_is_there(text: Path, tmp_path: Path
     assert optimizer.param_groups[0]["lr"] == 0.0
 
 
+def test_transformers_with_omada(text: Path, tmp_path: Path) -> None:
+    trainer = run("transformers_trainer", "--data", text, "--steps", 4, "--out", tmp_path, "--cpu", "--omada")
+    groups = unwrap(trainer.optimizer).param_groups
+    assert [(group["matrices"], group["weight_decay"]) for group in groups] == [(True, 0.1), (False, 0.1), (False, 0.0)]
+    names = {name for group in groups if group["matrices"] for name in group["param_names"]}
+    layers = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert names >= {f"transformer.h.{number}.{layer}.weight" for number in (0, 1) for layer in layers}
+    assert not any("wte" in name or "lm_head" in name for name in names)
+    assert unwrap(trainer.optimizer).coefficients()["ortho"] > 0.0
+
+
 # Of Lightning itself with this torch; its advice on data loaders; that a resumed run is in another folder.
 @pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
