@@ -120,8 +120,9 @@ def _is_ready(group: Group, learned: Sequence[str]) -> bool:
     """Whether a group's betas are those of the last step, and there for what is learned now."""
     if "beta1" in learned:
         return "betas" not in group
-    betas = group.get("betas")
-    return betas is not None and betas is group.get("previous_betas") and (betas[1] is None) == ("beta2" in learned)
+    if "betas" not in group or group["betas"] is not group.get("previous_betas", ()):
+        return False
+    return (group["betas"][1] is None) == ("beta2" in learned)
 
 
 def _complete(family: Family, group: Group, learned: Sequence[str], in_use: Sequence[float | None]) -> tuple[Any, ...]:

@@ -25,12 +25,20 @@ from mada_optim.sharding import check_placements
 
 # What a parameter group holds beside the arguments and SET_TENSORS; not taken over from another optimizer's groups.
 INTERNAL_KEYS = ("family", "special", *LR_MEMORY, "previous_betas")
-# Arguments that are no numbers, or may be tensors.
-_AS_GIVEN = ("params", "lr", "state_dtype")
+
+
+def with_python_numbers(family: Family, options: Mapping[str, Any], names: Iterable[str]) -> Group:
+    """A copy of options, numbers among those with one of ``names`` as Python's; ``lr`` may be a tensor."""
+    converted = dict(options)
+    for name in names:
+        value = options.get(name)
+        if name in options and not (name == "lr" and isinstance(value, Tensor)):
+            converted[name] = _constant(family, name, value) if name in family.constants else to_python(value)
+    return converted
 
 
 def read_group(family: Family, defaults: Mapping[str, Any], param_group: Any) -> Group:
-    """A parameter group as a dict of its own, with all options and a list of parameters, and numbers as Python's.
+    """A parameter group as a dict of its own, with all options and a list of parameters.
 
     Args:
         family: of the optimizer.
@@ -41,12 +49,10 @@ def read_group(family: Family, defaults: Mapping[str, Any], param_group: Any) ->
         raise TypeError(f"param_group must be a dict, got {type(param_group).__name__}")
     if "params" not in param_group:
         raise ValueError(f"param_group must have 'params', got only {list(param_group)}")
-    group = {**defaults, **param_group, "params": as_list(param_group["params"])}
+    group = {**defaults, **with_python_numbers(family, param_group, defaults)}
+    group["params"] = as_list(param_group["params"])
     for name in INTERNAL_KEYS:
         group.pop(name, None)
-    for name in defaults:
-        if name not in _AS_GIVEN:
-            group[name] = _constant(family, name, group[name]) if name in family.constants else to_python(group[name])
     return group
 
 

@@ -93,15 +93,16 @@ class OMADA(WithBetas, name="omada"):
         start = {"beta3": beta3, "rho": rho, "c": c, "gamma": gamma, "ortho": ortho, "scale": scale}
         # Of the model that it was made from: each parameter with its name and whether it is a matrix.
         self._of_model: dict[Tensor, tuple[str, bool]] = {}
+        groups: Any = params
         if isinstance(params, nn.Module):
             matrices = set(matrix_parameters(params))
             self._of_model = {param: (name, param in matrices) for name, param in params.named_parameters()}
-            params = matrix_groups(params)
+            groups = matrix_groups(params)
         elif not isinstance(params, Tensor):
-            params = list(params)
-            _warn_of_missing_marks(params)
+            groups = list(params)
+            _warn_of_missing_marks(groups)
         super().__init__(
-            params,
+            groups,
             OMADAFamily(),
             lr,
             weight_decay,

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from mada_optim.arguments import to_python
 from mada_optim.betas import (
     BETAS,
     ParameterGroup,
@@ -44,6 +43,7 @@ from mada_optim.groups import (
     read_group,
     resolve_group,
     tensor_of,
+    with_python_numbers,
 )
 from mada_optim.sharding import any_process, local, place_gradient, whole
 
@@ -143,7 +143,7 @@ class HypergradientOptimizer(Optimizer):
         unknown = [name for name in constants if name not in family.constants]
         if unknown:
             raise TypeError(f"unexpected argument {unknown[0]!r}; constants of {family.name}: {list(family.constants)}")
-        check_family_names(family, inspect.signature(HypergradientOptimizer.__init__).parameters)
+        check_family_names(family, inspect.signature(HypergradientOptimizer).parameters)
         self.family = family
         self._start: dict[str, float] = dict(start or {})
         self._hypergradients: dict[int, Tensor] = {}
@@ -169,8 +169,8 @@ class HypergradientOptimizer(Optimizer):
         }
         if has_betas(family):
             start_of = {coefficient.name: coefficient.default for coefficient in family.coefficients} | self._start
-            defaults["betas"] = tuple(to_python(start_of[name]) for name in BETAS)
-        super().__init__(params, defaults)
+            defaults["betas"] = tuple(start_of[name] for name in BETAS)
+        super().__init__(params, with_python_numbers(family, defaults, defaults))
 
     # What the user reads and says about the coefficients.
 
@@ -225,8 +225,8 @@ class HypergradientOptimizer(Optimizer):
 
     def __repr__(self) -> str:
         """The coefficients, and what was set by the user."""
-        signatures = (inspect.signature(cls.__init__) for cls in reversed(type(self).__mro__))
-        arguments = (argument for signature in signatures for argument in signature.parameters.values())
+        ours = (cls for cls in reversed(type(self).__mro__) if issubclass(cls, HypergradientOptimizer))
+        arguments = (argument for cls in ours for argument in inspect.signature(cls).parameters.values())
         defaults = {**self.family.constants, **{argument.name: argument.default for argument in arguments}}
         coefficients = [self.coefficients(index) for index in range(len(self.param_groups))]
         alike = all(values == coefficients[0] for values in coefficients)

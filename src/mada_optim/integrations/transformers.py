@@ -32,11 +32,11 @@ class OMADATrainer(Trainer):
         """Called by the Trainer."""
         chosen, options = self.optimizer_cls_and_kwargs or (OMADA, {"lr": self.args.learning_rate})
         if self.optimizer is None and isinstance(chosen, type) and issubclass(chosen, OMADA):
-            model = self.model if model is None else model
-            decayed = set(self.get_decay_parameter_names(model))
+            trained: Any = self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(trained))
             groups = [
                 {**group, "params": params, "weight_decay": self.args.weight_decay if decays else 0.0}
-                for group in matrix_groups(model)
+                for group in matrix_groups(trained)
                 for decays in (True, False)
                 if (params := [(name, param) for name, param in group["params"] if (name in decayed) == decays])
             ]
