@@ -52,6 +52,7 @@ def test_a_set_for_each_group():
 def test_wrappers_and_other_optimizers():
     own, other = optimizer(), torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
     assert unwrap(SimpleNamespace(optimizer=SimpleNamespace(optimizer=own))) is own
+    assert unwrap(SimpleNamespace(base_optimizer=own)) is own
     assert unwrap(SimpleNamespace(optimizer=other)) is None
     with pytest.raises(TypeError, match="must be a mada_optim.HypergradientOptimizer, got AdamW"):
         scalars(other)
