@@ -350,6 +350,24 @@ def test_nothing_internal_is_printed(row: Row):
     assert "    lr: 0.25\n" in shown
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("hyper_lr", 0.0), ("hyper_every", 2), ("hyper_momentum", 0.5), ("bounds", (0.0, 1.0))]
+)
+def test_how_coefficients_are_learned_is_set_in_all_groups_or_in_none(key: str, value: Any):
+    params = [weight(), weight()]
+    optimizer = MADA([{"params": [param]} for param in params], hyper_warmup=0)
+    former = optimizer.param_groups[1][key]
+    value = dict.fromkeys(former, value) if isinstance(former, dict) else value
+    optimizer.param_groups[1][key] = value
+    for param in params:
+        param.grad = torch.ones(3)
+    with pytest.raises(ValueError, match=f"{key} of parameter group 1 .*in each of them, or use hyper_per_group=True"):
+        optimizer.step()
+    assert torch.equal(params[0], torch.ones(3))
+    optimizer.param_groups[0][key] = value
+    optimizer.step()
+
+
 @pytest.mark.parametrize("scale", [None, "2", torch.ones(2)], ids=str)
 def test_bad_hyper_grad_scale_changes_nothing(scale):
     model = Net()

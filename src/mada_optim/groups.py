@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -113,6 +113,18 @@ def _refusal(key: str, theirs: Any, ours: Any) -> str:
         f"parameter group sets {key!r} to {theirs!r}, but all groups share one set of coefficients, with {ours!r}; "
         "give it to the optimizer, or use hyper_per_group=True"
     )
+
+
+def check_agreement(groups: Sequence[Group]) -> None:
+    """Raise ValueError where groups that share coefficients no longer agree in how these are learned."""
+    for key in SET_SETTINGS:
+        agreed = groups[0][key]
+        for index, group in enumerate(groups):
+            if group[key] is not agreed and group[key] != agreed:
+                raise ValueError(
+                    f"{key} of parameter group {index} is {group[key]!r}, and that of group 0 {agreed!r}; all groups "
+                    "share one set of coefficients: set it in each of them, or use hyper_per_group=True"
+                )
 
 
 def _warn_of_misplaced(family: Family, param_group: Group) -> None:

@@ -36,6 +36,7 @@ from mada_optim.engine import (
 )
 from mada_optim.family import Family
 from mada_optim.groups import (
+    check_agreement,
     check_family_names,
     check_group,
     describe_coefficients,
@@ -68,7 +69,7 @@ class HypergradientOptimizer(Optimizer):
         hyper_every: the hypergradient is taken each ``hyper_every``-th step.
         bounds: boxes (low, high) of coefficients by name, where not the family's.
         hyper_per_group: learn one set of coefficients for each parameter group instead of one for the model. Groups
-            may then have their own start values, ``hyper_lr`` and ``bounds``.
+            may then have their own ``start``, ``hyper_lr`` and ``bounds``.
         foreach: as in torch.optim, True or False force the implementation with torch's operators; True, which is also
             what ``fused=False`` alone does, puts small parameters together, False takes them one by one.
         maximize: maximize the objective.
@@ -310,8 +311,9 @@ class HypergradientOptimizer(Optimizer):
 
         Raises:
             RuntimeError: a gradient is sparse, or not spread over the same processes as its parameter.
-            ValueError: a gradient in float16 is scaled by ``torch.amp.GradScaler``, or a coefficient is to be learned
-                that has been frozen where part of the update is left out.
+            ValueError: a gradient in float16 is scaled by ``torch.amp.GradScaler``, a coefficient is to be learned
+                that has been frozen where part of the update is left out, or a group's ``betas`` were set that are
+                learned.
             TypeError: ``hyper_grad_scale`` is not a number, or a group's ``hyper_lr`` no longer has one for each
                 coefficient. As with the others, nothing has been changed then.
         """
@@ -338,6 +340,7 @@ class HypergradientOptimizer(Optimizer):
             for group in self.param_groups:
                 check_step_sizes(self.family, group)
             for groups in self._coefficient_sets():
+                check_agreement(groups)
                 update_betas(self.family, groups)
             grad_scale = self._take_hyper_grad_scale()
             phantom = self._is_phantom_step()

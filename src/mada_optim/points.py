@@ -77,7 +77,7 @@ class MADA(WithBetas, name="mada"):
     Args:
         params: as in torch.optim.
         lr: learning rate η. Default: 1e-3.
-        betas: where β1 and β2 start. Default: (0.9, 0.999).
+        betas: where β1 and β2 start; groups have them as options while β1 is not learned. Default: (0.9, 0.999).
         eps: ε, added to the denominator. Default: 1e-8.
         weight_decay: decoupled weight decay λ. Default: 1e-2.
         beta3, rho, c, gamma: where the other coefficients start: β3 brings in Adan's gradient differences, ρ = 0 is
