@@ -174,6 +174,17 @@ def test_groups_of_another_optimizer_are_taken(make: Any):
     assert fixed.coefficients(1)["beta1"] == 0.7
 
 
+@pytest.mark.parametrize("make", [MADA, AVGrad, OMADA])
+def test_adamw_takes_our_groups(make: Any):
+    model, twin = Net(), Net()
+    optimizer = torch.optim.AdamW(make(halves(model), lr=3e-3, betas=(0.9, 0.99)).param_groups, betas=(0.9, 0.99))
+    other = torch.optim.AdamW(halves(twin), lr=3e-3, betas=(0.9, 0.99))
+    for one, its in ((model, optimizer), (twin, other)):
+        cycle(one, its, CYCLES["OneCycleLR"](its), 5)
+    assert_equal(model, twin)
+    assert copy.deepcopy(optimizer).param_groups[0]["betas"] == optimizer.param_groups[0]["betas"]
+
+
 def test_a_group_that_comes_later_has_the_betas_of_the_first():
     optimizer = AVGrad([weight()], betas=(0.8, 0.9))
     optimizer.param_groups[0]["betas"] = (0.7, 0.9)

@@ -47,6 +47,10 @@ class ParameterGroup(dict[str, Any]):
             raise ValueError(_refusal("beta1", value))
         super().__setitem__(key, value)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies are made as groups are: a group that another optimizer has taken over may have betas of its own.
+        return ParameterGroup, (dict(self), self.family)
+
 
 @lru_cache(maxsize=64)
 def has_betas(family: Family) -> bool:
