@@ -155,6 +155,12 @@ def test_groups_may_differ_in_betas_where_they_are_not_learned():
         ValueError, match=r"sets 'betas' to \(0.5, 0.9\).*\(0.9, 0.999\).*hyper_per_group=True.*hyper_lr"
     ):
         MADA(halves(Net(), *different))
+    with pytest.raises(ValueError, match=r"sets 'betas' to \(0.9, 0.95\)"):
+        MADA(halves(Net(), {"betas": (0.9, 0.95)}))  # β2 alone differs, which is not learned, but goes with β1
+    of_second = {"hyper_lr": {"beta2": 1e-3}}
+    assert MADA(halves(Net(), {"betas": (0.5, 0.999)}), **of_second).coefficients(0)["beta1"] == 0.5
+    with pytest.raises(ValueError, match=r"sets 'betas' to \(0.9, 0.95\)"):
+        MADA(halves(Net(), {"betas": (0.9, 0.95)}), **of_second)
 
 
 @pytest.mark.parametrize("make", [MADA, AVGrad, OMADA])

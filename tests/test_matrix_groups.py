@@ -127,8 +127,9 @@ def test_copies_know_the_matrices_of_their_model(way: str):
 def test_other_parameters_may_come_later_too():
     model, optimizer = partly_frozen()
     head = nn.Linear(6, 3)
-    with pytest.warns(UserWarning, match=MISSING):
+    with pytest.warns(UserWarning, match=MISSING) as caught:
         optimizer.add_param_group({"params": head.parameters()})
+    assert caught[0].filename == __file__
     assert optimizer.param_groups[-1]["param_names"] == ["param_groups.2.0", "param_groups.2.1"]
     optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3, 3))], "matrices": True})
     assert [group["matrices"] for group in optimizer.param_groups] == [True, False, False, True]

@@ -1,8 +1,10 @@
-"""Numbers as users write them: Python's own, numpy's, tensors'."""
+"""Arguments as users write them, numbers above all: Python's own, numpy's, tensors'."""
 
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -34,3 +36,11 @@ def to_python(value: Any) -> Any:
     if hasattr(value, "tolist"):  # arrays and numbers of numpy and torch
         return to_python(value.tolist())
     return float(value) if isinstance(value, Real) and not isinstance(value, (int, float)) else value
+
+
+def warn_user(message: str) -> None:
+    """Warn at the line that called this package, also where the call went through torch."""
+    depth, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("mada_optim", "torch"):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(message, stacklevel=depth)

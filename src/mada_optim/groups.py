@@ -8,15 +8,14 @@ are a mapping under "start". The one exception are betas, see :mod:`mada_optim.b
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mada_optim.arguments import is_number, to_python
-from mada_optim.betas import fixed_betas, has_betas
+from mada_optim.arguments import is_number, to_python, warn_user
+from mada_optim.betas import fixed_betas, has_betas, learned_betas
 from mada_optim.coefficients import CoefficientSettings, resolve_settings
 from mada_optim.engine import LR_MEMORY, SET_SETTINGS, SET_TENSORS, Group, learning_rule
 from mada_optim.family import Family
@@ -95,10 +94,12 @@ def resolve_group(
     for name, value in own_start.items():
         if value != common.start.get(name):
             raise ValueError(_refusal("start", own_start, {name: common.start.get(name)}))
-    ours = {name: common.start[name] for name in betas}
-    if betas != ours and any(common.hyper_lr[name] > 0.0 for name in betas):
+    differing = {name for name in betas if betas[name] != common.start[name]}
+    learned = learned_betas({"hyper_lr": common.hyper_lr})
+    if differing and ("beta1" in learned or not differing.isdisjoint(learned)):
         hint = "; or learn neither beta1 nor beta2: hyper_lr=0.0, or a mapping without them"
-        raise ValueError(_refusal("betas", tuple(betas.values()), tuple(ours.values())) + hint)
+        ours = tuple(common.start[name] for name in betas)
+        raise ValueError(_refusal("betas", tuple(betas.values()), ours) + hint)
     resolved = resolve_settings(family, {**start, **betas}, group["hyper_lr"], group["bounds"])
     asked = {**group, "hyper_lr": resolved.hyper_lr, "bounds": resolved.bounds}
     agreed = {**shared, "hyper_lr": common.hyper_lr, "bounds": common.bounds}
@@ -130,10 +131,9 @@ def check_agreement(groups: Sequence[Group]) -> None:
 def _warn_of_misplaced(family: Family, param_group: Group) -> None:
     misplaced = {one.name: param_group[one.name] for one in family.coefficients if one.name in param_group}
     if misplaced:
-        warnings.warn(
+        warn_user(
             f"parameter group: keys that are not options are kept and have no effect, also {', '.join(misplaced)}; "
-            f"initial values of coefficients go under 'start': {misplaced}",
-            stacklevel=5,
+            f"initial values of coefficients go under 'start': {misplaced}"
         )
 
 

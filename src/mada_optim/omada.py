@@ -5,14 +5,13 @@ The name is Greek for a team.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from mada_optim.arguments import to_python
+from mada_optim.arguments import to_python, warn_user
 from mada_optim.betas import split_betas
 from mada_optim.coefficients import Bounds, HyperLR
 from mada_optim.engine import Group
@@ -206,12 +205,11 @@ def _warn_of_missing_marks(groups: list[Any]) -> None:
         for param in (as_list(group.get("params", ())) if isinstance(group, dict) else [group])
     ]
     if any(isinstance(tensor, Tensor) and may_be_matrix(tensor) for tensor in map(tensor_of, params)):
-        warnings.warn(
+        warn_user(
             "params: no parameter group has matrices=True, so OMADA takes none of these parameters for a matrix and "
             "orthogonalizes nothing; pass the model itself, OMADA(model), or mark groups, {'params': hidden, "
             "'matrices': True}. For the Trainer of transformers there is "
-            "mada_optim.integrations.transformers.OMADATrainer",
-            stacklevel=3,
+            "mada_optim.integrations.transformers.OMADATrainer"
         )
 
 

@@ -134,6 +134,7 @@ def test_initial_values_of_groups_stand_under_start():
         group = {"params": [nn.Parameter(torch.ones(3))], "start": start, "betas": (0.9, 0.99)}
         with pytest.raises(error, match=message):
             MADA([group], hyper_per_group=True)
-    with pytest.warns(UserWarning, match="have no effect, also rho; .*under 'start': {'rho': 0.5}"):
+    with pytest.warns(UserWarning, match="have no effect, also rho; .*under 'start': {'rho': 0.5}") as caught:
         former = MADA([{"params": [nn.Parameter(torch.ones(3))], "rho": 0.5}], hyper_per_group=True)
     assert former.coefficients()["rho"] == 1.0
+    assert caught[0].filename == __file__
