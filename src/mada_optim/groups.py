@@ -199,36 +199,47 @@ def _check_params(family: Family, params: list[Any]) -> None:
         check_placements(tensor, family.elementwise)
 
 
-def describe_coefficients(values: Mapping[str, float], group: Group) -> list[str]:
-    """Lines with the coefficients of a parameter group, and which of them are learned."""
-    alphas = group["hyper_lr"]
-    return [
-        f"    {name}: {value:g}" + (f" (learned, hyper_lr {alphas[name]:g})" if alphas[name] else "")
-        for name, value in values.items()
-    ]
-
-
-def describe_group(family: Family, group: Group, defaults: Mapping[str, Any]) -> list[str]:
-    """Lines with what was set in a parameter group: learning rate, weight decay, and whatever is not as by default.
+def describe(
+    family: Family, groups: Sequence[Group], coefficients: Sequence[Mapping[str, float]], defaults: Mapping[str, Any]
+) -> str:
+    """Coefficients, once where all groups have the same, and what was set in each parameter group.
 
     Args:
         family: of the optimizer.
-        group: the parameter group.
+        groups: its parameter groups.
+        coefficients: of each group.
         defaults: of the constructor's arguments.
     """
+    alike = all(values == coefficients[0] for values in coefficients)
+    lines = ["Coefficients", *_describe_coefficients(coefficients[0], groups[0])] if alike else []
+    for index, (group, values) in enumerate(zip(groups, coefficients, strict=True)):
+        lines += [f"Parameter Group {index}", *_describe_group(family, group, defaults)]
+        if not alike:
+            lines += _describe_coefficients(values, group)
+    return "\n".join(lines)
+
+
+def _describe_coefficients(values: Mapping[str, float], group: Group) -> list[str]:
+    step_sizes = group["hyper_lr"]
+    learned = {name: f" (learned, hyper_lr {alpha:g})" for name, alpha in step_sizes.items() if alpha > 0.0}
+    return [f"    {name}: {value:g}{learned.get(name, '')}" for name, value in values.items()]
+
+
+def _describe_group(family: Family, group: Group, defaults: Mapping[str, Any]) -> list[str]:
+    """Learning rate, weight decay, and whatever is not as by default."""
     boxes = {coefficient.name: coefficient.box for coefficient in family.coefficients}
-    hidden = {"params", "param_names", "hyper_lr", *INTERNAL_KEYS, *SET_TENSORS}
+    bounds = {name: box for name, box in group["bounds"].items() if box != boxes[name]}
+    hidden = {"params", "param_names", "hyper_lr", "bounds", *INTERNAL_KEYS, *SET_TENSORS}
     if has_betas(family):
         hidden.add("betas")
-    shown = {
+    options = {
         key: value
         for key, value in group.items()
         if key not in hidden and (key in ("lr", "weight_decay") or key not in defaults or value != defaults[key])
     }
-    shown["bounds"] = {name: box for name, box in group["bounds"].items() if box != boxes[name]}
-    if not shown["bounds"]:
-        del shown["bounds"]
-    return [f"    params: {len(group['params'])}", *(f"    {key}: {shown[key]}" for key in sorted(shown))]
+    if bounds:
+        options["bounds"] = bounds
+    return [f"    params: {len(group['params'])}", *(f"    {key}: {options[key]}" for key in sorted(options))]
 
 
 def check_family_names(family: Family, options: Iterable[str]) -> None:

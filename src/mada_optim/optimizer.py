@@ -39,8 +39,7 @@ from mada_optim.groups import (
     check_agreement,
     check_family_names,
     check_group,
-    describe_coefficients,
-    describe_group,
+    describe,
     read_group,
     resolve_group,
     tensor_of,
@@ -230,15 +229,7 @@ class HypergradientOptimizer(Optimizer):
         arguments = (argument for cls in ours for argument in inspect.signature(cls).parameters.values())
         defaults = {**self.family.constants, **{argument.name: argument.default for argument in arguments}}
         coefficients = [self.coefficients(index) for index in range(len(self.param_groups))]
-        alike = all(values == coefficients[0] for values in coefficients)
-        lines = [f"{type(self).__name__} ("]
-        if alike:
-            lines += ["Coefficients", *describe_coefficients(coefficients[0], self.param_groups[0])]
-        for index, group in enumerate(self.param_groups):
-            lines += [f"Parameter Group {index}", *describe_group(self.family, group, defaults)]
-            if not alike:
-                lines += describe_coefficients(coefficients[index], group)
-        return "\n".join([*lines, ")"])
+        return f"{type(self).__name__} (\n{describe(self.family, self.param_groups, coefficients, defaults)}\n)"
 
     # Parameter groups.
 
