@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 from pathlib import Path
@@ -69,7 +70,9 @@ def test_every_public_name_is_in_the_reference():
 
     listed = set(re.findall(r"^::: mada_optim\.(\S+)$", (DOCS / "reference.md").read_text("utf-8"), re.MULTILINE))
     public = {*mada_optim.__all__, *(f"integrations.{name}" for name in integrations.__all__)}
-    public |= {f"integrations.{path.stem}.LogCoefficients" for path in _framework_modules()}
+    for path in _framework_modules():
+        (names,) = re.findall(r"^__all__ = (\[.*?\])", path.read_text("utf-8"), re.MULTILINE)
+        public |= {f"integrations.{path.stem}.{name}" for name in ast.literal_eval(names)}
     assert listed == public
 
 
