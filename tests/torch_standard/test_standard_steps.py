@@ -4,8 +4,8 @@ These are the optimizers and inputs of ``torch_database.py``.
 
 Not here because they are elsewhere, for the same table: pickling and resuming bit for bit (test_checkpoint.py),
 CUDA graphs and never waiting for the device (test_capturable.py), GradScaler (tests/tricks).
-Not checked: tensors of 2^32 elements, which need 64 GB; betas as tensors, which no argument of ours can be: they are
-where coefficients start, and those are tensors anyway.
+Not checked: tensors of 2^32 elements, which need 64 GB. Betas as tensors are taken as the numbers that they are, see
+test_arguments.py.
 """
 
 from __future__ import annotations
