@@ -10,8 +10,8 @@ from characters import Characters
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
 
-from mada_optim import MADA
-from mada_optim.integrations.transformers import LogCoefficients
+from mada_optim import MADA, OMADA
+from mada_optim.integrations.transformers import LogCoefficients, OMADATrainer
 
 
 def collate(windows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> Trainer:
     parser.add_argument("--out", type=Path, default=Path("runs/transformers"))
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     parser.add_argument("--all-decay", action="store_true", help="weight decay for biases and norms, too")
+    parser.add_argument("--omada", action="store_true", help="OMADA in place of MADA")
     parser.add_argument("--cpu", action="store_true")
     args = parser.parse_args(argv)
 
@@ -37,12 +38,17 @@ def main(argv: list[str] | None = None) -> Trainer:
     model = GPT2LMHeadModel(config)
 
     # --8<-- [start:trainer]
-    if args.all_decay:
+    trainer_class = Trainer
+    if args.omada:
+        # OMADA must know which weights are matrices, which this Trainer tells it.
+        trainer_class = OMADATrainer
+        optimizer = {"optimizer_cls_and_kwargs": (OMADA, {"lr": 3e-3})}
+    elif args.all_decay:
         optimizer = {"optimizers": (MADA(model.parameters(), lr=3e-3, weight_decay=0.1), None)}
     else:
         # The Trainer makes the parameter groups: no weight decay for biases and norms.
         optimizer = {"optimizer_cls_and_kwargs": (MADA, {"lr": 3e-3, "betas": (0.9, 0.99)})}
-    trainer = Trainer(
+    trainer = trainer_class(
         model,
         TrainingArguments(
             output_dir=args.out,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +22,7 @@ class Row:
     """One optimizer of the table: how to make it, and the coefficients it starts from."""
 
     name: str
-    make: Callable[..., HypergradientOptimizer]
+    make: type[HypergradientOptimizer]
     q: dict[str, float]
     buffers: int
     learns: bool = False

@@ -135,7 +135,10 @@ def test_one_set_of_coefficients_for_each_group_on_request():
     model = Net()
     params = list(model.parameters())
     optimizer = MADA(
-        [{"params": params[:3], "betas": (0.5, 0.9)}, {"params": params[3:], "rho": 0.5, "hyper_lr": {"rho": 0.3}}],
+        [
+            {"params": params[:3], "betas": (0.5, 0.9)},
+            {"params": params[3:], "start": {"rho": 0.5}, "hyper_lr": {"rho": 0.3}},
+        ],
         hyper_warmup=0,
         hyper_per_group=True,
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import pickle
 
 import pytest
 import pytorch_optimizer as peers
@@ -11,7 +13,7 @@ from problems import IDS, INTERIOR, TABLE, Net, Row, loss_of, train
 from torch import nn
 from twin import Twin
 
-from mada_optim import MADA, AVGrad, available_optimizers, load_optimizer
+from mada_optim import MADA, AVGrad, HypergradientOptimizer, available_optimizers, load_optimizer
 
 STEPS = 200
 
@@ -201,6 +203,7 @@ def test_names():
         "lion",
         "mada",
         "mada-paper",
+        "omada",
         "yogi",
     }
     assert load_optimizer("avgrad") is AVGrad
@@ -210,6 +213,51 @@ def test_names():
     assert load_optimizer("mada-paper")(weight).param_groups[0]["hyper_lr"] == {**step_sizes, "beta2": 5e-4}
     with pytest.raises(ValueError, match="adamw.*got 'sgd'"):
         load_optimizer("sgd")
+
+
+@pytest.mark.parametrize("name", available_optimizers())
+def test_every_named_optimizer_is_a_class(name: str):
+    """As everything that takes an optimizer expects: its name, what it is a subclass of, pickling, its signature."""
+    found = load_optimizer(name)
+    assert isinstance(found, type)
+    assert issubclass(found, HypergradientOptimizer)
+    assert found.__name__.lower() == name.replace("-", "")
+    assert found.__doc__
+    assert pickle.loads(pickle.dumps(found)) is found
+    model = Net()
+    optimizer = found(model if name == "omada" else model.parameters(), 2e-3)
+    assert type(optimizer) is found
+    assert [group["lr"] for group in optimizer.param_groups] == [2e-3] * len(optimizer.param_groups)
+    copied = pickle.loads(pickle.dumps(optimizer))
+    assert type(copied) is found
+    assert copied.coefficients() == optimizer.coefficients()
+    again = found(model if name == "omada" else model.parameters(), **optimizer.frozen_config())
+    assert again.coefficients() == optimizer.coefficients()
+    for argument in inspect.signature(found).parameters.values():
+        if argument.name in again.param_groups[0] and argument.name not in ("params", "hyper_lr", "bounds", "betas"):
+            assert again.param_groups[0][argument.name] == argument.default
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "adan", "hyperadam", "mada", "mada-paper", "yogi"])
+def test_positions_of_arguments_are_those_of_adamw(name: str):
+    optimizer = load_optimizer(name)([nn.Parameter(torch.zeros(2))], 2e-3, (0.8, 0.95), 1e-6, 0.3)
+    (group,) = optimizer.param_groups
+    assert (group["lr"], group["eps"], group["weight_decay"]) == (2e-3, 1e-6, 0.3)
+    assert group["betas"] == (0.8, 0.95)
+    with pytest.raises(TypeError, match="amsgrad"):
+        load_optimizer(name)([nn.Parameter(torch.zeros(2))], amsgrad=True)
+
+
+def test_a_point_of_ones_own_is_a_class_statement():
+    class Slow(MADA, lr=1e-5, hyper_lr=0.0):
+        """Steps that nobody sees."""
+
+    assert Slow([nn.Parameter(torch.zeros(2))]).param_groups[0]["lr"] == 1e-5
+    assert "slow" not in available_optimizers()
+    with pytest.raises(TypeError, match="no argument 'gama'"):
+
+        class Mistyped(MADA, gama=0.0):
+            pass
 
 
 def test_avgrad_takes_what_its_documentation_says():

@@ -1,80 +1,36 @@
-"""How the command ``mada`` reads its options; which ones there are is in ``cli.py``."""
+"""Arguments as users write them, numbers above all: Python's own, numpy's, tensors'."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Sequence
-from difflib import get_close_matches
-from typing import Any, NoReturn
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+from torch import Tensor
 
 
-class CommandParser(argparse.ArgumentParser):
-    """argparse's, with a suggestion for what was mistyped, under the usage of the command that it was given to."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """See :meth:`argparse.ArgumentParser.parse_known_args`; here nothing may be left over.
-
-        argparse hands what a command does not know back to the parser of ``mada``, whose usage says nothing of it.
-        """
-        namespace, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            hints = [self._hint(argument) for argument in unknown if argument.startswith("-")]
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{''.join(hints)}")
-        return namespace, unknown
-
-    def error(self, message: str) -> NoReturn:
-        """Print usage and message, and exit."""
-        # A mistyped command, of which argparse itself says only which ones there are.
-        wrong = message.partition("invalid choice: ")[2].split(" ")[0].strip("'")
-        if wrong and "COMMAND" in message:
-            (commands,) = (action for action in self._actions if action.metavar == "COMMAND")
-            message += _did_you_mean(wrong, list(commands.choices or ()))
-        super().error(message)
-
-    def _hint(self, argument: str) -> str:
-        return _did_you_mean(argument.partition("=")[0], list(self._option_string_actions))
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a finite number, numpy's included (bool does not count)."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-class Pair(argparse.Action):
-    """Two values as a tuple."""
+def to_python(value: Any) -> Any:
+    """Numbers of any kind as Python's own, also in sequences and mappings; anything else as it is.
 
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:  # noqa: ARG002
-        setattr(namespace, self.dest, tuple(values))
+    Every argument that is a number goes through this, but for ``lr``, which may stay a tensor. Integers stay integers.
+    A tensor that requires a gradient stays as it is, since no gradient would reach it.
 
-
-class Version(argparse.Action):
-    """argparse's own needs the version, and with it torch, before anyone asks for it."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, **options)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        import mada_optim
-
-        print(f"mada {mada_optim.__version__}")
-        parser.exit()
-
-
-def list_of(kind: Any) -> Callable[[str], list[Any]]:
-    """Return what makes a list of ``kind`` of a text with commas."""
-
-    def convert(text: str) -> list[Any]:
-        return [kind(item) for item in text.split(",") if item]
-
-    convert.__name__ = f"comma-separated {kind.__name__}"
-    return convert
-
-
-def seeds(text: str) -> list[int]:
-    """Return the seeds of ``3``, a number of them, or of ``0,1,5``, a list."""
-    values: list[int] = list_of(int)(text)
-    return list(range(values[0])) if len(values) == 1 and "," not in text else values
-
-
-def _did_you_mean(wrong: str, known: Sequence[str]) -> str:
+    >>> import torch
+    >>> to_python(torch.tensor([0.5, 0.75])), to_python({"rho": torch.tensor(3)}), to_python("fast")
+    ((0.5, 0.75), {'rho': 3}, 'fast')
     """
-    >>> _did_you_mean("--optimzer", ["--optimizer", "--out"]), _did_you_mean("--zzz", ["--out"])
-    ('; did you mean --optimizer?', '')
-    """
-    close = get_close_matches(wrong, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    if value is None or isinstance(value, (bool, str, bytes)) or (isinstance(value, Tensor) and value.requires_grad):
+        return value
+    if isinstance(value, Mapping):
+        return {key: to_python(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return tuple(to_python(item) for item in value)
+    if hasattr(value, "tolist"):  # arrays and numbers of numpy and torch
+        return to_python(value.tolist())
+    return float(value) if isinstance(value, Real) and not isinstance(value, (int, float)) else value

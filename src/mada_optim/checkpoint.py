@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mada_optim.coefficients import is_number
+from mada_optim.arguments import is_number
 from mada_optim.devices import device_with_values, has_values
 from mada_optim.engine import (
     LR_MEMORY,

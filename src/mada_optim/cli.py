@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 from mada_optim import commands
-from mada_optim.arguments import CommandParser, Pair, Version, list_of, seeds
+from mada_optim.command_line import CommandParser, Pair, Version, list_of, seeds
 
 _DESCRIPTION = "Train with an optimizer that tunes itself, and compare it with others on equal terms."
 _EPILOG = """\

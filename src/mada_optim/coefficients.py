@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from mada_optim.arguments import is_number, to_python
 from mada_optim.devices import move_numbers
 from mada_optim.family import Coefficient, Family
 from mada_optim.kernels.numbers import change_numbers
@@ -23,11 +23,6 @@ _ANNEALING = 8
 
 HyperLR = float | Mapping[str, float] | None
 Bounds = Mapping[str, tuple[float, float]]
-
-
-def is_number(value: object) -> bool:
-    """Whether ``value`` is a finite number, numpy's included (bool does not count)."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -67,6 +62,7 @@ def resolve_settings(
     0.0
     """
     known = {coefficient.name: coefficient for coefficient in family.coefficients}
+    start, hyper_lr, bounds = to_python(start), to_python(hyper_lr), to_python(bounds)
     _check_names("coefficient", start, known)
     if bounds is not None and not isinstance(bounds, Mapping):
         raise TypeError(f"bounds must be None or a mapping from name to (low, high), got {bounds!r}")
@@ -75,15 +71,34 @@ def resolve_settings(
     boxes = {name: _box(coefficient, (bounds or {}).get(name)) for name, coefficient in known.items()}
     values = {name: start.get(name, coefficient.default) for name, coefficient in known.items()}
     for name, value in values.items():
-        low, high = boxes[name] if step_sizes[name] > 0.0 else known[name].domain
-        why = "the box in which it is learned (see bounds)" if step_sizes[name] > 0.0 else "its domain"
-        if not is_number(value) or not low <= value <= high:
-            raise ValueError(f"{name} must be a number in [{low}, {high}], {why}, got {value!r}")
+        check_value(known[name], value, boxes[name] if step_sizes[name] > 0.0 else None)
     values = {name: float(value) for name, value in values.items()}
     special = {
         name: value for name, value in values.items() if step_sizes[name] == 0.0 and value in known[name].special
     }
     return CoefficientSettings(values, step_sizes, boxes, special)
+
+
+def check_value(coefficient: Coefficient, value: Any, box: tuple[float, float] | None = None) -> None:
+    """Raise ValueError where a coefficient cannot have a value.
+
+    Args:
+        coefficient: whose value it is.
+        value: what the user gave.
+        box: where the coefficient is learned; None: it is frozen, and all of its domain is allowed.
+    """
+
+    def is_within(interval: tuple[float, float]) -> bool:
+        return is_number(value) and interval[0] <= value <= interval[1]
+
+    name, (low, high) = coefficient.name, box or coefficient.domain
+    if is_within((low, high)):
+        return
+    why = "its domain" if box is None else "the box in which it is learned"
+    if box is not None and is_within(coefficient.domain):
+        wider = {name: (min(low, value), max(high, value))}
+        why += f" (to start there, pass bounds={wider}, or freeze {name} by hyper_lr)"
+    raise ValueError(f"{name} must be a number in [{low}, {high}], {why}, got {value!r}")
 
 
 def _check_names(argument: str, given: Mapping[str, Any], known: Mapping[str, Coefficient]) -> None:
@@ -157,10 +172,10 @@ class LearningRule:
     def __post_init__(self) -> None:
         if not is_number(self.momentum) or not 0.0 <= self.momentum < 1.0:
             raise ValueError(f"hyper_momentum must be a number in [0, 1), got {self.momentum!r}")
-        if not isinstance(self.clip, (int, float)) or not self.clip > 0.0:
+        if not isinstance(self.clip, Real) or not self.clip > 0.0:
             raise ValueError(f"hyper_clip must be a number > 0, got {self.clip!r}")
         for name, value, low in (("hyper_warmup", self.warmup, 0), ("hyper_every", self.every, 1)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
                 raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
 
     @overload

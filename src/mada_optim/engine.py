@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mada_optim import horizon
+from mada_optim.betas import group_values, take_up_betas
 from mada_optim.coefficients import LearnedTensors, LearningRule
 from mada_optim.devices import device_of, has_float64, has_values, move_numbers, number_on
 from mada_optim.family import Coefficient, Family
@@ -156,7 +157,7 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
     differentiated = [_differentiated(family, group) for group in groups]
     states = [_states(group, state) for group in groups]
     batches = [_batches(family, group, buffers) for group, buffers in zip(groups, states, strict=True)]
-    hypergradient = _settle(batches, differentiated, values, keep, team)
+    hypergradient = _settle(batches, differentiated, group_values(family, groups, "previous_betas"), keep, team)
     along = _follow(family, groups, batches, values, team, wanted=due is not False)
     if along is not None:
         along = along * _cumulative_mask(family, shared, values)
@@ -176,14 +177,18 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
         skipped, phase = shared["hyper_skipped"], _phase(family, groups)
         fused = any(kernels.of_numbers for alike in batches for kernels, _ in alike)
         rule.learn(learned, skipped, hypergradient, family.coefficients, step_sizes, boxes, due, *phase, fused)
-    for group, learned_names, alike, buffers in zip(groups, differentiated, batches, states, strict=True):
+    take_up_betas(family, groups)
+    values_by_group = group_values(family, groups, "betas")
+    for group, learned_names, alike, buffers, used in zip(
+        groups, differentiated, batches, states, values_by_group, strict=True
+    ):
         if family.prepares:
             _prepare(family, group, state)
         for kernels, batch in alike:
             if family.prepares:
                 batch.refresh()
             if batch.has_grad:
-                kernels.step(batch, values, keep and bool(learned_names))
+                kernels.step(batch, used, keep and bool(learned_names))
         _finish_steps(alike, buffers, keep, bool(learned_names), bool(_cumulative(family, group)))
         _remember_lr(group)
     _count(batches)
@@ -195,7 +200,7 @@ def release(family: Family, groups: list[Group], state: State) -> None:
     """Settle what is pending and drop all that only learning needs, where nothing is learned any more."""
     batches = [_batches(family, group, _states(group, state)) for group in groups]
     differentiated = [_differentiated(family, group) for group in groups]
-    _settle(batches, differentiated, groups[0]["coefficients"], keep=False, team=None)
+    _settle(batches, differentiated, group_values(family, groups, "previous_betas"), keep=False, team=None)
     for group in groups:
         for param in group["params"]:
             if state.get(param):
@@ -204,16 +209,23 @@ def release(family: Family, groups: list[Group], state: State) -> None:
 
 
 def _settle(
-    batches: list[Batches], differentiated: list[list[str]], values: Tensor, keep: bool, team: Team | None
+    batches: list[Batches], differentiated: list[list[str]], values: list[Tensor], keep: bool, team: Team | None
 ) -> Tensor | None:
     """h_t over all parameters whose step t is pending and that have a gradient; None where there are none.
 
     With a team, it is this process's part of the sum.
+
+    Args:
+        batches: of each group.
+        differentiated: names of the coefficients by which each group's step is differentiated.
+        values: coefficients with which each group took its step.
+        keep: as in :meth:`Kernels.settle`.
+        team: processes over which parameters are spread.
     """
     total: Tensor | None = None
-    for alike, learned in zip(batches, differentiated, strict=True):
+    for alike, learned, used in zip(batches, differentiated, values, strict=True):
         for kernels, batch in alike:
-            aligned = kernels.settle(batch, values, learned, keep) if batch.pending else None
+            aligned = kernels.settle(batch, used, learned, keep) if batch.pending else None
             if aligned is not None:
                 share = 1.0 if team is None else team.share(batch.params[0])
                 part = aligned * (-batch.group["previous_lr"] * share)

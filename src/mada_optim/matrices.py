@@ -39,10 +39,11 @@ def matrix_parameters(model: nn.Module) -> list[Tensor]:
         elif own:
             last = own
     excluded.update(last)
-    return [param for param in model.parameters() if _is_matrix(param) and param not in excluded]
+    return [param for param in model.parameters() if may_be_matrix(param) and param not in excluded]
 
 
-def _is_matrix(param: Tensor) -> bool:
+def may_be_matrix(param: Tensor) -> bool:
+    """Whether a parameter has the shape and the type of a matrix; embeddings have, too."""
     if param.is_complex() or param.dim() < 2:
         return False
     rows = param.size(0)

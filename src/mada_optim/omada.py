@@ -5,19 +5,24 @@ The name is Greek for a team.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
+from mada_optim.arguments import to_python
+from mada_optim.betas import split_betas
 from mada_optim.coefficients import Bounds, HyperLR
 from mada_optim.engine import Group
 from mada_optim.family import OMADAFamily
-from mada_optim.matrices import matrix_parameters
-from mada_optim.optimizer import HypergradientOptimizer
-from mada_optim.points import WithBetas, split_betas
+from mada_optim.groups import as_list, tensor_of
+from mada_optim.matrices import matrix_parameters, may_be_matrix
+from mada_optim.points import WithBetas
+from mada_optim.warn import warn
 
 
-class OMADA(WithBetas, HypergradientOptimizer):
+class OMADA(WithBetas, name="omada"):
     """AdamW to begin with, which finds out by itself how much of Muon it wants to be, and how large its steps.
 
     The update is that of :class:`OMADAFamily`. Give it the model, and it sees which parameters are matrices
@@ -25,10 +30,12 @@ class OMADA(WithBetas, HypergradientOptimizer):
 
         optimizer = OMADA(model, lr=3e-3)
 
-    Or say so by parameter group: ``[{"params": hidden, "matrices": True}, {"params": others}]``.
+    Or say so by parameter group: ``[{"params": hidden, "matrices": True}, {"params": others}]``. Groups written for
+    Muon, with ``use_muon`` in place of ``matrices``, are understood. Parameters of the model that are added later, once
+    they are unfrozen, need no mark: :meth:`add_param_group` knows them.
 
     Args:
-        params: a model, or as in torch.optim.
+        params: a model, or as in torch.optim. Without any mark no parameter is a matrix, which is warned of.
         lr: learning rate η, which the learned factor κ multiplies. Default: 3e-3.
         betas: where β1 and β2 start. Default: (0.9, 0.99).
         eps, weight_decay, beta3, rho, c, gamma, lion_betas: as in :class:`MADA`.
@@ -45,7 +52,7 @@ class OMADA(WithBetas, HypergradientOptimizer):
             differentiable, fused, state_dtype, stochastic_rounding: see :class:`HypergradientOptimizer`.
 
     Raises:
-        ValueError: a parameter of a group with ``matrices=True`` is not one.
+        ValueError: a parameter of a group with ``matrices=True`` is not one, or ``use_muon`` says otherwise.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
     >>> optimizer = OMADA(model, lr=1e-2)
@@ -85,8 +92,18 @@ class OMADA(WithBetas, HypergradientOptimizer):
         stochastic_rounding: bool = False,
     ) -> None:
         start = {"beta3": beta3, "rho": rho, "c": c, "gamma": gamma, "ortho": ortho, "scale": scale}
+        # Of the model that it was made from: each parameter with its name and whether it is a matrix.
+        self._of_model: dict[Tensor, tuple[str, bool]] = {}
+        groups: Any = params
+        if isinstance(params, nn.Module):
+            matrices = set(matrix_parameters(params))
+            self._of_model = {param: (name, param in matrices) for name, param in params.named_parameters()}
+            groups = matrix_groups(params)
+        elif not isinstance(params, Tensor):
+            groups = list(params)
+            _warn_of_missing_marks(groups)
         super().__init__(
-            matrix_groups(params) if isinstance(params, nn.Module) else params,
+            groups,
             OMADAFamily(),
             lr,
             weight_decay,
@@ -110,24 +127,105 @@ class OMADA(WithBetas, HypergradientOptimizer):
             ortho_momentum=ortho_momentum,
         )
 
+    def add_param_group(self, param_group: Group) -> None:
+        """Add parameters; see torch.optim.Optimizer.add_param_group.
+
+        An optimizer that was made from a model knows which of its parameters are matrices. Where a group does not say,
+        and has both, it becomes two: the matrices come last. Parameters need no names.
+        """
+        before = len(self.param_groups)
+        try:
+            for part in self._parts(param_group):
+                super().add_param_group(part)
+        except BaseException:
+            del self.param_groups[before:]
+            raise
+
+    def _parts(self, param_group: Any) -> list[Any]:
+        """A parameter group as the user wrote it, with names and marks, as one or two groups."""
+        if not isinstance(param_group, dict) or "params" not in param_group:
+            return [param_group]  # refused further on
+        group: Group = {**param_group, "params": as_list(param_group["params"])}
+        if "use_muon" in group:
+            group["matrices"] = _read_mark(group)
+        if not self._of_model:
+            return [group]
+        if self.param_groups and "param_names" in self.param_groups[0]:
+            group["params"] = [self._named(index, param) for index, param in enumerate(group["params"])]
+        if "matrices" in group:
+            return [group]
+        if any(tensor_of(param) not in self._of_model for param in group["params"]):
+            _warn_of_missing_marks([group])
+        matrices = {param for param, (_, is_matrix) in self._of_model.items() if is_matrix}
+        return _split(group, matrices, (False, True)) or [group]
+
+    def _named(self, index: int, param: Any) -> Any:
+        """With the name that the parameter has in the model, or with one that says where it is."""
+        if isinstance(param, tuple):
+            return param
+        name, _ = self._of_model.get(param, (f"param_groups.{len(self.param_groups)}.{index}", False))
+        return name, param
+
     def _check_group(self, group: Group) -> None:
         super()._check_group(group)
         if group["matrices"]:
-            for param in group["params"]:
-                tensor = param[1] if isinstance(param, tuple) else param
+            for tensor in map(tensor_of, group["params"]):
                 if tensor.dim() < 2 or tensor.is_complex():
-                    found = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
                     raise ValueError(
-                        f"params: groups with matrices=True take real tensors of 2 or more dimensions, got {found}"
+                        "params: groups with matrices=True take real tensors of 2 or more dimensions, "
+                        f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
                     )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_of_model": self._of_model}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.setdefault("_of_model", {})
+        super().__setstate__(state)
+
+
+def _read_mark(group: Group) -> bool:
+    """Whether a group with ``use_muon`` has matrices."""
+    use_muon = to_python(group["use_muon"])
+    if not isinstance(use_muon, bool):
+        raise ValueError(f"use_muon of a parameter group must be a bool, got {use_muon!r}")
+    if group.get("matrices", use_muon) != use_muon:
+        raise ValueError(
+            f"parameter group: matrices={group['matrices']!r} and use_muon={use_muon!r} contradict each other; "
+            "give one of them"
+        )
+    return use_muon
+
+
+def _warn_of_missing_marks(groups: list[Any]) -> None:
+    """Warn where nothing says which of the parameters are matrices, and some may be."""
+    if any(isinstance(group, dict) and not group.keys().isdisjoint(("matrices", "use_muon")) for group in groups):
+        return
+    params = [
+        param
+        for group in groups
+        for param in (as_list(group.get("params", ())) if isinstance(group, dict) else [group])
+    ]
+    if any(isinstance(tensor, Tensor) and may_be_matrix(tensor) for tensor in map(tensor_of, params)):
+        warn(
+            "params: no parameter group has matrices=True, so OMADA takes none of these parameters for a matrix and "
+            "orthogonalizes nothing; pass the model itself, OMADA(model), or mark groups, {'params': hidden, "
+            "'matrices': True}. For the Trainer of transformers there is "
+            "mada_optim.integrations.transformers.OMADATrainer"
+        )
 
 
 def matrix_groups(model: nn.Module) -> list[Group]:
     """Two parameter groups of a model: its matrices, marked so, and the other parameters. None of them is empty."""
-    matrices = set(matrix_parameters(model))
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    groups: list[Group] = [
-        {"params": [pair for pair in named if (pair[1] in matrices) == wanted], "matrices": wanted}
-        for wanted in (True, False)
+    return _split({"params": named}, set(matrix_parameters(model)), (True, False))
+
+
+def _split(group: Group, matrices: set[Tensor], order: tuple[bool, bool]) -> list[Group]:
+    """The group's matrices and its other parameters, in the order wanted, where there are any."""
+    parts: list[Group] = [
+        {**group, "params": [param for param in group["params"] if (tensor_of(param) in matrices) == wanted]}
+        | {"matrices": wanted}
+        for wanted in order
     ]
-    return [group for group in groups if group["params"]]
+    return [part for part in parts if part["params"]]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping
+from numbers import Real
 from typing import Any, overload
 
 import torch
@@ -12,8 +12,16 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from mada_optim.betas import (
+    BETAS,
+    ParameterGroup,
+    fixed_betas,
+    has_betas,
+    start_betas,
+    update_betas,
+)
 from mada_optim.checkpoint import LATER_ARGUMENTS, check_fits, complete_groups, fill_state
-from mada_optim.coefficients import Bounds, HyperLR, is_number, resolve_settings
+from mada_optim.coefficients import Bounds, HyperLR
 from mada_optim.devices import as_floats, device_with_values, has_values, number_dtype, number_on
 from mada_optim.engine import (
     LR_MEMORY,
@@ -23,22 +31,22 @@ from mada_optim.engine import (
     check_buffer_names,
     check_step_sizes,
     follow_device,
-    learning_rule,
     prepare_state,
     release,
     take_step,
 )
 from mada_optim.family import Family
-from mada_optim.kernels import check_fused
-from mada_optim.sharding import (
-    any_process,
-    check_learnable,
-    check_placements,
-    local,
-    place_gradient,
-    tell_autograd,
-    whole,
+from mada_optim.groups import (
+    check_agreement,
+    check_family_names,
+    check_group,
+    describe,
+    read_group,
+    resolve_group,
+    tensor_of,
+    with_python_numbers,
 )
+from mada_optim.sharding import any_process, check_learnable, local, place_gradient, tell_autograd, whole
 
 
 class HypergradientOptimizer(Optimizer):
@@ -61,7 +69,7 @@ class HypergradientOptimizer(Optimizer):
         hyper_every: the hypergradient is taken each ``hyper_every``-th step.
         bounds: boxes (low, high) of coefficients by name. The others keep the family's.
         hyper_per_group: learn one set of coefficients for each parameter group instead of one for the model. Groups
-            may then have their own start values, ``hyper_lr`` and ``bounds``.
+            may then have their own ``start``, ``hyper_lr`` and ``bounds``.
         foreach: None, the default: see ``fused``. True or False use torch's operators alone. True joins small
             parameters, as ``fused=False`` does; False takes parameters one by one.
         maximize: maximize the objective.
@@ -137,7 +145,7 @@ class HypergradientOptimizer(Optimizer):
         unknown = [name for name in constants if name not in family.constants]
         if unknown:
             raise TypeError(f"unexpected argument {unknown[0]!r}; constants of {family.name}: {list(family.constants)}")
-        _check_family_names(family)
+        check_family_names(family, inspect.signature(HypergradientOptimizer).parameters)
         self.family = family
         self._start: dict[str, float] = dict(start or {})
         self._hypergradients: dict[int, Tensor] = {}
@@ -161,7 +169,10 @@ class HypergradientOptimizer(Optimizer):
             **family.constants,
             **constants,
         }
-        super().__init__(params, defaults)
+        if has_betas(family):
+            start_of = {coefficient.name: coefficient.default for coefficient in family.coefficients} | self._start
+            defaults["betas"] = tuple(start_of[name] for name in BETAS)
+        super().__init__(params, with_python_numbers(family, defaults, defaults))
 
     # What the user reads and says about the coefficients.
 
@@ -169,9 +180,11 @@ class HypergradientOptimizer(Optimizer):
         """Current values of all coefficients, learned or not, as floats.
 
         Args:
-            group: index of the parameter group; matters only with ``hyper_per_group=True``.
+            group: index of the parameter group; matters with ``hyper_per_group=True`` and where betas differ.
         """
-        return self._by_name(self.param_groups[group]["coefficients"])
+        options = self.param_groups[group]
+        values = self._by_name(options["coefficients"])
+        return {**values, **fixed_betas(options)} if has_betas(self.family) else values
 
     def hypergradients(self, group: int = 0) -> dict[str, float] | None:
         """Return the hypergradient of the latest step that took one, before clipping; 0 for frozen coefficients.
@@ -200,6 +213,7 @@ class HypergradientOptimizer(Optimizer):
         with torch.no_grad():
             for groups in self._coefficient_sets():
                 release(self.family, groups, self.state)
+                update_betas(self.family, groups)
 
     def frozen_config(self, group: int = 0) -> dict[str, Any]:
         """Keyword arguments with which an optimizer of this class holds these coefficients fixed from the start.
@@ -211,32 +225,23 @@ class HypergradientOptimizer(Optimizer):
     def _by_name(self, values: Tensor) -> dict[str, float]:
         return dict(zip((c.name for c in self.family.coefficients), as_floats(values), strict=True))
 
+    def __repr__(self) -> str:
+        """The coefficients, and what was set by the user."""
+        ours = (cls for cls in reversed(type(self).__mro__) if issubclass(cls, HypergradientOptimizer))
+        arguments = (argument for cls in ours for argument in inspect.signature(cls).parameters.values())
+        defaults = {**self.family.constants, **{argument.name: argument.default for argument in arguments}}
+        coefficients = [self.coefficients(index) for index in range(len(self.param_groups))]
+        return f"{type(self).__name__} (\n{describe(self.family, self.param_groups, coefficients, defaults)}\n)"
+
     # Parameter groups.
 
     def add_param_group(self, param_group: Group) -> None:
         """Add parameters, also in the middle of a training; see torch.optim.Optimizer.add_param_group."""
-        if not isinstance(param_group, dict):
-            raise TypeError(f"param_group must be a dict, got {type(param_group).__name__}")
-        if "params" not in param_group:
-            raise ValueError(f"param_group must have 'params', got only {list(param_group)}")
-        group = dict(param_group)
-        group["params"] = _as_list(group["params"])
-        start = self._pop_start(group)
-        first = self.param_groups[0] if self.param_groups else None
-        per_group = self.defaults["hyper_per_group"]
-        if not per_group:
-            # Wrappers such as ZeroRedundancyOptimizer repeat the optimizer's own arguments in each group.
-            shared = {**self._start, **{key: self.defaults[key] for key in SET_SETTINGS}}
-            given = {**start, **{key: group[key] for key in SET_SETTINGS if key in group}}
-            own = [key for key, value in given.items() if key not in shared or value != shared[key]]
-            if own:
-                raise ValueError(
-                    f"parameter group sets {own[0]!r}, but all groups share one set of coefficients; "
-                    "give it to the optimizer, or use hyper_per_group=True"
-                )
-        group = {**self.defaults, **group}
+        group = read_group(self.family, self.defaults, param_group)
         self._check_group(group)
-        settings = resolve_settings(self.family, self._start | start, group["hyper_lr"], group["bounds"])
+        first = None if self.defaults["hyper_per_group"] or not self.param_groups else self.param_groups[0]
+        shared = None if self.defaults["hyper_per_group"] else first or self.defaults
+        settings = resolve_group(self.family, self._start, param_group, group, shared)
         if group["differentiable"] and any(settings.hyper_lr.values()):
             raise ValueError("differentiable=True needs coefficients that are not learned: hyper_lr=0.0")
         group.update(
@@ -246,11 +251,11 @@ class HypergradientOptimizer(Optimizer):
             special=settings.special,
         )
         if any(settings.hyper_lr.values()):
-            check_learnable(map(_tensor, group["params"]))
-        device = device_with_values(map(_tensor, group["params"]))
+            check_learnable(map(tensor_of, group["params"]))
+        device = device_with_values(map(tensor_of, group["params"]))
         for name in LR_MEMORY:
             group[name] = number_on(0.0, device) if group["capturable"] else 0.0
-        if first is not None and not per_group:
+        if first is not None:
             group.update({key: first[key] for key in (*SET_SETTINGS, *SET_TENSORS, "special")})
             # How far the learning rate has fallen is a matter of the training, of which this group's is a later part.
             group["peak_lr"] = group["peak_lr"] + max(float(other["peak_lr"]) for other in self.param_groups)
@@ -265,57 +270,11 @@ class HypergradientOptimizer(Optimizer):
                 hyper_steps=torch.zeros((), dtype=torch.int64, device=device if group["capturable"] else "cpu"),
             )
         check_buffer_names(self.family, group)
-        super().add_param_group(group)
-
-    def _pop_start(self, group: Group) -> dict[str, float]:
-        """Take the initial values of coefficients out of a parameter group as the user wrote it."""
-        return {c.name: group.pop(c.name) for c in self.family.coefficients if c.name in group}
+        super().add_param_group(ParameterGroup(group, self.family))
+        start_betas(self.family, self.param_groups[-1], settings.start, None if "betas" in param_group else first)
 
     def _check_group(self, group: Group) -> None:
-        for name in ("lr", "weight_decay"):
-            value = group[name]
-            if isinstance(value, Tensor) and name == "lr":
-                if value.numel() != 1:
-                    raise ValueError(f"lr must be a number or a tensor of one element, got shape {tuple(value.shape)}")
-                if value.device.type == "cpu" and not 0.0 <= float(value.detach()) < math.inf:
-                    raise ValueError(f"lr must be a finite number >= 0, got {value!r}")
-            elif not is_number(value) or value < 0.0:
-                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
-        for name in ("maximize", "hyper_per_group", "capturable", "differentiable", "stochastic_rounding"):
-            if not isinstance(group[name], bool):
-                raise TypeError(f"{name} must be a bool, got {group[name]!r}")
-        if group["hyper_per_group"] != self.defaults["hyper_per_group"]:
-            raise ValueError("hyper_per_group is an argument of the optimizer, not of one parameter group")
-        for name in ("foreach", "fused"):
-            if not (group[name] is None or isinstance(group[name], bool)):
-                raise TypeError(f"{name} must be True, False or None, got {group[name]!r}")
-        if group["foreach"] and group["fused"]:
-            raise ValueError("foreach and fused cannot both be True")
-        if group["differentiable"] and group["fused"]:
-            raise ValueError("differentiable and fused cannot both be True")
-        if group["differentiable"] and (group["state_dtype"] == torch.bfloat16 or group["stochastic_rounding"]):
-            raise ValueError("differentiable=True excludes rounding to bfloat16, which has no derivative")
-        if group["fused"]:
-            check_fused(self.family)
-        if group["state_dtype"] not in (None, torch.float32, torch.bfloat16):
-            allowed = "None, torch.float32 or torch.bfloat16"
-            raise ValueError(f"state_dtype must be {allowed}, got {group['state_dtype']!r}")
-        learning_rule(group)
-        for name in self.family.constants:
-            if isinstance(group[name], Tensor):
-                raise TypeError(f"{name}, a constant of {self.family.name}, must not be a tensor, got {group[name]!r}")
-        self.family.validate_constants({name: group[name] for name in self.family.constants})
-        tensors = [_tensor(param) for param in group["params"]]
-        if len({id(tensor) for tensor in tensors}) != len(tensors):
-            raise ValueError("params: a parameter is listed twice in one parameter group")
-        for tensor in tensors:
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"params: can only optimize Tensors, got {type(tensor).__name__}")
-            if not (tensor.is_floating_point() or tensor.is_complex()):
-                raise TypeError(f"params: can only optimize floating-point or complex tensors, got {tensor.dtype}")
-            if tensor.is_conj():
-                raise ValueError("params: a conjugate view cannot be optimized; call resolve_conj() first")
-            check_placements(tensor, self.family.elementwise)
+        check_group(self.family, group, self.defaults["hyper_per_group"])
 
     def _coefficient_sets(self) -> list[list[Group]]:
         """Parameter groups that share one set of coefficients, for each set."""
@@ -347,8 +306,9 @@ class HypergradientOptimizer(Optimizer):
 
         Raises:
             RuntimeError: a gradient is sparse, or not spread over the same processes as its parameter.
-            ValueError: a gradient in float16 is scaled by ``torch.amp.GradScaler``, or a coefficient is to be learned
-                that has been frozen where part of the update is left out.
+            ValueError: a gradient in float16 is scaled by ``torch.amp.GradScaler``, a coefficient is to be learned
+                that has been frozen where part of the update is left out, or a group's ``betas`` were set that are
+                learned.
             TypeError: ``hyper_grad_scale`` is not a number, or a group's ``hyper_lr`` no longer has one for each
                 coefficient. As with the others, nothing has been changed then.
         """
@@ -374,6 +334,9 @@ class HypergradientOptimizer(Optimizer):
             self._check_gradients()
             for group in self.param_groups:
                 check_step_sizes(self.family, group)
+            for groups in self._coefficient_sets():
+                check_agreement(groups)
+                update_betas(self.family, groups)
             grad_scale = self._take_hyper_grad_scale()
             phantom = self._is_phantom_step()
             for group in self.param_groups:
@@ -393,8 +356,10 @@ class HypergradientOptimizer(Optimizer):
         scale: Any = self.hyper_grad_scale
         if isinstance(scale, Tensor) and scale.numel() == 1:
             scale = whole(scale.detach()).reshape(())
-        elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        elif isinstance(scale, bool) or not isinstance(scale, Real):
             raise TypeError(f"hyper_grad_scale must be a number or a tensor of one element, got {scale!r}")
+        else:
+            scale = float(scale)
         self.__dict__.pop("hyper_grad_scale", None)
         return scale  # type: ignore[no-any-return]
 
@@ -460,6 +425,9 @@ class HypergradientOptimizer(Optimizer):
         for options in (self.defaults, *self.param_groups):
             for name, value in LATER_ARGUMENTS.items():
                 options.setdefault(name, value)
+        for index, group in enumerate(self.param_groups):
+            if not isinstance(group, ParameterGroup):
+                self.param_groups[index] = ParameterGroup(group, self.family)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned; buffers keep their precision, and nothing is aliased.
@@ -472,7 +440,7 @@ class HypergradientOptimizer(Optimizer):
         def check(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
             groups = complete_groups(saved["param_groups"], self.param_groups, self.defaults["hyper_per_group"])
             saved = {**saved, "param_groups": groups}
-            check_fits(self.family, saved, self.param_groups, self.defaults)
+            check_fits(self.family, saved, self.param_groups, [name for name in self.defaults if name != "betas"])
             loaded.update(saved)
             # torch would cast every buffer to the dtype of its parameter.
             ids = {saved_id for group in saved["param_groups"] for saved_id in group["params"]}
@@ -491,24 +459,5 @@ class HypergradientOptimizer(Optimizer):
             for hook in hooks:
                 hook.remove()
         self._hypergradients.clear()
-
-
-def _check_family_names(family: Family) -> None:
-    """Raise ValueError where a parameter group would have two things of one name."""
-    options = inspect.signature(HypergradientOptimizer.__init__).parameters
-    taken = {"params", "param_names", *options, *LR_MEMORY, *SET_TENSORS, "family", "special"} - {"constants"}
-    for name in (*family.constants, *(coefficient.name for coefficient in family.coefficients)):
-        if name in taken:
-            raise ValueError(f"family: {family.name} has a coefficient or constant {name!r}, a name that is taken")
-        taken.add(name)
-
-
-def _as_list(params: Any) -> list[Any]:
-    if isinstance(params, (set, frozenset)):
-        raise TypeError("params must have an order that is the same in every run, got a set")
-    return [params] if isinstance(params, Tensor) else list(params)
-
-
-def _tensor(param: Any) -> Any:
-    """The parameter of a named one, ``(name, parameter)``."""
-    return param[1] if isinstance(param, tuple) else param
+        for groups in self._coefficient_sets():
+            update_betas(self.family, groups)

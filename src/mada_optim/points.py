@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
-from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import ParamsT
 
+from mada_optim.betas import split_betas
 from mada_optim.coefficients import Bounds, HyperLR
-from mada_optim.engine import Group
 from mada_optim.family import MADAFamily
 from mada_optim.optimizer import HypergradientOptimizer
 
+if TYPE_CHECKING:
+    from mada_optim.omada import OMADA
+
+# The optimizers that :func:`load_optimizer` knows; classes enter themselves.
+_BY_NAME: dict[str, Any] = {}
+
 
 class WithBetas(HypergradientOptimizer):
-    """Optimizers of families with beta1 and beta2, which users give as ``betas``."""
+    """Optimizers of families with beta1 and beta2, which users give as ``betas``.
+
+    A subclass may have a name, under which :func:`load_optimizer` knows it, and other defaults of the constructor's
+    arguments: ``class Yogi(MADA, name="yogi", c=0.0, hyper_lr=0.0)``.
+    """
+
+    def __init_subclass__(cls, name: str | None = None, **defaults: Any) -> None:
+        super().__init_subclass__()
+        if name is not None:
+            _BY_NAME[name] = cls
+        if defaults:
+            cls.__init__ = _with_defaults(cls.__init__, defaults)  # type: ignore[method-assign]
 
     def frozen_config(self, group: int = 0) -> dict[str, Any]:
         """See :meth:`HypergradientOptimizer.frozen_config`.
@@ -27,22 +45,30 @@ class WithBetas(HypergradientOptimizer):
         >>> MADA([weight], lr=1e-3, **MADA([weight], rho=0.5).frozen_config()).coefficients()["rho"]
         0.5
         """
-        found = self.coefficients(group)
-        return {"betas": (found.pop("beta1"), found.pop("beta2")), **found, "hyper_lr": 0.0}
-
-    def _pop_start(self, group: Group) -> dict[str, float]:
-        betas = split_betas(group.pop("betas")) if "betas" in group else {}
-        return {**betas, **super()._pop_start(group)}
+        values = self.coefficients(group)
+        return {"betas": (values.pop("beta1"), values.pop("beta2")), **values, "hyper_lr": 0.0}
 
 
-def split_betas(betas: Any) -> dict[str, float]:
-    """Betas by name. Raises ValueError where they are not two."""
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise ValueError(f"betas must be two numbers (beta1, beta2), got {betas!r}")
-    return {"beta1": betas[0], "beta2": betas[1]}
+def _with_defaults(init: Callable[..., None], defaults: dict[str, Any]) -> Callable[..., None]:
+    """A constructor with other defaults, by name; their places among the arguments stay."""
+    signature = inspect.signature(init)
+    unknown = [name for name in defaults if name not in signature.parameters]
+    if unknown:
+        raise TypeError(f"no argument {unknown[0]!r}, whose default could be replaced")
+    replaced = [one.replace(default=defaults.get(one.name, one.default)) for one in signature.parameters.values()]
+    signature = signature.replace(parameters=replaced)
+
+    @functools.wraps(init)
+    def initialize(*args: Any, **kwargs: Any) -> None:
+        arguments = signature.bind(*args, **kwargs)
+        arguments.apply_defaults()
+        init(*arguments.args, **arguments.kwargs)
+
+    initialize.__signature__ = signature  # type: ignore[attr-defined]
+    return initialize
 
 
-class MADA(WithBetas):
+class MADA(WithBetas, name="mada"):
     """Adam, AVGrad, Yogi, Adan and Lion in one update, whose coefficients are learned while the model trains.
 
     Source: Ozkara et al., "MADA: Meta-Adaptive Optimizers through hyper-gradient Descent", ICML 2024. The update is
@@ -51,7 +77,7 @@ class MADA(WithBetas):
     Args:
         params: as in torch.optim.
         lr: learning rate η. Default: 1e-3.
-        betas: where β1 and β2 start. Default: (0.9, 0.999).
+        betas: where β1 and β2 start; groups have them as options while β1 is not learned. Default: (0.9, 0.999).
         eps: ε, added to the denominator. Default: 1e-8.
         weight_decay: decoupled weight decay λ. Default: 1e-2.
         beta3: where β3 starts, the share of Adan's gradient differences. Default: 0.0.
@@ -129,7 +155,7 @@ class MADA(WithBetas):
         )
 
 
-class AVGrad(MADA):
+class AVGrad(MADA, name="avgrad"):
     """AMSGrad with the maximum over past second moments replaced by their average (MADA, section 3.1).
 
     The direction is m̂_t / (√(v̄_t / (1-β2^t)) + ε) with v̄_t the mean of v_1, ..., v_t: MADA at ρ = 0, nothing learned.
@@ -180,35 +206,62 @@ class AVGrad(MADA):
 # The step sizes of Ozkara et al. for language models.
 _PAPER_HYPER_LR = {"beta1": 5e-4, "beta2": 5e-4, "beta3": 0.1, "rho": 0.1, "c": 0.1, "gamma": 0.1}
 
-_POINTS: dict[str, Callable[..., Optimizer]] = {
-    "adam": partial(MADA, weight_decay=0.0, hyper_lr=0.0),
-    "adamw": partial(MADA, hyper_lr=0.0),
-    "adan": partial(MADA, betas=(0.98, 0.99), beta3=0.92, hyper_lr=0.0),
-    "avgrad": AVGrad,
-    "hyperadam": partial(MADA, hyper_lr={"beta1": 5e-4, "beta2": 5e-4}),
-    "lion": partial(MADA, lr=1e-4, gamma=0.0, hyper_lr=0.0),
-    "mada": MADA,
-    "mada-paper": partial(MADA, hyper_lr=_PAPER_HYPER_LR),
-    "yogi": partial(MADA, c=0.0, hyper_lr=0.0),
-}
+
+class Adam(MADA, name="adam", weight_decay=0.0, hyper_lr=0.0):
+    """Adam: AdamW without weight decay."""
+
+
+class AdamW(MADA, name="adamw", hyper_lr=0.0):
+    """AdamW, the point at which MADA begins, with nothing learned."""
+
+
+class Adan(MADA, name="adan", betas=(0.98, 0.99), beta3=0.92, hyper_lr=0.0):
+    """Adan, without the debiasing of its average of differences."""
+
+
+class HyperAdam(MADA, name="hyperadam", hyper_lr={"beta1": 5e-4, "beta2": 5e-4}):
+    """Adam that learns β1 and β2 alone."""
+
+
+class Lion(MADA, name="lion", lr=1e-4, gamma=0.0, hyper_lr=0.0):
+    """Lion, with decoupled weight decay; its betas are ``lion_betas``."""
+
+
+class MADAPaper(MADA, name="mada-paper", hyper_lr=_PAPER_HYPER_LR):
+    """MADA as in the paper: all six coefficients are learned."""
+
+
+class Yogi(MADA, name="yogi", c=0.0, hyper_lr=0.0):
+    """Yogi, with decoupled weight decay and buffers that start at zero."""
 
 
 def available_optimizers() -> tuple[str, ...]:
     """Names that :func:`load_optimizer` knows.
 
     >>> available_optimizers()
-    ('adam', 'adamw', 'adan', 'avgrad', 'hyperadam', 'lion', 'mada', 'mada-paper', 'yogi')
+    ('adam', 'adamw', 'adan', 'avgrad', 'hyperadam', 'lion', 'mada', 'mada-paper', 'omada', 'yogi')
     """
-    return tuple(_POINTS)
+    return tuple(sorted(_BY_NAME))
 
 
-def load_optimizer(name: str) -> Callable[..., Optimizer]:
-    """The constructor of an optimizer by name: a fixed point of the family, a subspace, or MADA itself.
+@overload
+def load_optimizer(name: Literal["omada"]) -> type[OMADA]: ...
+
+
+@overload
+def load_optimizer(name: str) -> type[MADA] | type[OMADA]: ...
+
+
+def load_optimizer(name: str) -> Any:
+    """Return the class of an optimizer by name: a fixed point of the family, a subspace, MADA itself, or OMADA.
 
     It takes the parameters and :class:`MADA`'s arguments (:class:`AVGrad`'s for ``"avgrad"``), with defaults that make
-    it that optimizer. ``"hyperadam"`` learns β1 and β2 only, ``"mada"`` all but β2, ``"mada-paper"`` all six; the
-    others learn nothing. Yogi's and Lion's weight decay is decoupled, as AdamW's; ``"adam"`` is ``"adamw"`` without
-    weight decay.
+    it that optimizer. ``"hyperadam"`` learns β1 and β2 only, ``"mada"`` all but β2, ``"mada-paper"`` all six.
+    ``"omada"`` takes the model in place of its parameters, see :class:`OMADA`, and learns ω and κ. The others learn
+    nothing. Yogi's and Lion's weight decay is decoupled, as AdamW's; ``"adam"`` is ``"adamw"`` without weight decay.
+
+    Args:
+        name: one of :func:`available_optimizers`.
 
     Raises:
         ValueError: there is no optimizer of that name.
@@ -217,6 +270,6 @@ def load_optimizer(name: str) -> Callable[..., Optimizer]:
     >>> load_optimizer("yogi")([torch.nn.Parameter(torch.zeros(2))], lr=1e-2).coefficients()["c"]
     0.0
     """
-    if name not in _POINTS:
-        raise ValueError(f"name must be one of {', '.join(_POINTS)}, got {name!r}")
-    return _POINTS[name]
+    if name not in _BY_NAME:
+        raise ValueError(f"name must be one of {', '.join(available_optimizers())}, got {name!r}")
+    return _BY_NAME[name]

@@ -166,6 +166,39 @@ def test_transformers_with_an_optimizer_that_is_there(text: Path, tmp_path: Path
     assert optimizer.param_groups[0]["lr"] == 0.0
 
 
+def test_transformers_with_omada(text: Path, tmp_path: Path) -> None:
+    arguments = ["--data", text, "--steps", 4, "--cpu", "--omada"]
+    trainer = run("transformers_trainer", *arguments, "--out", tmp_path)
+    groups = unwrap(trainer.optimizer).param_groups
+    assert [(group["matrices"], group["weight_decay"]) for group in groups] == [(True, 0.1), (False, 0.1), (False, 0.0)]
+    names = {name for group in groups if group["matrices"] for name in group["param_names"]}
+    layers = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert names >= {f"transformer.h.{number}.{layer}.weight" for number in (0, 1) for layer in layers}
+    assert not any("wte" in name or "lm_head" in name for name in names)
+    assert unwrap(trainer.optimizer).hypergradients()["ortho"] != 0.0
+
+    shutil.copytree(tmp_path / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+    resumed = run("transformers_trainer", *arguments, "--out", tmp_path / "resumed", "--resume")
+    for a, b in zip(trainer.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_trainer_for_omada_makes_other_optimizers_as_the_trainer_does(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
+
+    from mada_optim import MADA, OMADA
+    from mada_optim.integrations.transformers import OMADATrainer
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=11, n_positions=4, n_embd=4, n_layer=1, n_head=1))
+    arguments = TrainingArguments(output_dir=tmp_path, learning_rate=2e-3, report_to="none", use_cpu=True)
+    made = OMADATrainer(model, arguments, optimizer_cls_and_kwargs=(MADA, {"lr": 3e-3})).create_optimizer()
+    assert type(made) is MADA
+    assert len(made.param_groups) == 2
+    made = OMADATrainer(model, arguments).create_optimizer()
+    assert type(made) is OMADA
+    assert made.param_groups[0]["lr"] == 2e-3
+
+
 # Of Lightning itself with this torch; its advice on data loaders; that a resumed run is in another folder.
 @pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")

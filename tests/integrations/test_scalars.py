@@ -38,7 +38,9 @@ def test_one_set_of_coefficients():
 def test_a_set_for_each_group():
     model = Net()
     params = list(model.parameters())
-    own = MADA([{"params": params[:3], "rho": 0.2}, {"params": params[3:]}], hyper_per_group=True, hyper_warmup=0)
+    own = MADA(
+        [{"params": params[:3], "start": {"rho": 0.2}}, {"params": params[3:]}], hyper_per_group=True, hyper_warmup=0
+    )
     train(model, own, 3)
     model.out.weight.grad.fill_(float("nan"))
     own.step()
@@ -50,6 +52,7 @@ def test_a_set_for_each_group():
 def test_wrappers_and_other_optimizers():
     own, other = optimizer(), torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
     assert unwrap(SimpleNamespace(optimizer=SimpleNamespace(optimizer=own))) is own
+    assert unwrap(SimpleNamespace(base_optimizer=own)) is own
     assert unwrap(SimpleNamespace(optimizer=other)) is None
     with pytest.raises(TypeError, match="must be a mada_optim.HypergradientOptimizer, got AdamW"):
         scalars(other)

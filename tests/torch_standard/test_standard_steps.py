@@ -4,8 +4,8 @@ These are the optimizers and inputs of ``torch_database.py``.
 
 Not here because they are elsewhere, for the same table: pickling and resuming bit for bit (test_checkpoint.py),
 CUDA graphs and never waiting for the device (test_capturable.py), GradScaler (tests/tricks).
-Not checked: tensors of 2^32 elements, which need 64 GB; betas as tensors, which no argument of ours can be: they are
-where coefficients start, and those are tensors anyway.
+Not checked: tensors of 2^32 elements, which need 64 GB. Betas as tensors are taken as the numbers that they are, see
+test_arguments.py.
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ from mada_optim import MADA, available_optimizers
 
 
 def test_every_named_optimizer_is_in_the_database():
-    assert {name if name == "AVGrad" else name.removeprefix("MADA_") for name in NAMES} >= {
-        {"avgrad": "AVGrad"}.get(name, name.replace("-", "_")) for name in available_optimizers()
-    }
+    assert {name.removeprefix("MADA_") for name in NAMES} >= {name.replace("-", "_") for name in available_optimizers()}
     assert len(set(NAMES)) == len(NAMES)
 
 

@@ -12,7 +12,6 @@ it learns them) is the default of a class, and the inputs are what torch's optim
 from __future__ import annotations
 
 import unittest
-from functools import partial
 from typing import Any
 
 import torch
@@ -39,16 +38,13 @@ LATER_ARGUMENTS = (
 
 def optimizer_class(row: Row) -> type[HypergradientOptimizer]:
     """The optimizer of a row as a class."""
-    if isinstance(row.make, type) and not row.kwargs:
-        return row.make
-    base, defaults = row.make, dict(row.kwargs)
-    if isinstance(base, partial):
-        base, defaults = base.func, {**base.keywords, **defaults}
+    base = row.make
 
     def __init__(self: Any, params: Any, *args: Any, **kwargs: Any) -> None:
-        base.__init__(self, params, *args, **{**defaults, **kwargs})
+        base.__init__(self, params, *args, **{**row.kwargs, **kwargs})
 
-    return type(f"{base.__name__}_{row.name.replace('-', '_')}", (base,), {"__init__": __init__, "__doc__": row.name})
+    # Not the names of the classes, which are also those of torch's optimizers.
+    return type(f"MADA_{row.name.replace('-', '_')}", (base,), {"__init__": __init__, "__doc__": row.name})
 
 
 # Optimizer and whether it learns. Those that learn are not differentiable.

@@ -100,7 +100,7 @@ def contenders() -> list[Contender]:
         Contender("MADA, everything, bfloat16 state", "ours", partial(paper, state_dtype=torch.bfloat16)),
         Contender("generic engine, compiled", "ours", partial(generic, fused=True)),
         Contender("generic engine, plain", "ours", partial(generic, fused=False)),
-        Contender("OMADA, no matrices", "ours", partial(OMADA, lr=LR)),
+        Contender("OMADA, no matrices", "ours", _omada_without_matrices),
         Contender("OMADA", "ours", _omada),
         Contender("OMADA at Muon's corner", "ours", partial(_omada, ortho=1.0, scale=1.0, hyper_lr=0.0)),
         Contender("Muon and AdamW (torch)", "torch", _muon),
@@ -131,6 +131,10 @@ def _muon(params: Params) -> Optimizer:
 
 def _omada(params: Params, **options: Any) -> Optimizer:
     return OMADA(matrices_apart(params), lr=LR, **options)
+
+
+def _omada_without_matrices(params: Params) -> Optimizer:
+    return OMADA([{"params": params, "matrices": False}], lr=LR)
 
 
 def _peer(name: str, params: Params) -> Optimizer:

@@ -64,6 +64,7 @@ def _groups(config: OptimizerConfig, model: nn.Module) -> list[dict[str, Any]]:
         hidden = set(matrix_parameters(model))
         groups[0]["params"] = [param for param in decayed if param not in hidden]
         matrices = [param for param in decayed if param in hidden]
+        groups = [{**group, "matrices": False} for group in groups]
         groups.append({"params": matrices, "weight_decay": config.weight_decay, "matrices": True})
     return [group for group in groups if group["params"]]
 

@@ -14,17 +14,18 @@ __all__ = ["scalars", "unwrap"]
 
 
 def unwrap(optimizer: Optimizer) -> HypergradientOptimizer | None:
-    """The optimizer that learns, out of the wrappers that accelerate, Lightning and others put around it.
+    """The optimizer that learns, out of the wrappers that accelerate, Lightning, SAM and others put around it.
 
     Args:
-        optimizer: any optimizer. A wrapper is one that keeps what it wraps in its attribute ``optimizer``.
+        optimizer: any optimizer. A wrapper is one that keeps what it wraps in its attribute ``optimizer`` or
+            ``base_optimizer``.
 
     Returns:
         None where there is no :class:`mada_optim.HypergradientOptimizer` inside.
     """
     inner: object = optimizer
     while inner is not None and not isinstance(inner, HypergradientOptimizer):
-        inner = getattr(inner, "optimizer", None)
+        inner = getattr(inner, "optimizer", None) or getattr(inner, "base_optimizer", None)
     return inner
 
 

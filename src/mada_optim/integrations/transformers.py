@@ -1,14 +1,47 @@
-"""For the Trainer of transformers: the coefficients in its logs. Importing this module imports transformers."""
+"""For the Trainer of transformers: OMADA, and the coefficients in its logs.
+
+Importing this module imports transformers.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mada_optim.integrations import scalars
+from mada_optim.omada import OMADA, matrix_groups
 
-__all__ = ["LogCoefficients"]
+__all__ = ["LogCoefficients", "OMADATrainer"]
+
+
+class OMADATrainer(Trainer):
+    """A Trainer that tells OMADA which parameters of the model are matrices.
+
+    The Trainer itself hands an optimizer lists of parameters, of which OMADA cannot know. Give this one OMADA and its
+    arguments as usual, ``optimizer_cls_and_kwargs=(OMADA, {"lr": 3e-3})``; without, it takes ``learning_rate`` from the
+    training arguments. Biases and norms get no weight decay, as with the Trainer, other parameters that of the
+    training arguments. An optimizer that is not OMADA is made as the Trainer makes it.
+
+    A Trainer of another library is combined with it: ``class OMADASFTTrainer(OMADATrainer, SFTTrainer): pass``.
+    """
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """Called by the Trainer."""
+        chosen, options = self.optimizer_cls_and_kwargs or (OMADA, {"lr": self.args.learning_rate})
+        if self.optimizer is None and isinstance(chosen, type) and issubclass(chosen, OMADA):
+            trained: Any = self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(trained))
+            groups = [
+                {**group, "params": params, "weight_decay": self.args.weight_decay if decays else 0.0}
+                for group in matrix_groups(trained)
+                for decays in (True, False)
+                if (params := [(name, param) for name, param in group["params"] if (name in decayed) == decays])
+            ]
+            self.optimizer = chosen(groups, **options)
+        return super().create_optimizer(model)
 
 
 class LogCoefficients(TrainerCallback):
