@@ -38,9 +38,9 @@ class LearnedScale:
         scale = LearnedScale(optimizer)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
-    The learning rate of the optimizer counts as a share of its highest value so far. It gives the shape of the schedule,
-    and the relation of parameter groups to each other; how large it is does not matter. With u_t the optimizer's step at
-    a learning rate of 1, weight decay included::
+    The learning rate of the optimizer counts as a share of its highest value so far. It gives the shape of the
+    schedule, and the relation of parameter groups to each other; how large it is does not matter. With u_t the
+    optimizer's step at a learning rate of 1, weight decay included::
 
         η_t = lr_t / max_{i≤t} lr_i                 the schedule
         W_t = Σ_{i≤t} η_i u_i                       the way gone, in units of the schedule
@@ -49,18 +49,18 @@ class LearnedScale:
         log κ ← log κ - a mean(h)/rms(h)            used one step later; see :class:`SearchSettings` for a
 
     After 150 steps, or when the schedule has fallen below half of its peak, κ is multiplied by 1.5 and held. What
-    the search kept of the parameters (6 bytes for each number in float32) is freed. From then on the optimizer is itself,
-    at ``scale.learning_rate`` times the schedule.
+    the search kept of the parameters (6 bytes for each number in float32) is freed. From then on the optimizer is
+    itself, at ``scale.learning_rate`` times the schedule.
 
     ``optimizer.param_groups[i]["lr"]`` shows the rate in use; schedulers go on from the one that they gave, see
-    :class:`ScaledRate`. A rate that is a tensor stays what was given. Under DDP every process finds the same scale, since
-    every process has the same gradients; parameters that are spread over processes (FSDP2) cost an all-reduce of a few
-    numbers in each step of the search. A CUDA graph is captured after the search.
+    :class:`ScaledRate`. A rate that is a tensor stays what was given. Under DDP every process finds the same scale,
+    since every process has the same gradients. Parameters that are spread over processes (FSDP2) cost an all-reduce of
+    a few numbers in each step of the search. Capture a CUDA graph after the search.
 
     Args:
         optimizers: an optimizer, or several that train one model on one loss and share the search, such as
-            ``torch.optim.Muon`` for matrices and ``AdamW`` for the rest. In each round all of them step once. Optimizers
-            whose losses fight (a GAN's) have no common scale: give them a learning rate.
+            ``torch.optim.Muon`` for matrices and ``AdamW`` for the rest. In each round all of them step once.
+            Optimizers whose losses fight (a GAN's) have no common scale: give them a learning rate.
         per: parameter groups for which this function returns the same value share a scale. None: one for all groups.
         settings: of the search; or a mapping from values of ``per`` to settings.
         held: scales that are held from the start, instead of a search: a number, or a mapping from values of ``per``.
@@ -114,7 +114,7 @@ class LearnedScale:
         self.attach(listed)
 
     def attach(self, optimizers: Sequence[Optimizer]) -> None:
-        """Put the hooks into optimizers that have none of this scale, such as unpickled ones, in the order as before."""
+        """Put the hooks into optimizers that have none of this scale, such as unpickled ones, in the same order."""
         # Weak references: the optimizers keep the scale, by their hooks.
         self._optimizers = [weakref.ref(optimizer) for optimizer in optimizers]
         self._stepped: set[int] = set()

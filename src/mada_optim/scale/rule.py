@@ -7,7 +7,7 @@ One number κ multiplies the whole way gone, x = x_1 - κ W. With W held constan
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 MEAN_DECAY = 0.9
 SQUARE_DECAY = 0.99
@@ -68,8 +68,8 @@ class ScaleState:
 def learn(settings: SearchSettings, state: ScaleState, hypergradient: float) -> ScaleState:
     """One step of log κ, by the mean of the hypergradient over its root mean square, cut to [-1, 1].
 
-    The quotient has no unit: scaling the loss, the parameters or the schedule changes nothing. A hypergradient that is 0
-    or not finite is passed over.
+    The quotient has no unit: scaling the loss, the parameters or the schedule changes nothing. A hypergradient that is
+    0 or not finite is passed over.
 
     Args:
         settings: of the search.

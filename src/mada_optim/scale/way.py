@@ -1,8 +1,8 @@
 """The way that a parameter has gone, and its scalar product with the gradient.
 
-With x_1 where the search began, a parameter lies at x = x_1 - κ W. For parameters in float32 and float64, x_1 is kept and
-W follows from it. In bfloat16 and float16 a small step is lost to rounding, and with it the way. There the optimizer
-takes a step of a visible length, W is kept in float32, and the parameter is put at x_1 - κ W afterwards.
+With x_1 where the search began, a parameter lies at x = x_1 - κ W. For parameters in float32 and float64, x_1 is kept
+and W follows from it. In bfloat16 and float16 a small step is lost to rounding, and with it the way. There the
+optimizer takes a step of a visible length, W is kept in float32, and the parameter is put at x_1 - κ W afterwards.
 
 Work is done in pieces that fit the cache, so that no temporary has the size of the model.
 """
