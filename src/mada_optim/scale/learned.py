@@ -45,7 +45,7 @@ class LearnedScale:
         η_t = lr_t / max_{i≤t} lr_i                 the schedule
         W_t = Σ_{i≤t} η_i u_i                       the way gone, in units of the schedule
         x_{t+1} = x_1 - κ W_t                       κ scales all of it: a step that was too large is taken back
-        h_t = -⟨g_{t+1}, σ W_t + (1-σ) W̄_t⟩         W̄: running mean of W; σ = 1/2
+        h_t = -κ ⟨g_{t+1}, σ W_t + (1-σ) W̄_t⟩       W̄: running mean of W; σ = 1/2
         log κ ← log κ - a mean(h)/rms(h)            used one step later; see :class:`SearchSettings` for a
 
     After 150 steps, or when the schedule has fallen below half of its peak, κ is multiplied by 1.5 and held. What
@@ -88,7 +88,7 @@ class LearnedScale:
         settings: SearchSettings | Mapping[Any, SearchSettings] | None = None,
         held: float | Mapping[Any, float] | None = None,
     ) -> None:
-        listed = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+        listed = list(optimizers) if isinstance(optimizers, Sequence) else [optimizers]
         if not listed:
             raise ValueError("optimizers must not be empty")
         for optimizer in listed:
@@ -126,6 +126,7 @@ class LearnedScale:
             optimizer.register_state_dict_post_hook(self._add_to_state_dict)
             optimizer.register_load_state_dict_pre_hook(self._take_from_state_dict)
             optimizer.register_load_state_dict_post_hook(self._load)
+        for optimizer in optimizers:
             self._show(optimizer, self._given(optimizer))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -172,7 +173,9 @@ class LearnedScale:
             _check_searchable(optimizer)
             changed = _evaluate_closure(args, kwargs)
             found_inf = getattr(optimizer, "found_inf", None)  # of a GradScaler that leaves skipping to the step
-            if found_inf is None or not bool(found_inf):
+            # Already prepared: by a step that failed, or by the one of a subclass, which calls this one.
+            prepared = id(optimizer) in self._rates
+            if not prepared and (found_inf is None or not bool(found_inf)):
                 self._join_round(optimizer)
         rates: list[tuple[Any, Any]] = []
         for group, given in zip(optimizer.param_groups, self._given(optimizer), strict=True):
@@ -182,12 +185,15 @@ class LearnedScale:
         return changed
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> None:  # noqa: ARG002
+        rates = self._rates.pop(id(optimizer), None)
+        if rates is None:
+            return
         with torch.no_grad():
             for group in optimizer.param_groups:
                 for param in group["params"] if self._is_visible(group) else ():
                     if param in self._ways:
                         self._ways[param].collect_visible_step(param, self._applied[self._key(group)])
-        self._show(optimizer, [given for _, given in self._rates.pop(id(optimizer))])
+        self._show(optimizer, [given for _, given in rates])
 
     def _join_round(self, optimizer: Optimizer) -> None:
         """The first optimizer of a round brings the search forward, for all of them."""
@@ -232,7 +238,9 @@ class LearnedScale:
                     measured[key].append(along * share if grad_scale is None else along * share / grad_scale)
         device = next((part.device for parts in measured.values() for part in parts), torch.device("cpu"))
         zero = torch.zeros((), device=device)
-        totals = torch.stack([sum((part.to(device) for part in parts), zero) for parts in measured.values()])
+        # ∂f/∂log κ, but for the sign: as the scale climbs, what it meets there counts for more than what lies behind.
+        along = [before.get(key, 0.0) * sum((part.to(device) for part in measured[key]), zero) for key in self._states]
+        totals = torch.stack(along)
         self._pending = _Pending(list(measured), totals if team is None else team.sum(totals))
 
     def _collect(self) -> None:
@@ -268,11 +276,11 @@ class LearnedScale:
         return self.searching and _is_low(group)
 
     def _use(self, group: Group, given: Any, visible: bool = False) -> Any:
-        """The rate that is used for a given one."""
-        value = VISIBLE if visible else self.values[self._key(group)]
-        if isinstance(given, Tensor) or isinstance(self._peak, Tensor):
-            return given * (value / self._peak)
-        return given * (value / max(self._peak, given)) if given else 0.0
+        """The rate that is used for a given one; ``visible``: in the step of an optimizer with low precision."""
+        peak = self._peak
+        if not isinstance(peak, Tensor) and peak == 0.0:  # before the first step
+            peak = max(float(rate) for optimizer in self._all_optimizers() for rate in self._given(optimizer)) or 1.0
+        return (VISIBLE if visible else self.values[self._key(group)]) * (given / peak)
 
     def _given(self, optimizer: Optimizer) -> list[Any]:
         """The learning rates as they were given. Those of a step that failed stand in the groups as they were used."""
@@ -293,20 +301,22 @@ class LearnedScale:
 
     # Saving and loading.
 
+    def state_dict_of(self, key: Hashable) -> dict[str, Any]:
+        """All that is known of a scale, but for what the search keeps of the parameters."""
+        return {
+            **asdict(self._states[key]),
+            "applied": self._applied.get(key, 0.0),
+            "held": self._held.get(key, 0.0),
+            "peak": float(self._peak),
+            "steps": self.steps,
+        }
+
     def _add_to_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         self._collect()
         groups: list[Group] = []
         rates = self._given(optimizer)
         for group, rate, packed in zip(optimizer.param_groups, rates, state_dict["param_groups"], strict=True):
-            key = self._key(group)
-            scale = {
-                **asdict(self._states[key]),
-                "applied": self._applied.get(key, 0.0),
-                "held": self._held.get(key, 0.0),
-                "peak": float(self._peak),
-                "steps": self.steps,
-            }
-            groups.append({**packed, "lr": rate, NAME: scale})
+            groups.append({**packed, "lr": rate, NAME: self.state_dict_of(self._key(group))})
             for param, number in zip(group["params"], packed["params"], strict=True):
                 if param in self._ways:
                     kept = state_dict["state"].get(number, {})
@@ -383,9 +393,7 @@ def _check_optimizer(optimizer: Any) -> None:
         raise TypeError("optimizers: the steps of LBFGS are not multiples of its learning rate")
     for group in optimizer.param_groups:
         if group.get("differentiable"):
-            raise ValueError(
-                "optimizers: differentiable=True excludes a learned scale, which changes parameters in place"
-            )
+            raise ValueError("optimizers: a learned scale changes parameters in place; differentiable must be False")
 
 
 def _check_searchable(optimizer: Optimizer) -> None:

@@ -9,15 +9,16 @@ import torch
 
 
 class ScaledRate(float):
-    """The learning rate in use, as a float.
+    """The learning rate in use, as a float that remembers the rate that was given.
 
-    Learning-rate schedulers either write a new rate or compute it from the one that they find. What they compute, by
-    ``+ - * /``, is computed of the rate that was given: a schedule does not see the scale. Copied or pickled, it is a
-    plain float again: the rate that was given.
+    Learning-rate schedulers either write a new rate or compute one from the rate that they find. What ``+ - * /`` make
+    of this one remembers the same of the rate that was given, so a schedule does not see the scale. As numbers the
+    results are what they are for floats. ``float(rate)``, a copy and a pickle are plain floats: the rate that was given.
 
     Args:
         given: what a user or a scheduler wrote.
-        use: what is used for a given rate, now.
+        use: what is used for a given rate now, a multiple of it.
+        value: None: ``use(given)``.
 
     >>> rate = ScaledRate(0.1, use=lambda given: 0.5 * given)
     >>> rate, rate * 0.5, (rate * 0.5).given
@@ -27,10 +28,13 @@ class ScaledRate(float):
     given: float
     use: Callable[[float], float]
 
-    def __new__(cls, given: float, use: Callable[[float], float]) -> ScaledRate:
-        rate = super().__new__(cls, use(given))
+    def __new__(cls, given: float, use: Callable[[float], float], value: float | None = None) -> ScaledRate:
+        rate = super().__new__(cls, use(given) if value is None else value)
         rate.given, rate.use = given, use
         return rate
+
+    def __float__(self) -> float:
+        return self.given
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return float, (self.given,)
@@ -41,19 +45,22 @@ def given_rate(rate: float) -> float:
     return rate.given if isinstance(rate, ScaledRate) else float(rate)
 
 
-def _of_given(name: str) -> Callable[[ScaledRate, Any], Any]:
+def _remembering(name: str, linear: bool) -> Callable[[ScaledRate, Any], Any]:
     operation = getattr(float, name)
 
     def compute(self: ScaledRate, other: Any) -> Any:
-        result = operation(self.given, given_rate(other) if isinstance(other, float) else other)
-        return result if result is NotImplemented else ScaledRate(result, self.use)
+        given = operation(self.given, given_rate(other) if isinstance(other, float) else other)
+        if given is NotImplemented:
+            return given
+        # A multiple follows the scale: of rates that a scheduler read long ago, too.
+        return ScaledRate(given, self.use, None if linear else operation(+self, other))
 
     compute.__name__ = name
     return compute
 
 
 for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv"):
-    setattr(ScaledRate, f"__{_name}__", _of_given(f"__{_name}__"))
+    setattr(ScaledRate, f"__{_name}__", _remembering(f"__{_name}__", linear=_name in ("mul", "rmul", "truediv")))
 
 # A scheduler's state_dict may hold such a rate. As a pickle it is a call of float, which torch.load must allow.
 torch.serialization.add_safe_globals([float])

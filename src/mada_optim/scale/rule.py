@@ -1,7 +1,7 @@
 """How a scale is learned: the pure rule behind :class:`mada_optim.LearnedScale`.
 
-One number κ multiplies the whole way gone, x = x_1 - κ W. With W held constant, the derivative of the loss by κ is
--⟨g, W⟩ exactly. The rule moves log κ against that derivative; nothing else about it is known or assumed.
+One number κ multiplies the whole way gone, x = x_1 - κ W. With W held constant, the derivative of the loss by log κ is
+-κ ⟨g, W⟩ exactly. The rule moves log κ against it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def learn(settings: SearchSettings, state: ScaleState, hypergradient: float) -> 
     Args:
         settings: of the search.
         state: before the step.
-        hypergradient: ∂f/∂κ, up to a constant factor.
+        hypergradient: ∂f/∂log κ, up to a constant factor.
 
     >>> state = learn(SearchSettings(), ScaleState(math.log(1e-4)), -3.0)
     >>> round(math.log(state.value / 1e-4), 3), state.climbing
