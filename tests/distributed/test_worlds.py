@@ -10,6 +10,7 @@ import accelerated
 import checks
 import pytest
 import resuming
+import scaled
 import torch.distributed as dist
 from problems import Net
 from worlds import run_world
@@ -17,7 +18,7 @@ from worlds import run_world
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch without distributed, or without gloo"
 )
-TOGETHER = [value for name, value in vars(checks).items() if name.startswith("check_")]
+TOGETHER = [value for module in (checks, scaled) for name, value in vars(module).items() if name.startswith("check_")]
 # The worlds, in order: what is saved in the first is resumed in the others.
 SAVING = [
     resuming.check_save,

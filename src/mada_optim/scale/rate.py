@@ -13,7 +13,8 @@ class ScaledRate(float):
 
     Learning-rate schedulers either write a new rate or compute one from the rate that they find. What ``+ - * /`` make
     of this one remembers the same of the rate that was given, so a schedule does not see the scale. As numbers the
-    results are what they are for floats. ``float(rate)``, a copy and a pickle are plain floats: the rate that was given.
+    results are what they are for floats. ``float(rate)``, copies and pickles are the rate that was given, as plain
+    floats.
 
     Args:
         given: what a user or a scheduler wrote.

@@ -18,7 +18,8 @@ class SearchSettings:
     """Settings of a search.
 
     Args:
-        start: scale at which it begins, far below any useful learning rate.
+        start: scale at which it begins, far below any useful learning rate; at most 0.1. Adaptive steps that are far
+            too long at first harm a network for good, and no hypergradient tells the way back.
         climb: largest change of log κ in one step until the scale is first asked to fall.
         rate: largest change of log κ in one step from then on.
         swing: share with which swings of the way about its running mean count. They are gone once the learning rate
@@ -39,6 +40,23 @@ class SearchSettings:
     least_share: float = 0.5
     margin: float = 1.5
     bounds: tuple[float, float] = (1e-8, 1e3)
+
+    def __post_init__(self) -> None:
+        low, high = self.bounds
+        allowed = {
+            "start": (max(low, 0.0) < self.start <= 0.1, "above the lower bound and at most 0.1"),
+            "climb": (0.0 < self.climb <= 1.0, "in (0, 1]"),
+            "rate": (0.0 < self.rate <= 1.0, "in (0, 1]"),
+            "swing": (0.0 <= self.swing <= 1.0, "in [0, 1]"),
+            "window": (0.0 <= self.window < 1.0, "in [0, 1)"),
+            "steps": (isinstance(self.steps, int) and self.steps > 0, "a positive whole number"),
+            "least_share": (0.0 <= self.least_share <= 1.0, "in [0, 1]"),
+            "margin": (0.0 < self.margin < math.inf, "a positive number"),
+            "bounds": (0.0 < low < high < math.inf, "two positive numbers, the lower one first"),
+        }
+        for name, (fits, what) in allowed.items():
+            if not fits:
+                raise ValueError(f"{name} must be {what}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
