@@ -239,8 +239,8 @@ class LearnedScale:
         device = next((part.device for parts in measured.values() for part in parts), torch.device("cpu"))
         zero = torch.zeros((), device=device)
         # ∂f/∂log κ, but for the sign: as the scale climbs, what it meets there counts for more than what lies behind.
-        along = [before.get(key, 0.0) * sum((part.to(device) for part in measured[key]), zero) for key in self._states]
-        totals = torch.stack(along)
+        by_scale = [before.get(key, 0.0) * sum((part.to(device) for part in measured[key]), zero) for key in measured]
+        totals = torch.stack(by_scale)
         self._pending = _Pending(list(measured), totals if team is None else team.sum(totals))
 
     def _collect(self) -> None:
@@ -371,11 +371,12 @@ class _Pending:
     """Hypergradients on their way from the device to the host, for which the program does not wait."""
 
     def __init__(self, keys: list[Hashable], along: Tensor) -> None:
-        self.keys, self.event = keys, None
+        self.keys = keys
+        self.event: torch.cuda.Event | None = None
         if along.device.type == "cuda":
             self.along = torch.empty(along.shape, dtype=along.dtype, pin_memory=True)
             self.along.copy_(along, non_blocking=True)
-            self.event = torch.cuda.Event()
+            self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self.event.record()
         else:
             self.along = along.cpu()
@@ -429,10 +430,11 @@ def _highest(peak: float | Tensor, rate: Any, on_host: bool) -> float | Tensor:
     if isinstance(rate, Tensor) and (on_host or rate.device.type == "cpu"):
         rate = float(rate)
     if isinstance(peak, Tensor):
-        return peak.copy_(torch.maximum(peak, torch.as_tensor(rate, dtype=peak.dtype, device=peak.device).reshape(())))
+        candidate = torch.as_tensor(rate, dtype=peak.dtype, device=peak.device).reshape(())
+        return peak.copy_(torch.maximum(peak, candidate))
     if isinstance(rate, Tensor):
         return rate.detach().reshape(()).clamp(min=peak)
-    return max(peak, rate)
+    return max(peak, float(rate))
 
 
 def _positive(value: Any) -> float:

@@ -115,4 +115,4 @@ def _pieces(tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
     here = [local(_real(tensor)) for tensor in tensors]
     if not all(tensor.is_contiguous() for tensor in here):
         return [tuple(here)]
-    return list(zip(*(tensor.view(-1).split(PIECE) for tensor in here), strict=True))
+    return list(zip(*(torch.split(tensor.view(-1), PIECE) for tensor in here), strict=True))
