@@ -538,3 +538,28 @@ def test_errors_name_what_is_wrong() -> None:
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match="sparse"):
         optimizer.step()
+
+
+def test_of_large_parameters_a_part_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found() -> tuple[Tensor, float]:
+        model = nn.Linear(400, 30, dtype=torch.float64)
+        torch.manual_seed(0)
+        x, target = torch.randn(64, 400, dtype=torch.float64), torch.randn(64, 30, dtype=torch.float64)
+        nn.init.zeros_(model.weight)
+        nn.init.zeros_(model.bias)
+        optimizer = AdamW(model.parameters(), lr=1.0)
+        scale = LearnedScale(optimizer, settings=SearchSettings(steps=60))
+        for _ in range(60):
+            optimizer.zero_grad()
+            ((model(x) - target) ** 2).mean().backward()
+            optimizer.step()
+        return (scale._ways[model.weight].initial - model.weight).detach(), scale.value
+
+    way, value = found()
+    monkeypatch.setattr("mada_optim.scale.way.PIECE", 1000)
+    part_way, part_value = found()
+    assert part_value != value
+    assert part_value == pytest.approx(value, rel=0.3)
+    # All of it moves, not only what is measured.
+    assert bool((part_way != 0).all())
+    assert float((part_way - way).norm() / way.norm()) < 0.3

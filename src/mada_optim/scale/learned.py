@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
 from typing import Any
@@ -20,8 +20,8 @@ from torch.optim import LBFGS, Optimizer
 
 from mada_optim.scale.rate import ScaledRate, given_rate
 from mada_optim.scale.rule import ScaleState, SearchSettings, learn
-from mada_optim.scale.way import LOW_PRECISION, TENSORS, VISIBLE, Way
-from mada_optim.sharding import find_team
+from mada_optim.scale.way import LOW_PRECISION, TENSORS, VISIBLE, Way, follow
+from mada_optim.sharding import find_team, spread_like
 
 Group = dict[str, Any]
 log = logging.getLogger("mada_optim")
@@ -220,28 +220,37 @@ class LearnedScale:
     def _follow(self) -> None:
         """Move the parameters to where the newest scales want them, and measure their ways by the gradients."""
         before, self._applied = self._applied, {key: state.value for key, state in self._states.items()}
-        measured: dict[Hashable, list[Tensor]] = {key: [] for key in self._states}
         team = find_team(param for _, group in self._all_groups() for param in group["params"])
+        measured: dict[Hashable, list[Tensor]] = {key: [] for key in self._states}
         for optimizer, group in self._all_groups():
-            key, settings = self._key(group), self._settings_of(self._key(group))
+            key = self._key(group)
+            settings = self._settings_of(key)
             grad_scale = getattr(optimizer, "grad_scale", None)  # of a GradScaler that leaves unscaling to the step
-            for param in group["params"]:
-                if param not in self._ways:
-                    if param.grad is not None:
-                        self._ways[param] = Way.begin(param, _is_low(group))
-                    continue
-                along = self._ways[param].follow(
-                    param, param.grad, before[key], self._applied[key], settings.swing, settings.window
-                )
+            for params in self._moving(group):
+                ways = [self._ways[param] for param in params]
+                along = follow(params, ways, before[key], self._applied[key], settings.swing, settings.window)
                 if along is not None:
-                    share = (1.0 if team is None else team.share(param)) * (-1.0 if group.get("maximize") else 1.0)
-                    measured[key].append(along * share if grad_scale is None else along * share / grad_scale)
+                    share = 1.0 if team is None else team.share(params[0])
+                    along = along * (-share if group.get("maximize") else share)
+                    measured[key].append(along if grad_scale is None else along / grad_scale)
         device = next((part.device for parts in measured.values() for part in parts), torch.device("cpu"))
         zero = torch.zeros((), device=device)
         # ∂f/∂log κ, but for the sign: as the scale climbs, what it meets there counts for more than what lies behind.
         by_scale = [before.get(key, 0.0) * sum((part.to(device) for part in measured[key]), zero) for key in measured]
         totals = torch.stack(by_scale)
         self._pending = _Pending(list(measured), totals if team is None else team.sum(totals))
+
+    def _moving(self, group: Group) -> Iterable[list[Tensor]]:
+        """The parameters of a group that have a way, by what :func:`follow` wants alike. Ways of others begin."""
+        alike: dict[Hashable, list[Tensor]] = {}
+        low = _is_low(group)
+        for param in group["params"]:
+            if param in self._ways:
+                grad_dtype = None if param.grad is None else param.grad.dtype
+                alike.setdefault((param.device, param.dtype, grad_dtype, spread_like(param)), []).append(param)
+            elif param.grad is not None:
+                self._ways[param] = Way.begin(param, visible=low)
+        return alike.values()
 
     def _collect(self) -> None:
         """Learn from the hypergradients of the last step, which the device has had a whole step to compute."""

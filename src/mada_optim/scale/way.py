@@ -4,20 +4,22 @@ With x_1 where the search began, a parameter lies at x = x_1 - κ W. For paramet
 and W follows from it. In bfloat16 and float16 a small step is lost to rounding, and with it the way. There the
 optimizer takes a step of a visible length, W is kept in float32, and the parameter is put at x_1 - κ W afterwards.
 
-Work is done in pieces that fit the cache, so that no temporary has the size of the model.
+Ways are measured in pieces that fit the cache, so no temporary has the size of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mada_optim.kernels.blocks import Block, make_blocks
 from mada_optim.sharding import fill, local
 
-PIECE = 1 << 16
+PIECE = 1 << 16  # elements
+MEASURED = 8  # of a parameter of several pieces, one in so many is measured
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 VISIBLE = 2.0**-4
 """Scale of the steps that an optimizer takes on low-precision parameters during the search."""
@@ -63,56 +65,76 @@ class Way:
             fill(target, tensors[name])
         return way
 
-    def follow(
-        self, param: Tensor, grad: Tensor | None, scale: float, new_scale: float, swing: float, window: float
-    ) -> Tensor | None:
-        """Measure the way by the gradient, and move the parameter from x_1 - κ W to x_1 - κ' W. Changes W̄.
-
-        Args:
-            param: the parameter. Changed.
-            grad: its gradient at x_1 - κ W, if it has one.
-            scale: κ.
-            new_scale: κ'.
-            swing: share σ with which swings of W about W̄ count.
-            window: decay of W̄.
-
-        Returns:
-            ⟨g, σ W + (1-σ) W̄⟩ over the elements of this process, 0-dimensional; None without a gradient.
-        """
-        tensors = [param, self.initial, self.mean]
-        tensors += [tensor for tensor in (self.gone, grad) if tensor is not None]
-        total: Tensor | None = None
-        for x, initial, mean, *others in _pieces(tensors):
-            gradient = None if grad is None else others.pop()
-            way = others.pop() if others else torch.sub(initial, x).mul_(1 / scale)
-            average = mean.to(way.dtype).lerp_(way, 1 - window)
-            mean.copy_(average)
-            if gradient is not None:
-                part = torch.dot(gradient.to(way.dtype).reshape(-1), average.lerp_(way, swing).reshape(-1))
-                total = part if total is None else total + part
-            if self.gone is not None:
-                x.copy_(initial - new_scale * way)
-            elif new_scale != scale:
-                x.add_(way, alpha=scale - new_scale)
-        return total
-
     def collect_visible_step(self, param: Tensor, scale: float) -> None:
         """After a step from x_1 - κ W that was VISIBLE times as long as in W: add it to W, put it at x_1 - κ W."""
         if self.gone is None:
             return
-        for x, initial, gone in _pieces([param, self.initial, self.gone]):
-            before = (initial - scale * gone).to(x.dtype)
-            gone.add_(before.to(gone.dtype) - x, alpha=1 / VISIBLE)
-            x.copy_(initial - scale * gone)
+        x, initial, gone = (local(tensor) for tensor in (_real(param), self.initial, self.gone))
+        before = (initial - scale * gone).to(x.dtype)
+        gone.add_(before.to(gone.dtype) - x, alpha=1 / VISIBLE)
+        x.copy_(initial - scale * gone)
+
+
+def follow(
+    params: Sequence[Tensor], ways: Sequence[Way], scale: float, new_scale: float, swing: float, window: float
+) -> Tensor | None:
+    """Measure ways by the gradients, and move the parameters from x_1 - κ W to x_1 - κ' W. Changes W̄.
+
+    Of a large parameter one piece in eight is measured, and counts for eight.
+
+    Args:
+        params: parameters that agree in device, dtype, and whether they have a gradient, at x_1 - κ W. Changed.
+        ways: of the parameters; all or none of them with W.
+        scale: κ.
+        new_scale: κ'.
+        swing: share σ with which swings of W about W̄ count.
+        window: decay of W̄.
+
+    Returns:
+        ⟨g, σ W + (1-σ) W̄⟩ over the elements of this process, 0-dimensional; None without a gradient.
+    """
+    roles = [_roles(param, way) for param, way in zip(params, ways, strict=True)]
+    total: Tensor | None = None
+    for block, share in _measured(roles):
+        if "gone" in block.members[0]:
+            way = block.read("gone")
+        else:
+            way = torch.sub(block.read("initial"), block.read("param")).mul_(1 / scale)
+        average = block.read("mean").to(way.dtype).lerp_(way, 1 - window)
+        block.write("mean", average)
+        if "grad" in block.members[0]:
+            along = average.lerp_(way, swing).reshape(-1)
+            part = share * torch.dot(block.read("grad").to(way.dtype).reshape(-1), along)
+            total = part if total is None else total + part
+    here, initial = ([tensors[role] for tensors in roles] for role in ("param", "initial"))
+    if "gone" in roles[0]:
+        for x, first, tensors in zip(here, initial, roles, strict=True):
+            x.copy_(first - new_scale * tensors["gone"])
+    elif new_scale != scale:
+        torch._foreach_lerp_(here, initial, 1 - new_scale / scale)
+    return total
+
+
+def _roles(param: Tensor, way: Way) -> dict[str, Tensor]:
+    tensors = {"param": param, "initial": way.initial, "mean": way.mean}
+    if way.gone is not None:
+        tensors["gone"] = way.gone
+    if param.grad is not None:
+        tensors["grad"] = param.grad
+    return {role: local(_real(tensor)) for role, tensor in tensors.items()}
+
+
+def _measured(roles: Sequence[dict[str, Tensor]]) -> Iterator[tuple[Block, float]]:
+    """Pieces that are measured, and for how much each counts."""
+    small = [tensors for tensors in roles if tensors["param"].numel() <= PIECE]
+    for block in make_blocks(small, elementwise=True, size=PIECE):
+        yield block, 1.0
+    for tensors in roles:
+        if tensors["param"].numel() > PIECE:
+            blocks = list(make_blocks([tensors], elementwise=True, size=PIECE))[::MEASURED]
+            share = tensors["param"].numel() / sum(block.members[0]["param"].numel() for block in blocks)
+            yield from ((block, share) for block in blocks)
 
 
 def _real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
-
-
-def _pieces(tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-    """The parts of tensors on this process, cut alike; uncut where their memory does not lie in one order."""
-    here = [local(_real(tensor)) for tensor in tensors]
-    if not all(tensor.is_contiguous() for tensor in here):
-        return [tuple(here)]
-    return list(zip(*(torch.split(tensor.view(-1), PIECE) for tensor in here), strict=True))
