@@ -11,6 +11,7 @@ import checks
 import divided
 import pytest
 import resuming
+import scaled
 import torch.distributed as dist
 from problems import Net
 from worlds import run_world
@@ -18,7 +19,7 @@ from worlds import run_world
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch without distributed, or without gloo"
 )
-TOGETHER = [value for name, value in vars(checks).items() if name.startswith("check_")]
+TOGETHER = [value for module in (checks, scaled) for name, value in vars(module).items() if name.startswith("check_")]
 DIVIDED = [
     divided.check_fsdp1_does_not_learn,
     divided.check_fsdp1_after_the_optimizer,

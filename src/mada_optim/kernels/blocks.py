@@ -27,11 +27,13 @@ class Block:
 
     members: Sequence[Roles]
 
-    def read(self, role: str, dtype: torch.dtype) -> Tensor:
-        """The tensor of one role, converted to ``dtype``. Not to be changed: it may be the stored one."""
+    def read(self, role: str, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor of one role, converted to ``dtype``. Of a single member it may be the stored one."""
         if len(self.members) == 1:
-            return self.members[0][role].to(dtype)
-        return torch.cat([member[role].reshape(-1) for member in self.members]).to(dtype)
+            tensor = self.members[0][role]
+        else:
+            tensor = torch.cat([member[role].reshape(-1) for member in self.members])
+        return tensor if dtype is None else tensor.to(dtype)
 
     def flat(self, role: str) -> tuple[Tensor, bool]:
         """The tensor of one role as it is stored, in one dimension, and whether it shares the stored memory.

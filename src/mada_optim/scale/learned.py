@@ -1,0 +1,453 @@
+"""The learning rate that nobody has to guess: a scale of the whole way, found in the first steps, then held.
+
+:class:`LearnedScale` works on any ``torch.optim.Optimizer``, through its hooks. It knows nothing of families, of the
+hypergradients of coefficients, or of kernels.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+
+from mada_optim.scale.rate import ScaledRate, given_rate
+from mada_optim.scale.rule import ScaleState, SearchSettings, learn
+from mada_optim.scale.way import LOW_PRECISION, TENSORS, VISIBLE, Way, follow
+from mada_optim.sharding import find_team, spread_like
+
+Group = dict[str, Any]
+log = logging.getLogger("mada_optim")
+NAME = "learned_scale"
+"""Key of the parameter groups of a state_dict under which the scale stands."""
+
+
+class LearnedScale:
+    """Finds the learning rate of any torch optimizer during its first steps, and then holds it.
+
+    Make it when the optimizer is made, before a learning-rate scheduler. Nothing else changes::
+
+        optimizer = torch.optim.AdamW(model.parameters())
+        scale = LearnedScale(optimizer)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+    The learning rate of the optimizer counts as a share of its highest value so far. It gives the shape of the
+    schedule, and the relation of parameter groups to each other; how large it is does not matter. With u_t the
+    optimizer's step at a learning rate of 1, weight decay included::
+
+        η_t = lr_t / max_{i≤t} lr_i                 the schedule
+        W_t = Σ_{i≤t} η_i u_i                       the way gone, in units of the schedule
+        x_{t+1} = x_1 - κ W_t                       κ scales all of it: a step that was too large is taken back
+        h_t = -κ ⟨g_{t+1}, σ W_t + (1-σ) W̄_t⟩       W̄: running mean of W; σ = 1/2
+        log κ ← log κ - a mean(h)/rms(h)            used one step later; see :class:`SearchSettings` for a
+
+    After 150 steps, or when the schedule has fallen below half of its peak, κ is multiplied by 1.5 and held. What
+    the search kept of the parameters (6 bytes for each number in float32) is freed. From then on the optimizer is
+    itself, at ``scale.learning_rate`` times the schedule.
+
+    ``optimizer.param_groups[i]["lr"]`` shows the rate in use; schedulers go on from the one that they gave, see
+    :class:`ScaledRate`. A rate that is a tensor stays what was given. Under DDP every process finds the same scale,
+    since every process has the same gradients. Parameters that are spread over processes (FSDP2) cost an all-reduce of
+    a few numbers in each step of the search. Capture a CUDA graph after the search.
+
+    Args:
+        optimizers: an optimizer, or several that train one model on one loss and share the search, such as
+            ``torch.optim.Muon`` for matrices and ``AdamW`` for the rest. In each round all of them step once.
+            Optimizers whose losses fight (a GAN's) have no common scale: give them a learning rate.
+        per: parameter groups for which this function returns the same value share a scale. None: one for all groups.
+        settings: of the search; or a mapping from values of ``per`` to settings.
+        held: scales that are held from the start, instead of a search: a number, or a mapping from values of ``per``.
+
+    Raises:
+        TypeError: an optimizer is not one of torch.optim's kind, or is LBFGS, whose steps are no multiples of a rate.
+        ValueError: a parameter group is ``differentiable``, or a held scale is not a positive number.
+
+    >>> weight = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
+    >>> optimizer = torch.optim.AdamW([weight], lr=1.0)
+    >>> scale = LearnedScale(optimizer)
+    >>> for _ in range(200):
+    ...     optimizer.zero_grad()
+    ...     (weight**2).sum().backward()
+    ...     optimizer.step()
+    >>> scale.searching, scale.steps, 0.01 < scale.learning_rate < 1.0
+    (False, 150, True)
+    """
+
+    def __init__(
+        self,
+        optimizers: Optimizer | Sequence[Optimizer],
+        *,
+        per: Callable[[Group], Hashable] | None = None,
+        settings: SearchSettings | Mapping[Any, SearchSettings] | None = None,
+        held: float | Mapping[Any, float] | None = None,
+    ) -> None:
+        listed = list(optimizers) if isinstance(optimizers, Sequence) else [optimizers]
+        if not listed:
+            raise ValueError("optimizers must not be empty")
+        for optimizer in listed:
+            _check_optimizer(optimizer)
+        self.searching = held is None
+        """Whether the scale is still being learned."""
+        self.steps = 0
+        """Steps of the search so far; those at a learning rate of 0 do not count."""
+        self._per = per
+        self._settings = settings
+        self._states: dict[Hashable, ScaleState] = {}
+        self._applied: dict[Hashable, float] = {}  # at which scales the parameters lie, during the search
+        self._held: dict[Hashable, float] = {}
+        self._ways: dict[Tensor, Way] = {}
+        self._pending: _Pending | None = None
+        self._peak: float | Tensor = 0.0
+        for optimizer in listed:
+            for group in optimizer.param_groups:
+                key = None if per is None else per(group)
+                self._states[key] = ScaleState(math.log(self._settings_of(key).start))
+                if held is not None:
+                    self._held[key] = _positive(held[key] if isinstance(held, Mapping) else held)
+        self.attach(listed)
+
+    def attach(self, optimizers: Sequence[Optimizer]) -> None:
+        """Put the hooks into optimizers that have none of this scale, such as unpickled ones, in the same order."""
+        # Weak references: the optimizers keep the scale, by their hooks.
+        self._optimizers = [weakref.ref(optimizer) for optimizer in optimizers]
+        self._stepped: set[int] = set()
+        self._rates: dict[int, list[tuple[Any, Any]]] = {}
+        self._loading: dict[int, dict[str, Any]] = {}
+        for optimizer in optimizers:
+            optimizer.register_step_pre_hook(self._before_step)
+            optimizer.register_step_post_hook(self._after_step)
+            optimizer.register_state_dict_post_hook(self._add_to_state_dict)
+            optimizer.register_load_state_dict_pre_hook(self._take_from_state_dict)
+            optimizer.register_load_state_dict_post_hook(self._load)
+        for optimizer in optimizers:
+            self._show(optimizer, self._given(optimizer))
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._collect()
+        bound = ("_optimizers", "_stepped", "_rates", "_loading")
+        return {name: value for name, value in self.__dict__.items() if name not in bound}
+
+    # What was found.
+
+    @property
+    def values(self) -> dict[Hashable, float]:
+        """κ as it is used, by the values of ``per``: the learning rates at the peak of the schedule."""
+        return dict(self._held) or {key: state.value for key, state in self._states.items()}
+
+    @property
+    def value(self) -> float:
+        """κ as it is used; where parameter groups have scales of their own, the largest."""
+        return max(self.values.values())
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate at the peak of the schedule: the same number as :attr:`value`."""
+        return self.value
+
+    def hold(self) -> None:
+        """End the search now: multiply the scales by the margin, hold them, and free what the search kept."""
+        if not self.searching:
+            return
+        self._collect()
+        self._held = {key: state.value * self._settings_of(key).margin for key, state in self._states.items()}
+        self.searching = False
+        self._ways.clear()
+        rates = [f"{value:.2g}" + ("" if len(self._held) == 1 else f" ({key})") for key, value in self._held.items()]
+        log.info("learning rate found: %s after %d steps", ", ".join(rates), self.steps)
+
+    # A step. The hooks of all optimizers lead here.
+
+    def _before_step(
+        self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        changed = None
+        self._note_peak()
+        if self.searching:
+            _check_searchable(optimizer)
+            changed = _evaluate_closure(args, kwargs)
+            found_inf = getattr(optimizer, "found_inf", None)  # of a GradScaler that leaves skipping to the step
+            # Already prepared: by a step that failed, or by the one of a subclass, which calls this one.
+            prepared = id(optimizer) in self._rates
+            if not prepared and (found_inf is None or not bool(found_inf)):
+                self._join_round(optimizer)
+        rates: list[tuple[Any, Any]] = []
+        for group, given in zip(optimizer.param_groups, self._given(optimizer), strict=True):
+            group["lr"] = self._use(group, given, self._is_visible(group))
+            rates.append((group["lr"], given))
+        self._rates[id(optimizer)] = rates
+        return changed
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> None:  # noqa: ARG002
+        rates = self._rates.pop(id(optimizer), None)
+        if rates is None:
+            return
+        with torch.no_grad():
+            for group in optimizer.param_groups:
+                for param in group["params"] if self._is_visible(group) else ():
+                    if param in self._ways:
+                        self._ways[param].collect_visible_step(param, self._applied[self._key(group)])
+        self._show(optimizer, [given for _, given in rates])
+
+    def _join_round(self, optimizer: Optimizer) -> None:
+        """The first optimizer of a round brings the search forward, for all of them."""
+        if id(optimizer) in self._stepped:
+            self._stepped.clear()
+        if not self._stepped:
+            self._advance()
+        self._stepped.add(id(optimizer))
+
+    def _advance(self) -> None:
+        highest = max(float(given) for optimizer in self._all_optimizers() for given in self._given(optimizer))
+        if highest == 0.0:
+            return  # such as the step of torch.distributed.checkpoint, which only wants the state to be there
+        settings = [self._settings_of(key) for key in self._states]
+        fallen = highest < min(each.least_share for each in settings) * float(self._peak)
+        if fallen or self.steps >= max(each.steps for each in settings):
+            self.hold()
+            return
+        self.steps += 1
+        self._collect()
+        with torch.no_grad():
+            self._follow()
+
+    def _follow(self) -> None:
+        """Move the parameters to where the newest scales want them, and measure their ways by the gradients."""
+        before, self._applied = self._applied, {key: state.value for key, state in self._states.items()}
+        team = find_team(param for _, group in self._all_groups() for param in group["params"])
+        measured: dict[Hashable, list[Tensor]] = {key: [] for key in self._states}
+        for optimizer, group in self._all_groups():
+            key = self._key(group)
+            settings = self._settings_of(key)
+            grad_scale = getattr(optimizer, "grad_scale", None)  # of a GradScaler that leaves unscaling to the step
+            for params in self._moving(group):
+                ways = [self._ways[param] for param in params]
+                along = follow(params, ways, before[key], self._applied[key], settings.swing, settings.window)
+                if along is not None:
+                    share = 1.0 if team is None else team.share(params[0])
+                    along = along * (-share if group.get("maximize") else share)
+                    measured[key].append(along if grad_scale is None else along / grad_scale)
+        device = next((part.device for parts in measured.values() for part in parts), torch.device("cpu"))
+        zero = torch.zeros((), device=device)
+        # ∂f/∂log κ, but for the sign: as the scale climbs, what it meets there counts for more than what lies behind.
+        by_scale = [before.get(key, 0.0) * sum((part.to(device) for part in measured[key]), zero) for key in measured]
+        totals = torch.stack(by_scale)
+        self._pending = _Pending(list(measured), totals if team is None else team.sum(totals))
+
+    def _moving(self, group: Group) -> Iterable[list[Tensor]]:
+        """The parameters of a group that have a way, by what :func:`follow` wants alike. Ways of others begin."""
+        alike: dict[Hashable, list[Tensor]] = {}
+        low = _is_low(group)
+        for param in group["params"]:
+            if param in self._ways:
+                grad_dtype = None if param.grad is None else param.grad.dtype
+                alike.setdefault((param.device, param.dtype, grad_dtype, spread_like(param)), []).append(param)
+            elif param.grad is not None:
+                self._ways[param] = Way.begin(param, visible=low)
+        return alike.values()
+
+    def _collect(self) -> None:
+        """Learn from the hypergradients of the last step, which the device has had a whole step to compute."""
+        pending, self._pending = self._pending, None
+        for key, along in pending.read() if pending is not None else ():
+            self._states[key] = learn(self._settings_of(key), self._states[key], -along)
+
+    # Groups and their rates.
+
+    def _all_optimizers(self) -> list[Optimizer]:
+        return [optimizer for optimizer in (reference() for reference in self._optimizers) if optimizer is not None]
+
+    def _all_groups(self) -> Iterator[tuple[Optimizer, Group]]:
+        return ((optimizer, group) for optimizer in self._all_optimizers() for group in optimizer.param_groups)
+
+    def _key(self, group: Group) -> Hashable:
+        """The value of ``per``. A new one, of a group that came later, begins with the first scale."""
+        key = None if self._per is None else self._per(group)
+        if key not in self._states:
+            first = next(iter(self._states))
+            self._states[key] = replace(self._states[first], mean=0.0, square=0.0, taken=0)
+            for scales in (self._applied, self._held):
+                if scales:
+                    scales[key] = scales[first]
+        return key
+
+    def _settings_of(self, key: Hashable) -> SearchSettings:
+        settings = self._settings.get(key) if isinstance(self._settings, Mapping) else self._settings
+        return SearchSettings() if settings is None else settings
+
+    def _is_visible(self, group: Group) -> bool:
+        return self.searching and _is_low(group)
+
+    def _use(self, group: Group, given: Any, visible: bool = False) -> Any:
+        """The rate that is used for a given one; ``visible``: in the step of an optimizer with low precision."""
+        peak = self._peak
+        if not isinstance(peak, Tensor) and peak == 0.0:  # before the first step
+            peak = max(float(rate) for optimizer in self._all_optimizers() for rate in self._given(optimizer)) or 1.0
+        return (VISIBLE if visible else self.values[self._key(group)]) * (given / peak)
+
+    def _given(self, optimizer: Optimizer) -> list[Any]:
+        """The learning rates as they were given. Those of a step that failed stand in the groups as they were used."""
+        given = [group["lr"] for group in optimizer.param_groups]
+        for index, (used, before) in enumerate(self._rates.get(id(optimizer), ())):
+            if given[index] is used:
+                given[index] = before
+        return [rate if isinstance(rate, Tensor) else given_rate(rate) for rate in given]
+
+    def _note_peak(self) -> None:
+        for optimizer in self._all_optimizers():
+            for rate in self._given(optimizer):
+                self._peak = _highest(self._peak, rate, on_host=self.searching)
+
+    def _show(self, optimizer: Optimizer, given: list[Any]) -> None:
+        for group, rate in zip(optimizer.param_groups, given, strict=True):
+            group["lr"] = rate if isinstance(rate, Tensor) else ScaledRate(rate, partial(self._use, group))
+
+    # Saving and loading.
+
+    def state_dict_of(self, key: Hashable) -> dict[str, Any]:
+        """All that is known of a scale, but for what the search keeps of the parameters."""
+        return {
+            **asdict(self._states[key]),
+            "applied": self._applied.get(key, 0.0),
+            "held": self._held.get(key, 0.0),
+            "peak": float(self._peak),
+            "steps": self.steps,
+        }
+
+    def _add_to_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        self._collect()
+        groups: list[Group] = []
+        rates = self._given(optimizer)
+        for group, rate, packed in zip(optimizer.param_groups, rates, state_dict["param_groups"], strict=True):
+            groups.append({**packed, "lr": rate, NAME: self.state_dict_of(self._key(group))})
+            for param, number in zip(group["params"], packed["params"], strict=True):
+                if param in self._ways:
+                    kept = state_dict["state"].get(number, {})
+                    state_dict["state"][number] = {**kept, **self._ways[param].tensors()}
+        state_dict["param_groups"] = groups
+
+    def _take_from_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Take out what is ours, and keep it until torch has loaded, or refused, the rest."""
+        ours: dict[Any, dict[str, Tensor]] = {}
+        theirs: dict[Any, Any] = {}
+        for number, kept in state_dict["state"].items():
+            ours[number] = {name: value for name, value in kept.items() if name in TENSORS}
+            rest = {name: value for name, value in kept.items() if name not in TENSORS}
+            if rest or not ours[number]:
+                theirs[number] = rest
+        groups = [
+            {name: value for name, value in group.items() if name != NAME} for group in state_dict["param_groups"]
+        ]
+        self._loading[id(optimizer)] = {"state": ours, "param_groups": state_dict["param_groups"]}
+        return {**state_dict, "state": theirs, "param_groups": groups}
+
+    def _load(self, optimizer: Optimizer) -> None:
+        saved = self._loading.pop(id(optimizer))
+        self._rates.pop(id(optimizer), None)
+        self._pending = None
+        pairs = list(zip(optimizer.param_groups, saved["param_groups"], strict=True))
+        for group, packed in pairs:
+            for param, number in zip(group["params"], packed["params"], strict=True):
+                kept = saved["state"].get(number)
+                if kept:
+                    self._ways[param] = Way.load(param, kept)
+                else:
+                    self._ways.pop(param, None)
+            # Without it this is a checkpoint of the optimizer alone, and the search begins with what was loaded.
+            scale = packed.get(NAME)
+            if scale is not None:
+                self._load_scale(self._key(group), scale)
+        self._show(optimizer, self._given(optimizer))
+
+    def _load_scale(self, key: Hashable, saved: Mapping[str, Any]) -> None:
+        self._states[key] = ScaleState(**{field.name: saved[field.name] for field in fields(ScaleState)})
+        self._peak, self.steps, self.searching = saved["peak"], int(saved["steps"]), not saved["held"]
+        if self.searching:
+            self._held.clear()
+            self._applied[key] = saved["applied"]
+        else:
+            self._held[key] = saved["held"]
+            self._ways.clear()
+
+
+class _Pending:
+    """Hypergradients on their way from the device to the host, for which the program does not wait."""
+
+    def __init__(self, keys: list[Hashable], along: Tensor) -> None:
+        self.keys = keys
+        self.event: torch.cuda.Event | None = None
+        if along.device.type == "cuda":
+            self.along = torch.empty(along.shape, dtype=along.dtype, pin_memory=True)
+            self.along.copy_(along, non_blocking=True)
+            self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.event.record()
+        else:
+            self.along = along.cpu()
+
+    def read(self) -> list[tuple[Hashable, float]]:
+        if self.event is not None:
+            self.event.synchronize()
+        return list(zip(self.keys, self.along.tolist(), strict=True))
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizers must be torch.optim.Optimizers, got {type(optimizer).__name__}")
+    if isinstance(optimizer, LBFGS):
+        raise TypeError("optimizers: the steps of LBFGS are not multiples of its learning rate")
+    for group in optimizer.param_groups:
+        if group.get("differentiable"):
+            raise ValueError("optimizers: a learned scale changes parameters in place; differentiable must be False")
+
+
+def _check_searchable(optimizer: Optimizer) -> None:
+    """Raise RuntimeError, before anything is changed, where a step of the search is not possible."""
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("LearnedScale: capture a CUDA graph after the search, when scale.searching is False")
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            if param.grad is not None and param.grad.layout != torch.strided:
+                raise RuntimeError(f"LearnedScale does not support sparse gradients, got layout {param.grad.layout}")
+
+
+def _evaluate_closure(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """Evaluate the closure of a step before it, since the search needs the gradients; the step gets the loss.
+
+    ``args`` begins with the optimizer.
+    """
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        loss = closure()
+    rest = {name: value for name, value in kwargs.items() if name != "closure"}
+    return (args[0], lambda: loss, *args[2:]), rest
+
+
+def _is_low(group: Group) -> bool:
+    return any(param.dtype in LOW_PRECISION for param in group["params"])
+
+
+def _highest(peak: float | Tensor, rate: Any, on_host: bool) -> float | Tensor:
+    """The higher of two rates; a tensor, changed in place, where one is on a device for which not to wait."""
+    if isinstance(rate, Tensor) and (on_host or rate.device.type == "cpu"):
+        rate = float(rate)
+    if isinstance(peak, Tensor):
+        candidate = torch.as_tensor(rate, dtype=peak.dtype, device=peak.device).reshape(())
+        return peak.copy_(torch.maximum(peak, candidate))
+    if isinstance(rate, Tensor):
+        return rate.detach().reshape(()).clamp(min=peak)
+    return max(peak, float(rate))
+
+
+def _positive(value: Any) -> float:
+    number = float(value)
+    if not 0.0 < number < math.inf:
+        raise ValueError(f"held must be a positive number, or a mapping to positive numbers, got {value!r}")
+    return number

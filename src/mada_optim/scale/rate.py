@@ -1,0 +1,67 @@
+"""A learning rate that shows what is used and remembers what was given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class ScaledRate(float):
+    """The learning rate in use, as a float that remembers the rate that was given.
+
+    Learning-rate schedulers either write a new rate or compute one from the rate that they find. What ``+ - * /`` make
+    of this one remembers the same of the rate that was given, so a schedule does not see the scale. As numbers the
+    results are what they are for floats. ``float(rate)``, copies and pickles are the rate that was given, as plain
+    floats.
+
+    Args:
+        given: what a user or a scheduler wrote.
+        use: what is used for a given rate now, a multiple of it.
+        value: None: ``use(given)``.
+
+    >>> rate = ScaledRate(0.1, use=lambda given: 0.5 * given)
+    >>> rate, rate * 0.5, (rate * 0.5).given
+    (0.05, 0.025, 0.05)
+    """
+
+    given: float
+    use: Callable[[float], float]
+
+    def __new__(cls, given: float, use: Callable[[float], float], value: float | None = None) -> ScaledRate:
+        rate = super().__new__(cls, use(given) if value is None else value)
+        rate.given, rate.use = given, use
+        return rate
+
+    def __float__(self) -> float:
+        return self.given
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return float, (self.given,)
+
+
+def given_rate(rate: float) -> float:
+    """The rate that was given, of a scaled or of a plain one."""
+    return rate.given if isinstance(rate, ScaledRate) else float(rate)
+
+
+def _remembering(name: str, linear: bool) -> Callable[[ScaledRate, Any], Any]:
+    operation = getattr(float, name)
+
+    def compute(self: ScaledRate, other: Any) -> Any:
+        given = operation(self.given, given_rate(other) if isinstance(other, float) else other)
+        if given is NotImplemented:
+            return given
+        # A multiple follows the scale: of rates that a scheduler read long ago, too.
+        return ScaledRate(given, self.use, None if linear else operation(+self, other))
+
+    compute.__name__ = name
+    return compute
+
+
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv"):
+    setattr(ScaledRate, f"__{_name}__", _remembering(f"__{_name}__", linear=_name in ("mul", "rmul", "truediv")))
+
+# A scheduler's state_dict may hold such a rate. As a pickle it is a call of float, which torch.load must allow.
+torch.serialization.add_safe_globals([float])

@@ -1,0 +1,113 @@
+"""How a scale is learned: the pure rule behind :class:`mada_optim.LearnedScale`.
+
+One number κ multiplies the whole way gone, x = x_1 - κ W. With W held constant, the derivative of the loss by log κ is
+-κ ⟨g, W⟩ exactly. The rule moves log κ against it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+MEAN_DECAY = 0.9
+SQUARE_DECAY = 0.99
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Settings of a search.
+
+    Args:
+        start: scale at which it begins, far below any useful learning rate; at most 0.1. Adaptive steps that are far
+            too long at first harm a network for good, and no hypergradient tells the way back.
+        climb: largest change of log κ in one step until the scale is first asked to fall.
+        rate: largest change of log κ in one step from then on.
+        swing: share with which swings of the way about its running mean count. They are gone once the learning rate
+            has fallen, so the loss during training shows them too large.
+        window: decay of that running mean.
+        steps: number of steps after which the scale is held.
+        least_share: the scale is held earlier where the schedule has fallen below this share of its peak.
+        margin: factor by which the scale is multiplied when it is held.
+        bounds: closed interval in which the scale stays.
+    """
+
+    start: float = 1e-4
+    climb: float = 0.3
+    rate: float = 0.1
+    swing: float = 0.5
+    window: float = 0.97
+    steps: int = 150
+    least_share: float = 0.5
+    margin: float = 1.5
+    bounds: tuple[float, float] = (1e-8, 1e3)
+
+    def __post_init__(self) -> None:
+        low, high = self.bounds
+        allowed = {
+            "start": (max(low, 0.0) < self.start <= 0.1, "above the lower bound and at most 0.1"),
+            "climb": (0.0 < self.climb <= 1.0, "in (0, 1]"),
+            "rate": (0.0 < self.rate <= 1.0, "in (0, 1]"),
+            "swing": (0.0 <= self.swing <= 1.0, "in [0, 1]"),
+            "window": (0.0 <= self.window < 1.0, "in [0, 1)"),
+            "steps": (isinstance(self.steps, int) and self.steps > 0, "a positive whole number"),
+            "least_share": (0.0 <= self.least_share <= 1.0, "in [0, 1]"),
+            "margin": (0.0 < self.margin < math.inf, "a positive number"),
+            "bounds": (0.0 < low < high < math.inf, "two positive numbers, the lower one first"),
+        }
+        for name, (fits, what) in allowed.items():
+            if not fits:
+                raise ValueError(f"{name} must be {what}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class ScaleState:
+    """What is known of a scale: its logarithm, and running means of its hypergradient h and of h².
+
+    Args:
+        log_value: log κ.
+        mean: Σ 0.1·0.9^k h_{t-k}.
+        square: Σ 0.01·0.99^k h²_{t-k}.
+        taken: how many hypergradients were used.
+        climbing: whether the scale has never been asked to fall.
+    """
+
+    log_value: float
+    mean: float = 0.0
+    square: float = 0.0
+    taken: int = 0
+    climbing: bool = True
+
+    @property
+    def value(self) -> float:
+        """κ."""
+        return math.exp(self.log_value)
+
+
+def learn(settings: SearchSettings, state: ScaleState, hypergradient: float) -> ScaleState:
+    """One step of log κ, by the mean of the hypergradient over its root mean square, cut to [-1, 1].
+
+    The quotient has no unit: scaling the loss, the parameters or the schedule changes nothing. A hypergradient that is
+    0 or not finite is passed over.
+
+    Args:
+        settings: of the search.
+        state: before the step.
+        hypergradient: ∂f/∂log κ, up to a constant factor.
+
+    >>> state = learn(SearchSettings(), ScaleState(math.log(1e-4)), -3.0)
+    >>> round(math.log(state.value / 1e-4), 3), state.climbing
+    (0.3, True)
+    >>> learn(SearchSettings(), state, float("nan")) == state
+    True
+    """
+    if hypergradient == 0.0 or not math.isfinite(hypergradient):
+        return state
+    taken = state.taken + 1
+    mean = MEAN_DECAY * state.mean + (1 - MEAN_DECAY) * hypergradient
+    square = SQUARE_DECAY * state.square + (1 - SQUARE_DECAY) * hypergradient**2
+    root = math.sqrt(square / (1 - SQUARE_DECAY**taken))
+    slope = max(-1.0, min(1.0, mean / (1 - MEAN_DECAY**taken) / root))
+    climbing = state.climbing and slope <= 0.0
+    lowest, highest = map(math.log, settings.bounds)
+    moved = state.log_value - (settings.climb if climbing else settings.rate) * slope
+    return ScaleState(max(lowest, min(highest, moved)), mean, square, taken, climbing)
