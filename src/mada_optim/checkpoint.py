@@ -14,8 +14,8 @@ from torch import Tensor
 from mada_optim.arguments import is_number
 from mada_optim.devices import device_with_values, has_values
 from mada_optim.engine import (
-    LR_MEMORY,
     PENDING,
+    PREVIOUS_LR,
     SET_SETTINGS,
     SET_TENSORS,
     Group,
@@ -25,8 +25,6 @@ from mada_optim.engine import (
     move_shared,
 )
 from mada_optim.family import Family
-from mada_optim.horizon import BUFFERS
-from mada_optim.kernels.base import SCALAR_STATE
 from mada_optim.sharding import fill
 
 # Arguments that came to torch's optimizers after their first release, or are ours alone; what a checkpoint written
@@ -41,7 +39,7 @@ LATER_ARGUMENTS = {
     "stochastic_rounding": False,
 }
 # What a parameter group holds beside the arguments and SET_TENSORS.
-_OWN_KEYS = ("family", "special", *LR_MEMORY)
+_OWN_KEYS = ("family", "special", PREVIOUS_LR)
 
 
 def complete_groups(saved: list[Group], own: list[Group], per_group: bool) -> list[Group]:
@@ -147,9 +145,8 @@ def _stored_names(family: Family, group: Group, buffers: Mapping[str, Any]) -> l
     That may be more or less than what the group needs, where learning has been stopped or begun again and there has
     been no step since.
     """
-    learning = [names for names in (PENDING, BUFFERS) if any(name in buffers for name in names)]
-    needed = [name for name in buffer_names(family, group) if name not in (*PENDING, *BUFFERS)]
-    return [*needed, *(name for names in learning for name in names if name not in SCALAR_STATE)]
+    needed = [name for name in buffer_names(family, group) if name not in PENDING]
+    return [*needed, "pending_grad"] if any(name in buffers for name in PENDING) else needed
 
 
 def _with_tuples(value: Any, example: Any) -> Any:

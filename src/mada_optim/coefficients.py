@@ -18,8 +18,6 @@ from mada_optim.kernels.numbers import change_numbers
 
 # Of the running means by which normalized hypergradients are divided, as Adam's defaults but for a shorter memory.
 _MEAN_DECAY, _SQUARE_DECAY = 0.9, 0.99
-# With which power of the learning rate steps fall that do not fall with it anyway, as plain hypergradients do.
-_ANNEALING = 8
 
 HyperLR = float | Mapping[str, float] | None
 Bounds = Mapping[str, tuple[float, float]]
@@ -202,15 +200,12 @@ class LearningRule:
         step_sizes: Sequence[float],
         boxes: Sequence[tuple[float, float]],
         due: bool | Tensor = True,
-        of_peak: float | Tensor = 1.0,
-        rising: bool | Tensor = False,
         fused: bool = False,
     ) -> None:
         """Move the coefficients in place, without waiting for the device.
 
         A hypergradient with a NaN or an infinity changes nothing but ``skipped``, which counts it. Coefficients that
-        are ``normalized`` are not clipped: they move by α times the running mean of h over its root mean square, and
-        less when the learning rate has fallen. Those that are ``cumulative`` do not rise while it rises.
+        are ``normalized`` are not clipped: they move by α times the running mean of h over its root mean square.
 
         Args:
             learned: changed in place.
@@ -220,8 +215,6 @@ class LearningRule:
             step_sizes: α for each coefficient, 0 where it is frozen.
             boxes: (low, high) for each coefficient.
             due: False: nothing changes.
-            of_peak: the learning rate as a share of the highest so far.
-            rising: whether it is higher than ever before.
             fused: in one launch, see :func:`change_numbers`.
         """
         if due is False:
@@ -230,8 +223,8 @@ class LearningRule:
         tensors = [getattr(learned, item.name) for item in fields(LearnedTensors)]
         tensors += [skipped, hypergradient, *_on_device(tuple(step_sizes), tuple(boxes), dtype, device)]
         tensors += [_number(x, dtype, device) for x in (self.momentum, self.clip, due)]
-        if any(one.normalized or one.logarithmic or one.cumulative for one in coefficients):
-            tensors += [*_kinds(tuple(coefficients), device), *(_number(x, dtype, device) for x in (of_peak, rising))]
+        if any(coefficient.normalized for coefficient in coefficients):
+            tensors.append(_are_normalized(tuple(coefficients), device))
         if fused:
             change_numbers(_descend, *tensors)
         else:
@@ -251,18 +244,15 @@ def _descend(
     mu: Tensor,
     clip: Tensor,
     due: Tensor,
-    *of_kinds: Tensor,
+    normalized: Tensor | None = None,
 ) -> None:
-    """:meth:`LearningRule.learn`, all of whose arguments are tensors; ``of_kinds`` are those of :func:`_normalize`."""
-    if of_kinds:
-        _, logarithmic, cumulative, *_ = of_kinds
-        h = torch.where(logarithmic & ~cumulative, values * h, h)  # a cumulative h is by the logarithm
+    """:meth:`LearningRule.learn`, all of whose arguments are tensors. ``normalized``: which coefficients are."""
     finite = torch.isfinite(h).all()
     descent = mu * momentum + torch.minimum(torch.maximum(h, -clip), clip)
     before = LearnedTensors(values, momentum, square, taken)
     new = LearnedTensors(values - alpha * descent, descent, square, taken + 1)
-    if of_kinds:
-        new = _normalize(before, new, h, alpha, *of_kinds)
+    if normalized is not None:
+        new = _normalize(before, new, h, alpha, normalized)
     moved = torch.minimum(torch.maximum(new.values, low), high)
     new = replace(new, values=torch.where(alpha > 0, moved, values))
     for item in fields(LearnedTensors):
@@ -272,26 +262,15 @@ def _descend(
 
 
 def _normalize(
-    before: LearnedTensors,
-    plain: LearnedTensors,
-    h: Tensor,
-    alpha: Tensor,
-    normalized: Tensor,
-    logarithmic: Tensor,
-    cumulative: Tensor,
-    of_peak: Tensor,
-    rising: Tensor,
+    before: LearnedTensors, plain: LearnedTensors, h: Tensor, alpha: Tensor, normalized: Tensor
 ) -> LearnedTensors:
-    """What ``plain`` gradient descent makes of ``before``, but for coefficients that are learned in another way."""
+    """What ``plain`` gradient descent makes of ``before``, but for coefficients that are normalized."""
     taken = plain.taken.to(h.dtype)
     mean = _MEAN_DECAY * before.momentum + (1 - _MEAN_DECAY) * h
     square = _SQUARE_DECAY * before.square + (1 - _SQUARE_DECAY) * h * h
     size = (square / (1 - _SQUARE_DECAY**taken)).sqrt()
     ratio = torch.where(size > 0, mean / (1 - _MEAN_DECAY**taken) / size, 0.0)
-    change = alpha * torch.where(normalized, ratio, plain.momentum)
-    change = torch.where(normalized | cumulative, change * of_peak**_ANNEALING, change)
-    change = torch.where(cumulative & rising, change.clamp(min=0.0), change)
-    values = torch.where(logarithmic, before.values * torch.exp(-change), before.values - change)
+    values = torch.where(normalized, before.values - alpha * ratio, plain.values)
     return LearnedTensors(values, torch.where(normalized, mean, plain.momentum), square, plain.taken)
 
 
@@ -318,7 +297,5 @@ def _on_device(
 
 
 @lru_cache(maxsize=64)
-def _kinds(coefficients: tuple[Coefficient, ...], device: torch.device) -> tuple[Tensor, ...]:
-    """Which of them are normalized, which logarithmic, which cumulative."""
-    kinds = ([getattr(one, kind) for one in coefficients] for kind in ("normalized", "logarithmic", "cumulative"))
-    return tuple(torch.tensor(kind, device="cpu").to(device) for kind in kinds)
+def _are_normalized(coefficients: tuple[Coefficient, ...], device: torch.device) -> Tensor:
+    return torch.tensor([coefficient.normalized for coefficient in coefficients], device="cpu").to(device)

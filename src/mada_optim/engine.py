@@ -12,13 +12,11 @@ when a hypergradient is due, which all processes know alike: also those that hav
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mada_optim import horizon
 from mada_optim.betas import group_values, take_up_betas
 from mada_optim.coefficients import LearnedTensors, LearningRule
 from mada_optim.devices import device_of, has_float64, has_values, move_numbers, number_on
@@ -43,8 +41,8 @@ SET_SETTINGS = ("hyper_lr", "bounds", "hyper_momentum", "hyper_clip", "hyper_war
 LEARNED_TENSORS = ("coefficients", "hyper_momentum_buffer", "hyper_square_buffer", "hyper_taken")
 SET_TENSORS = (*LEARNED_TENSORS, "hyper_skipped", "hyper_steps")
 
-# What each group remembers of its learning rate: that of the last step, and the highest.
-LR_MEMORY = ("previous_lr", "peak_lr")
+# Where each group keeps the learning rate of its last step.
+PREVIOUS_LR = "previous_lr"
 # What a parameter keeps, together, only while something is learned, or until the step after that has changed.
 PENDING = ("pending", "pending_grad")
 
@@ -75,7 +73,7 @@ def check_step_sizes(family: Family, group: Group) -> None:
 def check_buffer_names(family: Family, group: Group) -> None:
     """Raise ValueError where a buffer of the family would have the name of something else in a parameter's state."""
     for name in family_buffers(family, group):
-        if name in ("param", "grad", *SCALAR_STATE, *PENDING, *horizon.BUFFERS):
+        if name in ("param", "grad", *SCALAR_STATE, *PENDING):
             raise ValueError(f"family: {family.name} has a buffer {name!r}, a name that is taken")
 
 
@@ -87,9 +85,7 @@ def is_learning(group: Group) -> bool:
 def buffer_names(family: Family, group: Group) -> tuple[str, ...]:
     """Names of the tensors of its own shape that each parameter of the group keeps."""
     names = family_buffers(family, group)
-    if _differentiated(family, group):
-        names = (*names, "pending_grad")
-    return (*names, *horizon.BUFFERS) if _cumulative(family, group) else names
+    return (*names, "pending_grad") if _differentiated(family, group) else names
 
 
 def prepare_state(family: Family, group: Group, state: State) -> None:
@@ -124,10 +120,7 @@ def init_state(family: Family, param: Tensor, group: Group, names: Sequence[str]
     if "pending_grad" in names:
         state["pending"] = torch.zeros((), dtype=torch.bool, device="cpu")
     for name in names:
-        if name not in horizon.BUFFERS:
-            state[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-    if horizon.INITIAL in names:
-        state |= horizon.start(param)
+        state[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
     return state
 
 
@@ -152,16 +145,10 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
     keep = learning and (shared["capturable"] or rule.due(steps + 1))
     due: bool | Tensor = rule.due(steps)
     team = find_team(param for group in groups for param in group["params"]) if learning else None
-    if not shared["capturable"] and steps == 0 and _cumulative(family, shared):
-        _begin_to_follow(groups, state)
     differentiated = [_differentiated(family, group) for group in groups]
     states = [_states(group, state) for group in groups]
     batches = [_batches(family, group, buffers) for group, buffers in zip(groups, states, strict=True)]
     hypergradient = _settle(batches, differentiated, group_values(family, groups, "previous_betas"), keep, team)
-    along = _follow(family, groups, batches, values, team, wanted=due is not False)
-    if along is not None:
-        along = along * _cumulative_mask(family, shared, values)
-        hypergradient = along if hypergradient is None else hypergradient + along
     if team is not None:
         hypergradient, due = _add_up(team, hypergradient, values, due)
     if hypergradient is not None:
@@ -174,9 +161,8 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
             tuple(shared[key][coefficient.name] for coefficient in family.coefficients)
             for key in ("hyper_lr", "bounds")
         )
-        skipped, phase = shared["hyper_skipped"], _phase(family, groups)
         fused = any(kernels.of_numbers for alike in batches for kernels, _ in alike)
-        rule.learn(learned, skipped, hypergradient, family.coefficients, step_sizes, boxes, due, *phase, fused)
+        rule.learn(learned, shared["hyper_skipped"], hypergradient, family.coefficients, step_sizes, boxes, due, fused)
     take_up_betas(family, groups)
     values_by_group = group_values(family, groups, "betas")
     for group, learned_names, alike, buffers, used in zip(
@@ -189,7 +175,7 @@ def take_step(family: Family, groups: list[Group], state: State, grad_scale: flo
                 batch.refresh()
             if batch.has_grad:
                 kernels.step(batch, used, keep and bool(learned_names))
-        _finish_steps(alike, buffers, keep, bool(learned_names), bool(_cumulative(family, group)))
+        _finish_steps(alike, buffers, keep, bool(learned_names))
         _remember_lr(group)
     _count(batches)
     shared["hyper_steps"].add_(1)
@@ -204,7 +190,7 @@ def release(family: Family, groups: list[Group], state: State) -> None:
     for group in groups:
         for param in group["params"]:
             if state.get(param):
-                for name in (*PENDING, *horizon.BUFFERS):
+                for name in PENDING:
                     state[param].pop(name, None)
 
 
@@ -233,31 +219,6 @@ def _settle(
     return total
 
 
-def _follow(
-    family: Family, groups: list[Group], batches: list[Batches], values: Tensor, team: Team | None, wanted: bool
-) -> Tensor | None:
-    """Follow the parameters that have gradients, for cumulative coefficients; their hypergradient, where it is wanted.
-
-    With a team, it is this process's part of the sum.
-    """
-    total: Tensor | None = None
-    for alike in batches if _cumulative(family, groups[0]) else ():
-        for kernels, batch in alike:
-            along = kernels.follow(batch, values, wanted) if batch.has_grad else None
-            if along is not None:
-                share = 1.0 if team is None else team.share(batch.params[0])
-                total = share * along + (0.0 if total is None else total)
-    return total
-
-
-def _begin_to_follow(groups: list[Group], state: State) -> None:
-    """Before the first step: the state may be older, and weights have been loaded since."""
-    for group in groups:
-        for param in group["params"]:
-            if state.get(param):
-                state[param] |= horizon.start(param)
-
-
 def follow_device(groups: list[Group]) -> None:
     """Bring the coefficients that groups share to the device of the parameters, which may have moved."""
     params = [param for group in groups for param in group["params"]]
@@ -275,30 +236,11 @@ def move_shared(groups: list[Group], device: torch.device) -> None:
             group[key] = tensor
     for group in groups:
         if group["capturable"]:
-            for key in LR_MEMORY:
-                group[key] = number_on(group[key], device)
-
-
-def _cumulative_mask(family: Family, group: Group, values: Tensor) -> Tensor:
-    cumulative = _cumulative(family, group)
-    return _mask(
-        tuple(coefficient.name in cumulative for coefficient in family.coefficients), values.dtype, values.device
-    )
-
-
-@lru_cache(maxsize=16)
-def _mask(flags: tuple[bool, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Copied to the device once: each copy waits for it."""
-    return torch.tensor(flags, dtype=dtype, device="cpu").to(device)
+            group[PREVIOUS_LR] = number_on(group[PREVIOUS_LR], device)
 
 
 def _learned(family: Family, group: Group) -> list[Coefficient]:
     return [coefficient for coefficient in family.coefficients if group["hyper_lr"][coefficient.name] > 0.0]
-
-
-def _cumulative(family: Family, group: Group) -> list[str]:
-    """Names of the learned coefficients that :mod:`mada_optim.horizon` is for."""
-    return [coefficient.name for coefficient in _learned(family, group) if coefficient.cumulative]
 
 
 def _differentiated(family: Family, group: Group) -> list[str]:
@@ -307,7 +249,7 @@ def _differentiated(family: Family, group: Group) -> list[str]:
     if not learned:
         return []
     idle = family.idle({name: group[name] for name in family.constants})
-    return [coefficient.name for coefficient in learned if not coefficient.cumulative and coefficient.name not in idle]
+    return [coefficient.name for coefficient in learned if coefficient.name not in idle]
 
 
 def _prepare(family: Family, group: Group, state: State) -> None:
@@ -337,47 +279,16 @@ def _add_up(team: Team, part: Tensor | None, values: Tensor, due: bool | Tensor)
     return total[:-1], (total[-1] > 0) & due
 
 
-def _phase(family: Family, groups: list[Group]) -> tuple[float | Tensor, bool | Tensor]:
-    """The learning rate as a share of its highest so far, 1 where all were 0, and whether it is higher than ever.
-
-    Of several groups, the largest share, and whether it is so in any. A share is of the last step's learning rate or of
-    the next one's, whichever is smaller.
-    """
-    if not any(coefficient.normalized or coefficient.cumulative for coefficient in family.coefficients):
-        return 1.0, False  # of no use
-    rates = [tuple(_number(group[key]) for key in ("lr", *LR_MEMORY)) for group in groups]
-    if not any(isinstance(rate, Tensor) for row in rates for rate in row):
-        shares = [min(lr, previous) / peak for lr, previous, peak in rates if peak > 0]
-        return max(shares, default=1.0), any(lr > peak for lr, _, peak in rates)
-    device = groups[0]["coefficients"].device
-    on_device = [number_on(rate, device) for row in rates for rate in row]
-    lr, previous, peak = torch.stack(on_device).view(-1, 3).unbind(1)
-    share = torch.where(peak > 0, torch.minimum(lr, previous) / peak, 0.0).amax()
-    return torch.where((peak > 0).any(), share, 1.0), (lr > peak).any()
-
-
-def _number(rate: float | Tensor) -> Any:
-    """A learning rate as a float, unless it is a tensor on a device, for which the program would have to wait."""
-    if isinstance(rate, Tensor):
-        return float(rate) if rate.device.type == "cpu" else rate.detach().reshape(())
-    return rate
-
-
 def _remember_lr(group: Group) -> None:
     lr = group["lr"].detach().reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
-    previous, peak = group["previous_lr"], group["peak_lr"]
-    if isinstance(previous, Tensor):  # the same tensors on each replay of a captured graph
+    previous = group[PREVIOUS_LR]
+    if isinstance(previous, Tensor):  # the same tensor on each replay of a captured graph
         previous.fill_(lr)
-        peak.clamp_(min=lr)
-    elif isinstance(lr, Tensor):
-        group.update(previous_lr=lr.clone(), peak_lr=lr.clamp(min=peak))
     else:
-        group.update(previous_lr=float(lr), peak_lr=max(float(lr), peak))
+        group[PREVIOUS_LR] = lr.clone() if isinstance(lr, Tensor) else float(lr)
 
 
-def _finish_steps(
-    batches: Batches, states: list[dict[str, Any]], keep: bool, differentiated: bool, cumulative: bool
-) -> None:
+def _finish_steps(batches: Batches, states: list[dict[str, Any]], keep: bool, differentiated: bool) -> None:
     """Note which parameters of a group have a pending step now, and drop what their states need no more."""
     for _, batch in batches:
         # Nothing is pending where learning has begun again and there has been no gradient since.
@@ -388,11 +299,9 @@ def _finish_steps(
                     own["pending"].fill_(pending)
                     if not pending:
                         own["pending_grad"].zero_()  # else what is there would depend on the kernels
-    superfluous = {*(() if differentiated else PENDING), *(() if cumulative else horizon.BUFFERS)}
-    for own in states:
-        if not superfluous.isdisjoint(own):
-            for name in superfluous:
-                own.pop(name, None)
+    for own in states if not differentiated else ():
+        for name in PENDING:
+            own.pop(name, None)
 
 
 def _count(batches: list[Batches]) -> None:

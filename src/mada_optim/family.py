@@ -40,12 +40,7 @@ class Coefficient:
         domain: closed interval outside which the update makes no sense, learned or not.
         special: values at which, when frozen, it is handed to the update as a plain float.
         normalized: its hypergradient is divided by the root of its own running mean square, so that ``hyper_lr`` means
-            the same however loss, parameters and learning rate are scaled. Steps fall with the eighth power of the
-            learning rate, once that falls.
-        logarithmic: its logarithm is what is learned: a step multiplies it.
-        cumulative: it scales all steps alike, and its hypergradient is that of all steps since the first (see
-            :mod:`mada_optim.horizon`) instead of the last one alone. While the learning rate is higher than ever
-            before it may only fall, and its steps are as those of ``normalized`` ones.
+            the same however loss, parameters and learning rate are scaled.
     """
 
     name: str
@@ -55,8 +50,6 @@ class Coefficient:
     domain: tuple[float, float] = (-math.inf, math.inf)
     special: tuple[float, ...] = ()
     normalized: bool = False
-    logarithmic: bool = False
-    cumulative: bool = False
 
 
 def is_special(coefficient: Scalar, value: float) -> bool:
@@ -156,10 +149,6 @@ class Family(ABC):
     def idle(self, constants: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG002
         """Names of coefficients that change nothing in groups with these constants, so that they cost nothing there."""
         return ()
-
-    def decay_factor(self, q: Mapping[str, Any]) -> Scalar:  # noqa: ARG002
-        """By what the weight decay is multiplied, beside the learning rate; ``q`` as in :meth:`update`."""
-        return 1.0
 
     def validate_constants(self, constants: Mapping[str, Any]) -> None:  # noqa: B027 (checks are optional)
         """Raise ValueError, naming constant and value, where a constant makes no sense."""
@@ -293,38 +282,26 @@ class MADAFamily(Family):
 
 @dataclass(frozen=True)
 class OMADAFamily(MADAFamily):
-    """MADA's direction D_t and the orthogonalized momentum O_t, mixed by a weight ω and times a factor κ.
+    """MADA's direction D_t and the orthogonalized momentum O_t, mixed by a weight ω.
 
     With μ = ``ortho_momentum``, for the parameters of groups with ``matrices=True``::
 
         M_t = μ M_{t-1} + (1-μ) g_t                                 ortho_exp_avg
         O_t = 0.2 √max(rows, columns) orthogonal(μ M_t + (1-μ) g_t)  ortho (Nesterov; see orthogonalize)
-        Δ_t = κ ((1-ω) D_t + ω O_t)
+        Δ_t = (1-ω) D_t + ω O_t
 
-    and for all others Δ_t = κ D_t. κ multiplies the weight decay, too. At ω = κ = 1 matrices are optimized as by
-    torch.optim.Muon, at ω = 0, κ = 1 this is MADA. ∂Δ/∂ω = κ (O_t - D_t): nothing is differentiated through the
-    orthogonalization. κ scales all steps alike, and is learned from all of them, see :mod:`mada_optim.horizon`.
+    and for all others Δ_t = D_t. At ω = 1 matrices are optimized as by torch.optim.Muon, at ω = 0 this is MADA.
+    ∂Δ/∂ω = O_t - D_t: nothing is differentiated through the orthogonalization.
     """
 
     coefficients: ClassVar[tuple[Coefficient, ...]] = (
-        # Not learned unless the user wants it: measured, that is no gain beside the two that follow, and costs memory.
+        # Frozen by default: learning them costs memory and gains nothing beside the orthogonalized direction.
         *(replace(coefficient, hyper_lr=0.0) for coefficient in MADAFamily.coefficients),
-        Coefficient("ortho", 0.0, (0.0, 1.0), 0.1, domain=(0.0, 1.0), special=(0.0, 1.0), normalized=True),
-        Coefficient(
-            "scale",
-            0.1,
-            (1e-3, 1e3),
-            0.1,
-            domain=(0.0, math.inf),
-            special=(1.0,),
-            normalized=True,
-            logarithmic=True,
-            cumulative=True,
-        ),
+        Coefficient("ortho", 1.0, (0.0, 1.0), 0.0, domain=(0.0, 1.0), special=(0.0, 1.0), normalized=True),
     )
     constants: ClassVar[Mapping[str, Any]] = {**MADAFamily.constants, "matrices": False, "ortho_momentum": 0.95}
     prepares: ClassVar[bool] = True
-    name: str = field(default="OMADA", init=False)
+    name: str = field(default="OMADA-2", init=False)  # the first learned a factor of the steps to come
 
     def buffers(self, q: Mapping[str, Any]) -> tuple[str, ...]:
         """See :meth:`Family.buffers`.
@@ -362,20 +339,13 @@ class OMADAFamily(MADAFamily):
         self, state: Buffers, grad: Tensor, q: Mapping[str, Any], step: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`Family.update`."""
-        weight, scale = q["ortho"], q["scale"]
-        if "ortho" not in state:
-            direction, new = super().update(state, grad, q, step)
-        elif is_special(weight, 1.0):
-            direction, new = state["ortho"], {}
-        else:
-            direction, new = super().update(state, grad, q, step)
+        weight = q["ortho"]
+        if "ortho" in state and is_special(weight, 1.0):
+            return state["ortho"], {}
+        direction, new = super().update(state, grad, q, step)
+        if "ortho" in state:
             direction = (1 - weight) * direction + weight * state["ortho"]
-        return direction if is_special(scale, 1.0) else scale * direction, new
-
-    def decay_factor(self, q: Mapping[str, Any]) -> Scalar:
-        """See :meth:`Family.decay_factor`: κ, as if the learning rate were κ times as high."""
-        scale: Scalar = q["scale"]
-        return scale
+        return direction, new
 
     def validate_constants(self, constants: Mapping[str, Any]) -> None:
         """See :meth:`Family.validate_constants`."""

@@ -17,14 +17,14 @@ from torch import Tensor
 from mada_optim.arguments import is_number, to_python
 from mada_optim.betas import fixed_betas, has_betas, learned_betas
 from mada_optim.coefficients import CoefficientSettings, resolve_settings
-from mada_optim.engine import LR_MEMORY, SET_SETTINGS, SET_TENSORS, Group, learning_rule
+from mada_optim.engine import PREVIOUS_LR, SET_SETTINGS, SET_TENSORS, Group, learning_rule
 from mada_optim.family import Family
 from mada_optim.kernels import check_fused
 from mada_optim.sharding import check_placements
 from mada_optim.warn import warn
 
 # What a parameter group holds beside the arguments and SET_TENSORS; not taken over from another optimizer's groups.
-INTERNAL_KEYS = ("family", "special", *LR_MEMORY, "previous_betas")
+INTERNAL_KEYS = ("family", "special", PREVIOUS_LR, "previous_betas")
 
 
 def with_python_numbers(family: Family, options: Mapping[str, Any], names: Iterable[str]) -> Group:

@@ -1,10 +1,11 @@
-"""OMADA: MADA's family, Muon's direction for matrices and a factor of the learning rate, found by the hypergradient.
+"""OMADA: Muon's direction for matrices, AdamW's for the rest, at learning rates that it finds by itself.
 
 The name is Greek for a team.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,17 +19,24 @@ from mada_optim.engine import Group
 from mada_optim.family import OMADAFamily
 from mada_optim.groups import as_list, tensor_of
 from mada_optim.matrices import matrix_parameters, may_be_matrix
+from mada_optim.optimizer import Scale
 from mada_optim.points import WithBetas
+from mada_optim.scale import LearnedScale, SearchSettings
 from mada_optim.warn import warn
+
+MATRICES_SEARCH = REST_SEARCH = SearchSettings()
 
 
 class OMADA(WithBetas, name="omada"):
-    """AdamW to begin with, which finds out by itself how much of Muon it wants to be, and how large its steps.
+    """Muon for matrices and AdamW for the rest, at learning rates that are found in the first steps, and then held.
 
-    The update is that of :class:`OMADAFamily`. Give it the model, and it sees which parameters are matrices
-    (:func:`matrix_parameters`: weights of two and more dimensions, but for embeddings and the output layer)::
+    The update is that of :class:`OMADAFamily`, the search that of :class:`LearnedScale`, with a scale for matrices and
+    another for the rest. Give it the model, and it sees which parameters are matrices (:func:`matrix_parameters`:
+    weights of two and more dimensions, but for embeddings and the output layer)::
 
-        optimizer = OMADA(model, lr=3e-3)
+        optimizer = OMADA(model)
+        ...  # after 150 steps
+        optimizer.scale.values  # {'matrices': 0.0091, 'rest': 0.0089}, for example
 
     Or say so by parameter group: ``[{"params": hidden, "matrices": True}, {"params": others}]``. Groups written for
     Muon, with ``use_muon`` in place of ``matrices``, are understood. Parameters of the model that are added later, once
@@ -36,18 +44,18 @@ class OMADA(WithBetas, name="omada"):
 
     Args:
         params: a model, or as in torch.optim. Without any mark no parameter is a matrix, which is warned of.
-        lr: learning rate η, which the learned factor κ multiplies. Default: 3e-3.
+        lr: learning rate η. It gives the shape of the schedule; how large it is does not matter, unless ``scale`` is
+            False. Default: 3e-3.
         betas: where β1 and β2 start. Default: (0.9, 0.99).
         eps, weight_decay, beta3, rho, c, gamma, lion_betas: as in :class:`MADA`.
-        ortho: where ω starts, the weight of the orthogonalized direction in the step of a matrix. Default: 0.0.
-        scale: where κ starts. Default: 0.1. From below it finds its way in some 50 steps after the warm-up; steps
-            that are too large at first are not taken back.
+        ortho: ω, the weight of the orthogonalized direction in the step of a matrix. Default: 1.0, Muon's step.
         ortho_momentum: μ, the momentum of the orthogonalized direction. Default: 0.95.
-        hyper_lr: step sizes of the coefficients, in the forms that :class:`MADA` takes. None, the default: 0.1 for ω
-            and κ, 0 for the others. The hypergradients of ω and κ are normalized: 0.1 is the length of a step when all
-            hypergradients agree; κ's step is a share of it. Both fall with the eighth power of the learning rate, once
-            that falls. MADA's coefficients can be learned with them: ``{"ortho": 0.1, "scale": 0.1, "rho": 0.1}``.
-        bounds: boxes (low, high) of coefficients by name. The others keep theirs: MADA's, ω [0, 1], κ [0.001, 1000].
+        scale: True, the default: learning rates are found in the first steps. False: ``lr`` is the learning rate. A
+            mapping: rates that were found, ``{"matrices": 0.009, "rest": 0.009}``, as :meth:`frozen_config` returns it.
+        hyper_lr: step sizes of the coefficients, in the forms that :class:`MADA` takes. None, the default: 0, nothing
+            is learned but the scale. ``{"ortho": 0.1}`` with ``ortho=0.0`` learns how much of Muon to be. ω's
+            hypergradient is normalized: 0.1 is the length of a step when all hypergradients agree.
+        bounds: boxes (low, high) of coefficients by name. The others keep theirs: MADA's, ω [0, 1].
         hyper_momentum, hyper_clip, hyper_warmup, hyper_every, hyper_per_group, foreach, maximize, capturable,
             differentiable, fused, state_dtype, stochastic_rounding: see :class:`HypergradientOptimizer`.
 
@@ -72,8 +80,7 @@ class OMADA(WithBetas, name="omada"):
         rho: float = 1.0,
         c: float = 1.0,
         gamma: float = 1.0,
-        ortho: float = 0.0,
-        scale: float = 0.1,
+        ortho: float = 1.0,
         ortho_momentum: float = 0.95,
         hyper_lr: HyperLR = None,
         hyper_momentum: float = 0.0,
@@ -90,8 +97,9 @@ class OMADA(WithBetas, name="omada"):
         fused: bool | None = None,
         state_dtype: torch.dtype | None = None,
         stochastic_rounding: bool = False,
+        scale: Scale = True,
     ) -> None:
-        start = {"beta3": beta3, "rho": rho, "c": c, "gamma": gamma, "ortho": ortho, "scale": scale}
+        start = {"beta3": beta3, "rho": rho, "c": c, "gamma": gamma, "ortho": ortho}
         # Of the model that it was made from: each parameter with its name and whether it is a matrix.
         self._of_model: dict[Tensor, tuple[str, bool]] = {}
         groups: Any = params
@@ -122,10 +130,15 @@ class OMADA(WithBetas, name="omada"):
             fused=fused,
             state_dtype=state_dtype,
             stochastic_rounding=stochastic_rounding,
+            scale=scale,
             eps=eps,
             lion_betas=lion_betas,
             ortho_momentum=ortho_momentum,
         )
+
+    def _learn_scale(self, scale: bool | Mapping[str, float]) -> LearnedScale:
+        settings = {"matrices": MATRICES_SEARCH, "rest": REST_SEARCH}
+        return LearnedScale(self, per=_kind, settings=settings, held=None if scale is True else dict(scale))
 
     def add_param_group(self, param_group: Group) -> None:
         """Add parameters; see torch.optim.Optimizer.add_param_group.
@@ -182,6 +195,11 @@ class OMADA(WithBetas, name="omada"):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.setdefault("_of_model", {})
         super().__setstate__(state)
+
+
+def _kind(group: Group) -> str:
+    """What a scale is for."""
+    return "matrices" if group["matrices"] else "rest"
 
 
 def _read_mark(group: Group) -> bool:

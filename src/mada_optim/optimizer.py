@@ -24,7 +24,7 @@ from mada_optim.checkpoint import LATER_ARGUMENTS, check_fits, complete_groups, 
 from mada_optim.coefficients import Bounds, HyperLR
 from mada_optim.devices import as_floats, device_with_values, has_values, number_dtype, number_on
 from mada_optim.engine import (
-    LR_MEMORY,
+    PREVIOUS_LR,
     SET_SETTINGS,
     SET_TENSORS,
     Group,
@@ -46,7 +46,10 @@ from mada_optim.groups import (
     tensor_of,
     with_python_numbers,
 )
+from mada_optim.scale import LearnedScale
 from mada_optim.sharding import any_process, check_learnable, local, place_gradient, tell_autograd, whole
+
+Scale = bool | Mapping[str, float]
 
 
 class HypergradientOptimizer(Optimizer):
@@ -83,6 +86,9 @@ class HypergradientOptimizer(Optimizer):
         state_dtype: dtype of the buffers. None, the default: float32, and float64 for float64 parameters.
             torch.bfloat16 halves them, with stochastic rounding; buffers of complex parameters stay as they are.
         stochastic_rounding: round bfloat16 parameters stochastically, so that small updates are not lost.
+        scale: False, the default: ``lr`` is the learning rate. True: the learning rate is found in the first steps, and
+            ``lr`` gives the shape of the schedule alone, see :class:`LearnedScale`. A mapping, as :meth:`frozen_config`
+            returns it: the rates that were found, from the start.
         constants: the family's constants, by name. Groups may override them, as they may lr and weight_decay.
 
     Raises:
@@ -133,6 +139,7 @@ class HypergradientOptimizer(Optimizer):
         fused: bool | None = None,
         state_dtype: torch.dtype | None = None,
         stochastic_rounding: bool = False,
+        scale: Scale = False,
         **constants: Any,
     ) -> None:
         if not isinstance(family, Family):
@@ -172,7 +179,17 @@ class HypergradientOptimizer(Optimizer):
         if has_betas(family):
             start_of = {coefficient.name: coefficient.default for coefficient in family.coefficients} | self._start
             defaults["betas"] = tuple(start_of[name] for name in BETAS)
+        if not isinstance(scale, (bool, Mapping)):
+            raise TypeError(
+                "scale must be True, False, or a mapping from kinds of parameters to learning rates, as frozen_config() "
+                f"returns it, got {scale!r}"
+            )
         super().__init__(params, with_python_numbers(family, defaults, defaults))
+        self.scale: LearnedScale | None = self._learn_scale(scale) if scale else None
+        """The learning rate that is found, where ``scale`` asks for one."""
+
+    def _learn_scale(self, scale: bool | Mapping[str, float]) -> LearnedScale:
+        return LearnedScale(self, held=None if scale is True else dict(scale))
 
     # What the user reads and says about the coefficients.
 
@@ -218,9 +235,12 @@ class HypergradientOptimizer(Optimizer):
     def frozen_config(self, group: int = 0) -> dict[str, Any]:
         """Keyword arguments with which an optimizer of this class holds these coefficients fixed from the start.
 
-        With them a second training uses what the first one found (the paper's MADA-FS).
+        With them a second training uses what the first one found (the paper's MADA-FS), its learning rate included.
         """
-        return {"start": self.coefficients(group), "hyper_lr": 0.0}
+        return {"start": self.coefficients(group), "hyper_lr": 0.0, **self._frozen_scale()}
+
+    def _frozen_scale(self) -> dict[str, Any]:
+        return {} if self.scale is None else {"scale": self.scale.values}
 
     def _by_name(self, values: Tensor) -> dict[str, float]:
         return dict(zip((c.name for c in self.family.coefficients), as_floats(values), strict=True))
@@ -231,7 +251,13 @@ class HypergradientOptimizer(Optimizer):
         arguments = (argument for cls in ours for argument in inspect.signature(cls).parameters.values())
         defaults = {**self.family.constants, **{argument.name: argument.default for argument in arguments}}
         coefficients = [self.coefficients(index) for index in range(len(self.param_groups))]
-        return f"{type(self).__name__} (\n{describe(self.family, self.param_groups, coefficients, defaults)}\n)"
+        lines = [describe(self.family, self.param_groups, coefficients, defaults)]
+        if self.scale is not None:
+            lines.append(
+                "Learning rate, still searched for" if self.scale.searching else "Learning rate that was found"
+            )
+            lines += [f"    {kind}: {value:.3g}" for kind, value in self.scale.values.items()]
+        return "\n".join([f"{type(self).__name__} (", *lines, ")"])
 
     # Parameter groups.
 
@@ -253,12 +279,9 @@ class HypergradientOptimizer(Optimizer):
         if any(settings.hyper_lr.values()):
             check_learnable(map(tensor_of, group["params"]))
         device = device_with_values(map(tensor_of, group["params"]))
-        for name in LR_MEMORY:
-            group[name] = number_on(0.0, device) if group["capturable"] else 0.0
+        group[PREVIOUS_LR] = number_on(0.0, device) if group["capturable"] else 0.0
         if first is not None:
             group.update({key: first[key] for key in (*SET_SETTINGS, *SET_TENSORS, "special")})
-            # How far the learning rate has fallen is a matter of the training, of which this group's is a later part.
-            group["peak_lr"] = group["peak_lr"] + max(float(other["peak_lr"]) for other in self.param_groups)
         else:
             values = torch.tensor(list(settings.start.values()), dtype=number_dtype(device), device=device)
             group.update(
@@ -417,11 +440,13 @@ class HypergradientOptimizer(Optimizer):
     # Saving and loading.
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: self.__dict__[name] for name in ("family", "_start", "_hypergradients")}
+        own = {name: self.__dict__[name] for name in ("family", "_start", "_hypergradients", "scale")}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__({"scale": None, **state})
+        if self.scale is not None:
+            self.scale.attach([self])
         for options in (self.defaults, *self.param_groups):
             for name, value in LATER_ARGUMENTS.items():
                 options.setdefault(name, value)

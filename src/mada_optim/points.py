@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 from mada_optim.betas import split_betas
 from mada_optim.coefficients import Bounds, HyperLR
 from mada_optim.family import MADAFamily
-from mada_optim.optimizer import HypergradientOptimizer
+from mada_optim.optimizer import HypergradientOptimizer, Scale
 
 if TYPE_CHECKING:
     from mada_optim.omada import OMADA
@@ -46,7 +46,7 @@ class WithBetas(HypergradientOptimizer):
         0.5
         """
         values = self.coefficients(group)
-        return {"betas": (values.pop("beta1"), values.pop("beta2")), **values, "hyper_lr": 0.0}
+        return {"betas": (values.pop("beta1"), values.pop("beta2")), **values, "hyper_lr": 0.0, **self._frozen_scale()}
 
 
 def _with_defaults(init: Callable[..., None], defaults: dict[str, Any]) -> Callable[..., None]:
@@ -91,7 +91,7 @@ class MADA(WithBetas, name="mada"):
         bounds: boxes (low, high) of coefficients by name. The others keep theirs: β1 [0.01, 0.99], β2 [0.5, 0.999],
             β3 [0, 0.99], ρ, c and γ [0, 1].
         hyper_momentum, hyper_clip, hyper_warmup, hyper_every, hyper_per_group, foreach, maximize, capturable,
-            differentiable, fused, state_dtype, stochastic_rounding: see :class:`HypergradientOptimizer`.
+            differentiable, fused, state_dtype, stochastic_rounding, scale: see :class:`HypergradientOptimizer`.
 
     >>> import torch
     >>> model = torch.nn.Linear(4, 1)
@@ -129,6 +129,7 @@ class MADA(WithBetas, name="mada"):
         fused: bool | None = None,
         state_dtype: torch.dtype | None = None,
         stochastic_rounding: bool = False,
+        scale: Scale = False,
     ) -> None:
         super().__init__(
             params,
@@ -150,6 +151,7 @@ class MADA(WithBetas, name="mada"):
             fused=fused,
             state_dtype=state_dtype,
             stochastic_rounding=stochastic_rounding,
+            scale=scale,
             eps=eps,
             lion_betas=lion_betas,
         )
@@ -162,7 +164,7 @@ class AVGrad(MADA, name="avgrad"):
 
     Args:
         params, lr, betas, eps, weight_decay, foreach, maximize, capturable, differentiable, fused, state_dtype,
-            stochastic_rounding: as in :class:`MADA`.
+            stochastic_rounding, scale: as in :class:`MADA`.
     """
 
     def __init__(
@@ -180,6 +182,7 @@ class AVGrad(MADA, name="avgrad"):
         fused: bool | None = None,
         state_dtype: torch.dtype | None = None,
         stochastic_rounding: bool = False,
+        scale: Scale = False,
     ) -> None:
         super().__init__(
             params,
@@ -196,11 +199,12 @@ class AVGrad(MADA, name="avgrad"):
             fused=fused,
             state_dtype=state_dtype,
             stochastic_rounding=stochastic_rounding,
+            scale=scale,
         )
 
     def frozen_config(self, group: int = 0) -> dict[str, Any]:
-        """See :meth:`HypergradientOptimizer.frozen_config`: the betas, as nothing else can be said."""
-        return {"betas": super().frozen_config(group)["betas"]}
+        """See :meth:`HypergradientOptimizer.frozen_config`: the betas, as there are no other coefficients to set."""
+        return {"betas": super().frozen_config(group)["betas"], **self._frozen_scale()}
 
 
 # The step sizes of Ozkara et al. for language models.
@@ -257,8 +261,8 @@ def load_optimizer(name: str) -> Any:
 
     It takes the parameters and :class:`MADA`'s arguments (:class:`AVGrad`'s for ``"avgrad"``), with defaults that make
     it that optimizer. ``"hyperadam"`` learns β1 and β2 only, ``"mada"`` all but β2, ``"mada-paper"`` all six.
-    ``"omada"`` takes the model in place of its parameters, see :class:`OMADA`, and learns ω and κ. The others learn
-    nothing. Yogi's and Lion's weight decay is decoupled, as AdamW's; ``"adam"`` is ``"adamw"`` without weight decay.
+    ``"omada"`` takes the model in place of its parameters and finds its learning rate, see :class:`OMADA`. The others
+    learn nothing. Yogi's and Lion's weight decay is decoupled, as AdamW's; ``"adam"`` is ``"adamw"`` without weight decay.
 
     Args:
         name: one of :func:`available_optimizers`.

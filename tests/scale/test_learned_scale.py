@@ -91,7 +91,7 @@ def test_equals_the_slow_twin(warm_up: bool) -> None:
 def test_the_hypergradient_is_the_derivative_of_the_loss_by_the_scale() -> None:
     model, _, scale = search(steps=9, settings=SearchSettings(swing=1.0))
     scale._collect()
-    kappa = scale._applied[None]
+    kappa = scale._applied["all"]
     way = {p: (scale._ways[p].initial - p) / kappa for p in model.parameters()}
 
     def loss_at(factor: float) -> Tensor:
@@ -254,13 +254,13 @@ def test_parameters_that_come_later_or_have_no_gradient() -> None:
     assert not scale.searching
     # A gradient that is missing for a step: the parameter still moves with the scale.
     model, optimizer, scale = search(steps=5)
-    weight, kappa = model.out.weight, scale._applied[None]
+    weight, kappa = model.out.weight, scale._applied["all"]
     way = (scale._ways[weight].initial - weight.detach()) / kappa
     optimizer.zero_grad()
     loss_of(model, 5).backward()
     weight.grad = None
     optimizer.step()
-    expected = scale._ways[weight].initial - scale._applied[None] * way
+    expected = scale._ways[weight].initial - scale._applied["all"] * way
     torch.testing.assert_close(weight.detach(), expected)
 
 
@@ -386,12 +386,12 @@ def test_a_step_that_the_scaler_skips_changes_nothing(fused: bool) -> None:
         if step == 6:
             assert model.out.weight.grad is not None
             model.out.weight.grad[0, 0] = math.inf
-            before, steps, learned = vector(model), scale.steps, scale.state_dict_of(None)
+            before, steps, learned = vector(model), scale.steps, scale.state_dict_of("all")
         scaler.step(optimizer)
         scaler.update()
         if step == 6:
             assert torch.equal(vector(model), before)
-            assert (scale.steps, scale.state_dict_of(None)) == (steps, learned)
+            assert (scale.steps, scale.state_dict_of("all")) == (steps, learned)
     assert not scale.searching
     assert 1e-4 < scale.value < 1.0
 
@@ -401,11 +401,11 @@ def test_a_gradient_that_is_not_finite_teaches_nothing() -> None:
     optimizer.zero_grad()
     loss_of(model, 6).backward()
     scale._collect()
-    before = scale.state_dict_of(None)
+    before = scale.state_dict_of("all")
     model.norm.bias.grad.fill_(math.nan)  # type: ignore[union-attr]
     optimizer.step()
     scale._collect()
-    after = scale.state_dict_of(None)
+    after = scale.state_dict_of("all")
     assert [after[name] for name in ("log_value", "mean", "taken")] == [
         before[name] for name in ("log_value", "mean", "taken")
     ]
@@ -480,10 +480,10 @@ def test_checkpoints_of_the_optimizer_alone_and_into_it() -> None:
 def test_a_checkpoint_that_does_not_fit_changes_nothing() -> None:
     _, optimizer, scale = search(steps=5)
     other = AdamW([nn.Parameter(torch.ones(2))])
-    before = scale.state_dict_of(None), len(scale._ways)
+    before = scale.state_dict_of("all"), len(scale._ways)
     with pytest.raises(ValueError, match="parameter group"):
         optimizer.load_state_dict(other.state_dict())
-    assert (scale.state_dict_of(None), len(scale._ways)) == before
+    assert (scale.state_dict_of("all"), len(scale._ways)) == before
 
 
 def test_what_the_search_keeps_is_six_bytes_a_number_and_is_freed() -> None:

@@ -174,19 +174,6 @@ class Kernels(ABC):
         """
 
     @abstractmethod
-    def follow(self, batch: Batch, values: Tensor, wanted: bool) -> Tensor | None:
-        """Bring the running means of :mod:`mada_optim.horizon` up to date, before step t+1.
-
-        Args:
-            batch: parameters that have a gradient g_{t+1} and the buffers for it.
-            values: coefficients, as in :meth:`settle`.
-            wanted: whether to compute h, the hypergradient of a factor of all steps.
-
-        Returns:
-            h, if it is wanted: 0-dimensional, with ``values``' dtype and device.
-        """
-
-    @abstractmethod
     def step(self, batch: Batch, values: Tensor, keep: bool) -> None:
         """Take step t+1 of the parameters.
 

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mada_optim import horizon
-from mada_optim.devices import move_numbers, number_dtype, number_on
+from mada_optim.devices import move_numbers, number_on
 from mada_optim.family import Family
 from mada_optim.hypergradient import align_and_advance
 from mada_optim.kernels.base import Batch
@@ -49,30 +48,7 @@ class CompiledKernels(PlainKernels):
         read = dict.fromkeys(("param", "grad", *names, *kept))
         self._run(batch, values, batch.step + 1, self._step(batch, keep), tuple(read), ("param", *kept))
 
-    def follow(self, batch: Batch, values: Tensor, wanted: bool) -> Tensor | None:
-        """See :meth:`Kernels.follow`."""
-        read = ("param", "grad", *horizon.BUFFERS)
-        results = self._run(batch, values, batch.step, self._follow(batch, wanted), read, (horizon.MEAN,))
-        if not wanted:
-            return None
-        return move_numbers(results[0], values.device) if results else values.new_zeros(())
-
     # What is compiled.
-
-    def _follow(self, batch: Batch, wanted: bool) -> Pass:
-        def follow(tensors: Tensors, *_: Tensor) -> list[Tensor]:
-            now, first, mean = (tensors[name].to(batch.dtype) for name in ("param", *horizon.BUFFERS))
-            mean = mean + (1 - horizon.DECAY) * (now - mean)
-            tensors[horizon.MEAN].copy_(mean)
-            # Differences first: the weights are large beside the way that they have come.
-            way = mean + horizon.SWING_SHARE * (now - mean) - first
-            return [(self._oriented(batch, tensors["grad"]) * way).sum().to(number_dtype(batch.device))]
-
-        def follow_alone(tensors: Tensors, *numbers: Tensor) -> list[Tensor]:
-            follow(tensors, *numbers)
-            return []
-
-        return follow if wanted else follow_alone
 
     def _settle(self, batch: Batch, learned: Sequence[str]) -> Pass:
         def settle(tensors: Tensors, values: Tensor, t: Tensor, *others: Tensor) -> list[Tensor]:
@@ -96,7 +72,7 @@ class CompiledKernels(PlainKernels):
             q, state = self._read(batch, tensors, values)
             grad = self._oriented(batch, tensors["grad"])
             direction, advanced = self.family.update(state, grad, q, t)
-            shrunk = 1 - lr * weight_decay * self.family.decay_factor(q)
+            shrunk = 1 - lr * weight_decay
             param = tensors["param"].to(batch.dtype) * shrunk - lr * direction
             self._store(batch, tensors, {"param": param, **({"pending_grad": grad} if keep else advanced)}, seed)
             return []

@@ -38,7 +38,6 @@ class Variant:
     DIFF: bool
     YOGI: bool
     ORTHO: bool
-    SCALED: bool
     PARAM: str
     GRAD: str
     STATE: str
@@ -46,7 +45,7 @@ class Variant:
     STOCHASTIC: bool
 
 
-_SIMPLE = Variant(True, False, False, False, False, False, False, "float", "float", "float", "float", False)
+_SIMPLE = Variant(True, False, False, False, False, False, "float", "float", "float", "float", False)
 
 
 @lru_cache(maxsize=256)
@@ -82,9 +81,9 @@ def load(variant: Variant) -> ctypes.CDLL:
     path = cached(f"native-{digest}.so", lambda folder: _build(command, source, folder))
     library = ctypes.CDLL(str(path))
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-    library.mada_settle.argtypes = library.mada_follow.argtypes = [pointer, pointer, count, pointer]
+    library.mada_settle.argtypes = [pointer, pointer, count, pointer]
     library.mada_advance.argtypes = library.mada_step.argtypes = [pointer, pointer, count]
-    for function in (library.mada_settle, library.mada_advance, library.mada_follow, library.mada_step):
+    for function in (library.mada_settle, library.mada_advance, library.mada_step):
         function.restype = None
     library.mada_implements.restype = ctypes.c_char_p
     return library

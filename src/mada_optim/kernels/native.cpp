@@ -5,7 +5,7 @@
 //
 //   ADAPTIVE, SIGN   whether γ lets Adam's part and Lion's part of the direction in
 //   MEAN, DIFF, YOGI whether ρ, β3, c may differ from where they change nothing
-//   ORTHO, SCALED    whether ω lets the orthogonalized momentum in, and whether κ may differ from 1 (OMADA)
+//   ORTHO            whether ω lets the orthogonalized momentum in (OMADA)
 //   PARAM, GRAD, STATE   C++ types of parameters, gradients and buffers;  REAL: of the arithmetic
 //   STOCHASTIC       whether bfloat16 parameters are rounded stochastically, as buffers always are
 
@@ -26,7 +26,7 @@ struct bfloat16 { uint16_t bits; };
 
 // What Python hands over (native.py mirrors it): one row for each parameter, null where there is no such tensor, ...
 enum Role { PARAMETER, GRADIENT, PENDING, EXP_AVG, EXP_AVG_SQ, MEAN_EXP_AVG_SQ, EXP_AVG_DIFF, PREVIOUS, LION, ORTHOGONAL,
-            INITIAL, MEAN_PARAM, ROLES };
+            ROLES };
 
 struct Row {
     int64_t numel;
@@ -36,9 +36,8 @@ struct Row {
 
 // ... and the numbers of the step t that is computed.
 struct Settings {
-    double beta1, beta2, beta3, rho, c, gamma, ortho, scale;
+    double beta1, beta2, beta3, rho, c, gamma, ortho;
     double eps, kappa1, kappa2, t, lr, weight_decay;
-    double mean_decay, swing_share;      // mada_follow
     int32_t maximize;
     int32_t keep;                        // mada_step: leave the moments as they are; mada_settle: that will be done
     int32_t stored;                      // mada_step with keep: mada_settle has stored the gradient already
@@ -103,7 +102,7 @@ inline REAL sign(REAL x) { return REAL(x > 0) - REAL(x < 0); }
 
 // Coefficients in the precision of the arithmetic, and what the bias corrections make of them.
 struct Coefficients {
-    REAL beta1, beta2, beta3, rho, c, gamma, ortho, factor, eps, kappa1, kappa2;
+    REAL beta1, beta2, beta3, rho, c, gamma, ortho, eps, kappa1, kappa2;
     REAL not_beta1, not_beta2, not_beta3, not_rho, not_c, not_gamma, not_ortho, not_kappa1, not_kappa2;  // 1 - ...
     REAL share;                          // 1/t
     REAL later;                          // 1 after the first step: d_1 = 0
@@ -112,7 +111,7 @@ struct Coefficients {
     REAL V_by_v, V_by_target;            // ∂V/∂v, (1-β2) ∂V/∂v
 
     explicit Coefficients(const Settings& q)
-        : beta1(q.beta1), beta2(q.beta2), beta3(q.beta3), rho(q.rho), c(q.c), gamma(q.gamma), ortho(q.ortho), factor(q.scale), eps(q.eps),
+        : beta1(q.beta1), beta2(q.beta2), beta3(q.beta3), rho(q.rho), c(q.c), gamma(q.gamma), ortho(q.ortho), eps(q.eps),
           kappa1(q.kappa1), kappa2(q.kappa2), not_beta1(1 - q.beta1), not_beta2(1 - q.beta2), not_beta3(1 - q.beta3),
           not_rho(1 - q.rho), not_c(1 - q.c), not_gamma(1 - q.gamma), not_ortho(1 - q.ortho), not_kappa1(1 - q.kappa1),
           not_kappa2(1 - q.kappa2), share(1 / q.t), later(q.t > 1) {
@@ -125,9 +124,9 @@ struct Coefficients {
 
     // What the sums of Derivatives must be multiplied by.
     void scale(double* sums) const {
-        const double inner = double(SCALED ? factor : 1) * (ORTHO ? not_ortho : 1), outer = inner * (SIGN ? gamma : 1);
+        const double inner = ORTHO ? not_ortho : 1, outer = inner * (SIGN ? gamma : 1);
         sums[0] *= outer, sums[1] *= -outer / 2, sums[2] *= outer, sums[3] *= -outer / 2 * unbias2;
-        sums[4] *= -outer / 2 * V_by_target, sums[5] *= inner, sums[6] *= SCALED ? factor : 1;
+        sums[4] *= -outer / 2 * V_by_target, sums[5] *= inner;
     }
 };
 
@@ -184,7 +183,6 @@ inline Step take(const Coefficients& q, const Moments& s, REAL g) {
     if constexpr (ADAPTIVE && SIGN) x.delta = q.gamma * x.a + q.not_gamma * x.u;
     x.inner = x.delta;
     if constexpr (ORTHO) x.delta = q.not_ortho * x.inner + q.ortho * s.ortho;
-    if constexpr (SCALED) x.delta *= q.factor;
     x.next.previous = g;
     return x;
 }
@@ -283,24 +281,6 @@ void advance(const Coefficients& given, const Settings&, const Row& row, int64_t
         tensors.store(i, take(q, tensors.moments(i), cut(read(tensors.pending[i]))).next);
 }
 
-// The running mean of the parameters, and the loss's derivative along the way that they have come; see horizon.py.
-void follow(const Coefficients&, const Settings& settings, const Row& row, int64_t start, int64_t end, double* sums) {
-    const PARAM* param = static_cast<PARAM*>(row.data[PARAMETER]);
-    const GRAD* grad = static_cast<GRAD*>(row.data[GRADIENT]);
-    const PARAM* initial = static_cast<PARAM*>(row.data[INITIAL]);
-    REAL* means = static_cast<REAL*>(row.data[MEAN_PARAM]);
-    const REAL moves = 1 - settings.mean_decay, share = settings.swing_share;
-    REAL sum = 0;
-    EACH
-    for (int64_t i = start; i < end; ++i) {
-        const REAL now = read(param[i]), mean = means[i] + moves * (now - means[i]);
-        // Differences first: the weights are large beside the way that they have come.
-        sum += read(grad[i]) * (mean + share * (now - mean) - read(initial[i]));
-        means[i] = mean;
-    }
-    sums[0] += settings.maximize ? -sum : sum;
-}
-
 // The step of the parameters.
 template <bool KEEP, bool STORED>
 void step(const Coefficients& given, const Settings& settings, const Row& row, int64_t start, int64_t end, double*) {
@@ -345,12 +325,12 @@ extern "C" {
 
 // What of family.py is written out here and in native.py, in the order of Settings and Role; agreement.py compares.
 const char* mada_implements() {
-    return "coefficients: beta1 beta2 beta3 rho c gamma ortho scale\n"
+    return "coefficients: beta1 beta2 beta3 rho c gamma ortho\n"
            "buffers: exp_avg exp_avg_sq mean_exp_avg_sq exp_avg_diff previous_grad lion_exp_avg ortho\n"
            "buffers: ortho_exp_avg\n"                  // prepare() alone reads and writes it
            "constants: eps lion_betas\n"
            "constants: matrices ortho_momentum\n"      // which matter to prepare() and buffers() alone
-           "definition: a360309309d1928b\n";           // the checksum of the methods, see CONTRIBUTING.md
+           "definition: 14100be9d71cf7ec\n";           // the checksum of the methods, see CONTRIBUTING.md
 }
 
 void mada_settle(const Settings* settings, const Row* rows, int64_t count, double* sums) {
@@ -360,12 +340,6 @@ void mada_settle(const Settings* settings, const Row* rows, int64_t count, doubl
 
 void mada_advance(const Settings* settings, const Row* rows, int64_t count) {
     run(*settings, rows, count, nullptr, advance);
-}
-
-void mada_follow(const Settings* settings, const Row* rows, int64_t count, double* h) {
-    double sums[COEFFICIENTS] = {};
-    run(*settings, rows, count, sums, follow);
-    if (h) *h = sums[0];
 }
 
 void mada_step(const Settings* settings, const Row* rows, int64_t count) {

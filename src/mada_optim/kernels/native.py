@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mada_optim import horizon
 from mada_optim.kernels.base import Batch, Columns, Group, family_buffers
 from mada_optim.kernels.blocks import Roles
 from mada_optim.kernels.library import Variant, load, why_unavailable
@@ -24,7 +23,7 @@ _STATE_ROLES = ("exp_avg", "exp_avg_sq", "mean_exp_avg_sq", "exp_avg_diff", "pre
 _ADVANCED = _STATE_ROLES[:-1]  # those that a step changes
 # In the order of native.cpp's Role; of what else a state holds it knows nothing.
 _BUFFERS = ("pending_grad", *_STATE_ROLES)
-_ROLES = ("param", "grad", *_BUFFERS, *horizon.BUFFERS)
+_ROLES = ("param", "grad", *_BUFFERS)
 # Of the numbers of a Row, all of 64 bits.
 _PLACES = {name: place for place, name in enumerate(("numel", "seed", *_ROLES))}
 _WIDTH = len(_PLACES)
@@ -36,9 +35,8 @@ class _Settings(ctypes.Structure):
     """native.cpp's Settings."""
 
     _fields_ = (
-        *((name, ctypes.c_double) for name in (*_DIFFERENTIATED, "scale")),
+        *((name, ctypes.c_double) for name in _DIFFERENTIATED),
         *((name, ctypes.c_double) for name in ("eps", "kappa1", "kappa2", "t", "lr", "weight_decay")),
-        *((name, ctypes.c_double) for name in ("mean_decay", "swing_share")),
         *((name, ctypes.c_int32) for name in ("maximize", "keep", "stored", "threads")),
     )
 
@@ -80,23 +78,6 @@ class NativeKernels(PlainKernels):
             written = ("param", *(("pending_grad",) if keep else _ADVANCED))
             batch.note_writes(written, rows.tensors(written))
 
-    def follow(self, batch: Batch, values: Tensor, wanted: bool) -> Tensor | None:
-        """See :meth:`Kernels.follow`."""
-        rows, rest = self._split(batch)
-        total = super().follow(rest, values, wanted) if rest else None
-        if rows is None:
-            return total
-        settings = self._settings(batch, values, batch.step + 1, False, rows.variant)
-        h = (ctypes.c_double * 1)()
-        load(rows.variant).mada_follow(
-            ctypes.byref(settings), rows.at(batch.step + 1), len(rows), h if wanted else None
-        )
-        batch.note_writes([horizon.MEAN], rows.tensors([horizon.MEAN]))
-        if not wanted:
-            return None
-        found = torch.tensor(h[0], dtype=values.dtype, device=values.device)
-        return found if total is None else total + found
-
     def _split(self, batch: Batch) -> tuple[_Rows | None, Batch | None]:
         """The parameters that a library can work on, and the others."""
         if "split" not in batch.found:
@@ -127,14 +108,11 @@ class NativeKernels(PlainKernels):
         constants = {name: group[name] for name in self.family.constants}
         return _Settings(
             *(numbers.get(name, 0.0) for name in _DIFFERENTIATED),
-            numbers.get("scale", 1.0),
             constants["eps"],
             *constants["lion_betas"],
             float(t),
             float(group["lr"]),
-            group["weight_decay"] * float(self.family.decay_factor({**numbers, **constants})),
-            horizon.DECAY,
-            horizon.SWING_SHARE,
+            group["weight_decay"],
             group["maximize"],
             keep,
             # With differences of gradients, settle() stores the gradient where that costs least.
@@ -144,7 +122,6 @@ class NativeKernels(PlainKernels):
 
     def _variant(self, group: Group, columns: Mapping[str, Sequence[Any]], dtype: torch.dtype) -> Variant:
         names = family_buffers(self.family, group)
-        learned_scale = any(one.name == "scale" for one in self.family.coefficients) and "scale" not in group["special"]
         first = {role: column[0] for role, column in columns.items()}
         return Variant(
             ADAPTIVE="exp_avg" in names,
@@ -153,7 +130,6 @@ class NativeKernels(PlainKernels):
             DIFF="exp_avg_diff" in names,
             YOGI="exp_avg" in names and "c" not in group["special"],
             ORTHO="ortho" in names,
-            SCALED=learned_scale,
             PARAM=_TYPES[first["param"].dtype],
             GRAD=_TYPES[(first["param"] if first.get("grad") is None else first["grad"]).dtype],
             STATE=_TYPES[_state_dtype(first)],
@@ -239,8 +215,7 @@ def _are_dense(columns: Columns) -> bool:
     shapes = zip(*(map(Tensor.size, column) for column in columns.values()), strict=True)
     buffers = [tensor for role, column in columns.items() if role in _BUFFERS for tensor in column]
     return (
-        columns.keys().isdisjoint(horizon.BUFFERS)
-        and all(alike.count(alike[0]) == len(alike) for alike in shapes)
+        all(alike.count(alike[0]) == len(alike) for alike in shapes)
         and all(map(Tensor.is_contiguous, columns["param"]))
         and all(map(Tensor.is_contiguous, buffers))
         and not any(map(Tensor.is_neg, columns["param"]))
@@ -269,11 +244,6 @@ def _is_dense(roles: Roles) -> bool:
     buffers = [tensor for role, tensor in roles.items() if role in _BUFFERS]
     if any(tensor.dtype != buffers[0].dtype or tensor.device != param.device for tensor in buffers):
         return False
-    followed = [roles[name] for name in horizon.BUFFERS if name in roles]
-    # native.cpp takes their types from the parameter's, which may have changed since they were made.
-    if followed and [tensor.dtype for tensor in followed] != list(horizon.dtypes(param)):
-        return False
-    buffers += followed
     if param.is_contiguous():
         return all(tensor.is_contiguous() for tensor in buffers)
     if any(tensor.stride() != param.stride() for tensor in buffers):

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mada_optim.devices import move_numbers, number_dtype, number_on
 from mada_optim.family import Family
-from mada_optim.horizon import BUFFERS, DECAY, MEAN, SWING_SHARE
 from mada_optim.hypergradient import align_and_advance
 from mada_optim.kernels.base import Batch, Kernels, coefficients_and_constants
 from mada_optim.kernels.blocks import DEVICE_ELEMENTS, Block, make_blocks
@@ -46,25 +45,11 @@ class PlainKernels(Kernels):
         batch.note_writes(self.family.buffers(q))
         return None if total is None else spread(self.family, learned, move_numbers(total, values.device))
 
-    def follow(self, batch: Batch, values: Tensor, wanted: bool) -> Tensor | None:
-        """See :meth:`Kernels.follow`."""
-        total = torch.zeros((), dtype=number_dtype(batch.device), device=batch.device) if wanted else None
-        for block in self._blocks(batch, elementwise=True):
-            now, first, mean = (block.read(name, batch.dtype) for name in ("param", *BUFFERS))
-            mean = mean.lerp(now, 1 - DECAY)
-            block.write(MEAN, mean)
-            if total is not None:
-                # Differences first: the weights are large beside the way that they have come.
-                way = mean.lerp_(now, SWING_SHARE).sub_(first)
-                total += torch.dot(self._grad(batch, block).reshape(-1), way.reshape(-1))
-        batch.note_writes([MEAN])
-        return None if total is None else move_numbers(total, values.device)
-
     def step(self, batch: Batch, values: Tensor, keep: bool) -> None:
         """See :meth:`Kernels.step`."""
         q = self._q(batch, values)
         step = number_on(batch.step + 1, batch.device)
-        lr, weight_decay = batch.group["lr"], batch.group["weight_decay"] * self.family.decay_factor(q)
+        lr, weight_decay = batch.group["lr"], batch.group["weight_decay"]
         if isinstance(lr, Tensor):
             lr = lr.reshape(())  # a tensor of one element may have any number of dimensions
             if lr.dtype == torch.float64:

@@ -61,7 +61,7 @@ class LearnedScale:
         optimizers: an optimizer, or several that train one model on one loss and share the search, such as
             ``torch.optim.Muon`` for matrices and ``AdamW`` for the rest. In each round all of them step once.
             Optimizers whose losses fight (a GAN's) have no common scale: give them a learning rate.
-        per: parameter groups for which this function returns the same value share a scale. None: one for all groups.
+        per: parameter groups for which this function returns the same value share a scale. None: all share one, "all".
         settings: of the search; or a mapping from values of ``per`` to settings.
         held: scales that are held from the start, instead of a search: a number, or a mapping from values of ``per``.
 
@@ -107,7 +107,7 @@ class LearnedScale:
         self._peak: float | Tensor = 0.0
         for optimizer in listed:
             for group in optimizer.param_groups:
-                key = None if per is None else per(group)
+                key = "all" if per is None else per(group)
                 self._states[key] = ScaleState(math.log(self._settings_of(key).start))
                 if held is not None:
                     self._held[key] = _positive(held[key] if isinstance(held, Mapping) else held)
@@ -268,7 +268,7 @@ class LearnedScale:
 
     def _key(self, group: Group) -> Hashable:
         """The value of ``per``. A new one, of a group that came later, begins with the first scale."""
-        key = None if self._per is None else self._per(group)
+        key = "all" if self._per is None else self._per(group)
         if key not in self._states:
             first = next(iter(self._states))
             self._states[key] = replace(self._states[first], mean=0.0, square=0.0, taken=0)
