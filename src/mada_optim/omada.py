@@ -138,7 +138,7 @@ class OMADA(WithBetas, name="omada"):
 
     def _learn_scale(self, scale: bool | Mapping[str, float]) -> LearnedScale:
         settings = {"matrices": MATRICES_SEARCH, "rest": REST_SEARCH}
-        return LearnedScale(self, per=_kind, settings=settings, held=None if scale is True else dict(scale))
+        return LearnedScale(self, per=_kind, settings=settings, held=scale if isinstance(scale, Mapping) else None)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add parameters; see torch.optim.Optimizer.add_param_group.

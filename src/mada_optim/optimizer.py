@@ -181,15 +181,15 @@ class HypergradientOptimizer(Optimizer):
             defaults["betas"] = tuple(start_of[name] for name in BETAS)
         if not isinstance(scale, (bool, Mapping)):
             raise TypeError(
-                "scale must be True, False, or a mapping from kinds of parameters to learning rates, as frozen_config() "
-                f"returns it, got {scale!r}"
+                "scale must be True, False, or a mapping from kinds of parameters to learning rates, as "
+                f"frozen_config() returns it, got {scale!r}"
             )
         super().__init__(params, with_python_numbers(family, defaults, defaults))
         self.scale: LearnedScale | None = self._learn_scale(scale) if scale else None
         """The learning rate that is found, where ``scale`` asks for one."""
 
     def _learn_scale(self, scale: bool | Mapping[str, float]) -> LearnedScale:
-        return LearnedScale(self, held=None if scale is True else dict(scale))
+        return LearnedScale(self, held=scale if isinstance(scale, Mapping) else None)
 
     # What the user reads and says about the coefficients.
 
@@ -253,9 +253,7 @@ class HypergradientOptimizer(Optimizer):
         coefficients = [self.coefficients(index) for index in range(len(self.param_groups))]
         lines = [describe(self.family, self.param_groups, coefficients, defaults)]
         if self.scale is not None:
-            lines.append(
-                "Learning rate, still searched for" if self.scale.searching else "Learning rate that was found"
-            )
+            lines.append("Learning rate, searched for" if self.scale.searching else "Learning rate that was found")
             lines += [f"    {kind}: {value:.3g}" for kind, value in self.scale.values.items()]
         return "\n".join([f"{type(self).__name__} (", *lines, ")"])
 

@@ -262,7 +262,8 @@ def load_optimizer(name: str) -> Any:
     It takes the parameters and :class:`MADA`'s arguments (:class:`AVGrad`'s for ``"avgrad"``), with defaults that make
     it that optimizer. ``"hyperadam"`` learns β1 and β2 only, ``"mada"`` all but β2, ``"mada-paper"`` all six.
     ``"omada"`` takes the model in place of its parameters and finds its learning rate, see :class:`OMADA`. The others
-    learn nothing. Yogi's and Lion's weight decay is decoupled, as AdamW's; ``"adam"`` is ``"adamw"`` without weight decay.
+    learn nothing. Yogi's and Lion's weight decay is decoupled, as AdamW's; ``"adam"`` is ``"adamw"`` without weight
+    decay.
 
     Args:
         name: one of :func:`available_optimizers`.

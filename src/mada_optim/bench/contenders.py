@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mada_optim import MADA, OMADA, AVGrad, HypergradientOptimizer, MADAFamily, load_optimizer
+from mada_optim import (
+    MADA,
+    OMADA,
+    AVGrad,
+    HypergradientOptimizer,
+    LearnedScale,
+    MADAFamily,
+    SearchSettings,
+    load_optimizer,
+)
 from mada_optim.experiments.peers import MuonWithAdamW
 
 if TYPE_CHECKING:
@@ -20,6 +29,7 @@ if TYPE_CHECKING:
 
 Params = Sequence[Tensor]
 LR = 1e-4
+_ENDLESS = SearchSettings(steps=1_000_000)
 ALL = "abcdef"
 
 
@@ -100,9 +110,11 @@ def contenders() -> list[Contender]:
         Contender("MADA, everything, bfloat16 state", "ours", partial(paper, state_dtype=torch.bfloat16)),
         Contender("generic engine, compiled", "ours", partial(generic, fused=True)),
         Contender("generic engine, plain", "ours", partial(generic, fused=False)),
-        Contender("OMADA, no matrices", "ours", _omada_without_matrices),
-        Contender("OMADA", "ours", _omada),
-        Contender("OMADA at Muon's corner", "ours", partial(_omada, ortho=1.0, scale=1.0, hyper_lr=0.0)),
+        Contender("AdamW, fused, searching for its rate", "ours", _searching_adamw),
+        Contender("AdamW, fused, at the rate found", "ours", partial(_searching_adamw, held=LR)),
+        Contender("OMADA, searching for its rates", "ours", _searching_omada),
+        Contender("OMADA, at the rates found", "ours", partial(_omada, scale={"matrices": LR, "rest": LR})),
+        Contender("OMADA, no search", "ours", partial(_omada, scale=False)),
         Contender("Muon and AdamW (torch)", "torch", _muon),
         Contender("schedule-free AdamW", "peer", _schedule_free, package="schedulefree"),
         Contender("Adan (pytorch-optimizer)", "peer", partial(_peer, "Adan"), package="pytorch_optimizer"),
@@ -133,8 +145,16 @@ def _omada(params: Params, **options: Any) -> Optimizer:
     return OMADA(matrices_apart(params), lr=LR, **options)
 
 
-def _omada_without_matrices(params: Params) -> Optimizer:
-    return OMADA([{"params": params, "matrices": False}], lr=LR)
+def _searching_adamw(params: Params, held: float | None = None) -> Optimizer:
+    optimizer = torch.optim.AdamW(params, lr=LR, fused=True)
+    LearnedScale(optimizer, settings=_ENDLESS, held=held)
+    return optimizer
+
+
+def _searching_omada(params: Params) -> Optimizer:
+    optimizer = _omada(params, scale=False)
+    LearnedScale(optimizer, settings=_ENDLESS)
+    return optimizer
 
 
 def _peer(name: str, params: Params) -> Optimizer:

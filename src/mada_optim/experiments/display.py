@@ -21,7 +21,7 @@ from mada_optim.experiments.train import StepReport
 
 SYMBOLS = {
     **{"beta1": "β1", "beta2": "β2", "beta3": "β3", "rho": "ρ", "c": "c", "gamma": "γ"},
-    **{"ortho": "ω", "scale": "κ"},
+    **{"ortho": "ω", "scale": "κ", "scale_all": "κ", "scale_matrices": "κ matrices", "scale_rest": "κ rest"},
 }
 _GAP = 2  # spaces between two values
 
@@ -83,6 +83,8 @@ class Display:
             self._live.update(Group(self._progress, *values_in_rows(report, self._console.width)))
         elif not self._quiet and (report.validated or report.step == self._start + 1):
             self._console.print(self._line(report, speed), highlight=False, markup=False, soft_wrap=True)
+        if report.news and not self._quiet:
+            self._console.print(f"step {report.step}: {report.news}", highlight=False, markup=False, soft_wrap=True)
 
     def _line(self, report: StepReport, speed: float) -> str:
         left = f"{(self._steps - report.step) / speed:.0f} s left" if speed else ""

@@ -56,7 +56,7 @@ ENTRIES: dict[str, Entry] = {
     "mada-paper": Entry("learns all six, with the authors' step sizes"),
     "mada-zeroed": Entry("MADA with the kept gradient zeroed, as the authors' code does", ZeroedGradientMADA),
     "muon": Entry("torch.optim.Muon for hidden matrices, torch's AdamW for the rest", MuonWithAdamW),
-    "omada": Entry("OMADA: learns also how much of Muon, and a factor of lr", mada_optim.OMADA),
+    "omada": Entry("Muon for hidden matrices, AdamW for the rest, at rates that it finds", mada_optim.OMADA),
     "prodigy": Entry("Prodigy (prodigyopt): finds its step size, which lr multiplies", prodigy, lr=1.0),
     "schedulefree": Entry("schedule-free AdamW (schedulefree), lr constant", schedule_free_adamw, final_lr=1.0),
     "yogi": Entry("Yogi: additive second moment"),

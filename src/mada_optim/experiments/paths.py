@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from mada_optim.experiments.display import SYMBOLS
 from mada_optim.experiments.report import StoredRun, Summary
 from mada_optim.experiments.run_folder import Metrics
-from mada_optim.family import OMADAFamily
 
-LOGARITHMIC = frozenset(item.name for item in OMADAFamily.coefficients if item.logarithmic)
+LOGARITHMIC = frozenset(("scale", "scale_all", "scale_matrices", "scale_rest"))
 # As many points as a small plot can show, and as many contenders as there are colours.
 _POINTS, _TOGETHER = 200, 7
 # The least height of an axis, and its least factor from the bottom to the top: a jitter must not look like a change.

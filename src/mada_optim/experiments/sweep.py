@@ -14,6 +14,7 @@ from typing import Any
 
 from mada_optim.experiments.config import OptimizerConfig, RunConfig, make_task, pair
 from mada_optim.experiments.entries import find
+from mada_optim.experiments.result import SCALE
 from mada_optim.tasks import InputError, require
 
 if sys.version_info >= (3, 11):
@@ -152,8 +153,15 @@ class Experiment:
 
 
 def fixed(config: RunConfig, coefficients: Mapping[str, float]) -> RunConfig:
-    """``config`` with an optimizer that starts at ``coefficients`` and learns none of them."""
-    options = {name: value for name, value in coefficients.items() if name not in ("beta1", "beta2")}
+    """``config`` with an optimizer that starts at ``coefficients``, holds learned scales, and learns nothing."""
+    scales = {name.removeprefix(SCALE): value for name, value in coefficients.items() if name.startswith(SCALE)}
+    options: dict[str, Any] = {
+        name: value
+        for name, value in coefficients.items()
+        if name not in ("beta1", "beta2") and not name.startswith(SCALE)
+    }
+    if scales:
+        options["scale"] = scales
     optimizer = dataclasses.replace(
         config.optimizer,
         betas=(coefficients["beta1"], coefficients["beta2"]),

@@ -26,7 +26,7 @@ from mada_optim.experiments import optimizers
 from mada_optim.experiments.config import RunConfig, from_dict, to_dict
 from mada_optim.experiments.entries import find
 from mada_optim.experiments.processes import Processes, join_processes, restarts
-from mada_optim.experiments.result import Result, summarize
+from mada_optim.experiments.result import SCALE, Result, summarize
 from mada_optim.experiments.run_folder import RunFolder, finite
 from mada_optim.tasks import Batch, InputError, Task, require_device
 from mada_optim.tasks.stored import locked, read_json, write_json
@@ -39,6 +39,7 @@ class StepReport:
     """What is known after a step; ``val_loss`` is the latest. ``loss`` is NaN where it was not finite.
 
     ``learned`` holds the values that the optimizer learns, by name; coefficients that it keeps are not among them.
+    ``news`` is a line for the log: that a learning rate was found.
     """
 
     step: int
@@ -47,6 +48,7 @@ class StepReport:
     lr: float
     learned: dict[str, float]
     validated: bool
+    news: str = ""
 
 
 def train(
@@ -168,6 +170,7 @@ class _Run:
             if self.val_loss is None:
                 metrics.write(self._validation())
             while self.step < config.steps and self.bad_steps < PATIENCE and not self._stopped(stop):
+                searching = _is_searching(self.optimizer)
                 line = self._train_step()
                 metrics.write(line)
                 validated = self.step % config.eval_every == 0 or self.step == config.steps
@@ -179,7 +182,9 @@ class _Run:
                 if on_step is not None:
                     loss = math.nan if line["loss"] is None else line["loss"]
                     learned = _learned(self.optimizer, line.get("coefficients", {}))
-                    on_step(StepReport(self.step, loss, self.val_loss, line["lr"], learned, validated))
+                    ended = searching and not _is_searching(self.optimizer)
+                    news = self.optimizer.scale.describe() if ended else ""  # type: ignore[attr-defined]
+                    on_step(StepReport(self.step, loss, self.val_loss, line["lr"], learned, validated, news))
             checkpoint()
         return self.processes.from_first(lambda: self._finish(draw))
 
@@ -216,7 +221,9 @@ class _Run:
         else:
             # One update with it would make every weight NaN; a single bad batch should not end a run.
             self.bad_steps += 1
-        line: dict[str, Any] = {"step": self.step, "loss": finite(value), "lr": lr}
+        # The highest rate that was used; a learned scale changes what the schedule gives.
+        used = max(+group["lr"] for group in self.optimizer.param_groups)
+        line: dict[str, Any] = {"step": self.step, "loss": finite(value), "lr": used}
         if self.bad_steps:
             line["skipped"] = True
         if coefficients := _coefficients(self.optimizer):
@@ -355,13 +362,25 @@ def _mixed(*numbers: int) -> int:
 
 
 def _coefficients(optimizer: Optimizer) -> dict[str, float]:
+    """Coefficients by name, and the learned scales of kinds of parameters as ``scale_KIND``."""
     read = getattr(optimizer, "coefficients", None)
-    return dict(read()) if callable(read) else {}
+    scale = getattr(optimizer, "scale", None)
+    scales = {} if scale is None else {f"{SCALE}{kind}": value for kind, value in scale.values.items()}
+    return {**(read() if callable(read) else {}), **scales}
 
 
 def _learned(optimizer: Optimizer, coefficients: Mapping[str, float]) -> dict[str, float]:
     step_sizes = [group["hyper_lr"] for group in optimizer.param_groups if "hyper_lr" in group]
-    return {name: value for name, value in coefficients.items() if any(sizes.get(name, 0) > 0 for sizes in step_sizes)}
+    return {
+        name: value
+        for name, value in coefficients.items()
+        if name.startswith(SCALE) or any(sizes.get(name, 0) > 0 for sizes in step_sizes)
+    }
+
+
+def _is_searching(optimizer: Optimizer) -> bool:
+    scale = getattr(optimizer, "scale", None)
+    return scale is not None and scale.searching
 
 
 def _log(board: Any, line: dict[str, Any]) -> None:

@@ -159,8 +159,13 @@ class LearnedScale:
         self._held = {key: state.value * self._settings_of(key).margin for key, state in self._states.items()}
         self.searching = False
         self._ways.clear()
-        rates = [f"{value:.2g}" + ("" if len(self._held) == 1 else f" ({key})") for key, value in self._held.items()]
-        log.info("learning rate found: %s after %d steps", ", ".join(rates), self.steps)
+        log.info(self.describe())
+
+    def describe(self) -> str:
+        """Say in one line what was found, or how far the search is."""
+        rates = [f"{value:.2g}" + ("" if len(self._states) == 1 else f" ({key})") for key, value in self.values.items()]
+        state = "so far" if self.searching else "found"
+        return f"learning rate {state}: {', '.join(rates)} after {self.steps} steps"
 
     # A step. The hooks of all optimizers lead here.
 
