@@ -324,7 +324,7 @@ def _batches(family: Family, group: Group, states: list[dict[str, Any]]) -> Batc
     params: list[Tensor] = group["params"]
     grads = [param.grad for param in params]
     pending = [own["pending"].item() if "pending" in own else False for own in states]
-    counts = params if group["capturable"] else [own["step"].item() if own else None for own in states]
+    counts: list[Any] = params if group["capturable"] else [own["step"].item() if own else None for own in states]
     keys = (
         pending,
         counts,
@@ -341,9 +341,14 @@ def _batches(family: Family, group: Group, states: list[dict[str, Any]]) -> Batc
     for members in alike.values():
         first = members[0]
         step = states[first]["step"] if group["capturable"] else counts[first]
-        of_members = [[column[index] for index in members] for column in (params, grads, states)]
-        if grads[first] is None:
-            of_members[1] = None
-        batch = Batch(group, *of_members, step, pending[first], first)
+        batch = Batch(
+            group,
+            [params[index] for index in members],
+            None if grads[first] is None else [grads[index] for index in members],  # type: ignore[misc]
+            [states[index] for index in members],
+            step,
+            pending[first],
+            first,
+        )
         batches.append((select_kernels(family, group, batch.device), batch))
     return batches

@@ -113,7 +113,7 @@ class Batch:
 
         Of a tensor that is spread over processes it is the part on this one. All but the gradient are the stored ones.
         """
-        grads = self.grads or [None] * len(self.params)
+        grads: Sequence[Tensor | None] = self.grads or [None] * len(self.params)
         return [self._roles(*row) for row in zip(self.params, grads, self.states, strict=True)]
 
     @cached_property

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mada_optim.kernels.base import Batch, Columns, Group, family_buffers
+from mada_optim.kernels.base import Batch, Group, family_buffers
 from mada_optim.kernels.blocks import Roles
 from mada_optim.kernels.library import Variant, load, why_unavailable
 from mada_optim.kernels.plain import PlainKernels
@@ -85,17 +85,17 @@ class NativeKernels(PlainKernels):
         return batch.found["split"]  # type: ignore[no-any-return]
 
     def _find_split(self, batch: Batch) -> tuple[_Rows | None, Batch | None]:
-        columns = batch.columns
-        if columns is not None and _are_dense(columns):
-            native, rest = batch, None
-        else:
+        native, rest = batch, None
+        columns: Mapping[str, Sequence[Any]] | None = batch.columns
+        if columns is None or not _are_dense(columns):
             dense = [_is_dense(roles) for roles in batch.roles]
             dtypes = [_state_dtype(roles) for roles in batch.roles]
             first = next(compress(dtypes, dense), None)
             flags = [flag and dtype == first for flag, dtype in zip(dense, dtypes, strict=True)]
-            native, rest = (_part(batch, [flag == wanted for flag in flags]) for wanted in (True, False))
-            if native is None:
+            part, rest = (_part(batch, [flag == wanted for flag in flags]) for wanted in (True, False))
+            if part is None:
                 return None, rest
+            native = part
             columns = {role: [roles.get(role) for roles in native.roles] for role in _ROLES}
         variant = self._variant(batch.group, columns, batch.dtype)
         if why_unavailable(variant) is not None:
@@ -132,7 +132,7 @@ class NativeKernels(PlainKernels):
             ORTHO="ortho" in names,
             PARAM=_TYPES[first["param"].dtype],
             GRAD=_TYPES[(first["param"] if first.get("grad") is None else first["grad"]).dtype],
-            STATE=_TYPES[_state_dtype(first)],
+            STATE=_TYPES[_state_dtype(first)],  # type: ignore[index]
             REAL=_TYPES[dtype],
             STOCHASTIC=group["stochastic_rounding"],
         )
@@ -160,7 +160,7 @@ class _Rows:
     def __init__(
         self,
         variant: Variant,
-        columns: Mapping[str, Sequence[Tensor | None]],
+        columns: Mapping[str, Sequence[Any]],
         states: Sequence[dict[str, Any]],
         index: int,
     ) -> None:
@@ -207,7 +207,7 @@ def _laid_out_like(grad: Tensor | None, param: Tensor) -> Tensor | None:
     return torch.empty_like(param, dtype=grad.dtype).copy_(grad)
 
 
-def _are_dense(columns: Columns) -> bool:
+def _are_dense(columns: Mapping[str, Sequence[Any]]) -> bool:
     """Whether all parameters are contiguous and :func:`_is_dense`, and their buffers have one dtype.
 
     It is asked by loops within Python's builtins. They keep no shapes: Python's garbage collector would look at each.
