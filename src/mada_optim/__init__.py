@@ -6,6 +6,7 @@ from mada_optim.matrices import matrix_parameters, orthogonalize
 from mada_optim.omada import OMADA, matrix_groups
 from mada_optim.optimizer import HypergradientOptimizer
 from mada_optim.points import MADA, AVGrad, available_optimizers, load_optimizer
+from mada_optim.scale import LearnedScale, SearchSettings
 
 __version__ = "0.1.0"
 
@@ -17,9 +18,11 @@ __all__ = [
     "CoefficientSettings",
     "Family",
     "HypergradientOptimizer",
+    "LearnedScale",
     "LearningRule",
     "MADAFamily",
     "OMADAFamily",
+    "SearchSettings",
     "available_optimizers",
     "is_special",
     "load_optimizer",
