@@ -21,6 +21,7 @@ examples:
   mada sweep experiments/shakespeare.toml --data-root DIR   an experiment, with its grid, from a file
   mada report runs/NAME                           tables and interactive figures of what is stored, as an HTML file
   mada bounds --beta2 0.99 --steps 100000         what theory says of Adam, AVGrad and what lies between
+  mada scale                                      what a learned scale finds on a noisy quadratic
   mada online --betas 0.95 0.99                   the online problem on which Adam goes wrong
 """
 _TRAIN_EPILOG = """\
@@ -155,6 +156,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_bounds(command("bounds", summary, "", commands.run_bounds, _DRAWING))
     summary = "play the online problem on which Adam goes wrong"
     _add_online(command("online", summary, _ONLINE_EPILOG, commands.run_online, _DRAWING))
+    summary = "draw the learning rate that a search comes to, beside the best"
+    _add_scale(command("scale", summary, "", commands.run_scale, _DRAWING))
     return parser
 
 
@@ -308,6 +311,17 @@ def _add_bounds(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(f"--{name}", type=kind, metavar="X" if kind is float else "N", help=meaning)
     parser.add_argument("--out", metavar="FILE", help="figure, without suffix (default: bounds)")
+
+
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    for name, kind, meaning in (
+        ("condition", float, "largest over smallest curvature (default: 10000)"),
+        ("noise", float, "variance of a gradient's noise, for the table (default: 1)"),
+        ("steps", int, "of the run (default: 2000)"),
+        ("seeds", int, "searches for each dot (default: 8)"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, metavar="X" if kind is float else "N", help=meaning)
+    parser.add_argument("--out", metavar="FILE", help="figure, without suffix (default: scale)")
 
 
 def _add_online(parser: argparse.ArgumentParser) -> None:

@@ -287,6 +287,22 @@ def run_bounds(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_scale(arguments: argparse.Namespace) -> int:
+    from mada_optim.tasks import InputError
+    from mada_optim.theory.scale_figure import Setting, draw_scale, summarize
+
+    options = {name: value for name, value in vars(arguments).items() if name not in ("run", "command", "out")}
+    out = Path(getattr(arguments, "out", "scale"))
+    try:
+        setting = Setting(**options)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    print(summarize(setting))
+    draw_scale(setting, out)
+    print(f"Written: {out.with_suffix('.png')}, {out.with_suffix('.svg')}")
+    return 0
+
+
 def run_online(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 

@@ -28,7 +28,8 @@ class SearchSettings:
         steps: number of steps after which the scale is held.
         least_share: the scale is held earlier where the schedule has fallen below this share of its peak.
         margin: factor by which the scale is multiplied when it is held.
-        bounds: closed interval in which the scale stays.
+        bounds: closed interval in which the scale stays. Where nothing holds it back, as with a reward that is
+            certain, weight decay λ diverges once 1.5 κ λ > 2.
     """
 
     start: float = 1e-4
@@ -39,7 +40,7 @@ class SearchSettings:
     steps: int = 150
     least_share: float = 0.5
     margin: float = 1.5
-    bounds: tuple[float, float] = (1e-8, 1e3)
+    bounds: tuple[float, float] = (1e-8, 10.0)
 
     def __post_init__(self) -> None:
         low, high = self.bounds
