@@ -83,7 +83,7 @@ def test_marks_that_make_no_sense():
 def partly_frozen() -> tuple[Deep, OMADA]:
     model = Deep()
     model.hidden.requires_grad_(False)
-    optimizer = OMADA(model, ortho=0.3, hyper_lr={"ortho": 0.1, "scale": 0.1})
+    optimizer = OMADA(model, ortho=0.3, hyper_lr={"ortho": 0.1}, scale=False)
     assert names_of_matrices(optimizer) == {"convolution.weight"}
     return model, optimizer
 

@@ -51,25 +51,21 @@ class Twin:
             a = (m / (1 - b1**t) + b3 * nhat) / (V.sqrt() + self.eps)
             u = self.kappa[0] * s["l"] + (1 - self.kappa[0]) * g
             l = self.kappa[1] * s["l"] + (1 - self.kappa[1]) * g  # noqa: E741
-            delta = q.get("scale", 1.0) * (gamma * a + (1 - gamma) * torch.sign(u))
+            delta = gamma * a + (1 - gamma) * torch.sign(u)
             out.append((delta, {"m": m, "v": v, "vbar": vbar, "n": n, "l": l, "g": g.clone()}))
         return out
-
-    def shrink(self, q: dict[str, float]) -> float:
-        """Weight decay; κ multiplies the learning rate there, too."""
-        return 1 - q.get("scale", 1.0) * self.lr * self.wd
 
     def peek(self, gradients: list[Tensor], q: dict[str, float]) -> list[Tensor]:
         """x_{t+1}, had this step been taken with ``q``."""
         return [
-            self.shrink(q) * x - self.lr * delta
+            (1 - self.lr * self.wd) * x - self.lr * delta
             for x, (delta, _) in zip(self.x, self.directions(gradients, q), strict=True)
         ]
 
     def step(self, gradients: list[Tensor]) -> None:
         out = self.directions(gradients)
         for i, (delta, state) in enumerate(out):
-            self.x[i].mul_(self.shrink(self.q)).sub_(self.lr * delta)
+            self.x[i].mul_(1 - self.lr * self.wd).sub_(self.lr * delta)
             self.states[i] = state
         self.t += 1
 

@@ -24,7 +24,7 @@ from mada_optim.points import WithBetas
 from mada_optim.scale import LearnedScale, SearchSettings
 from mada_optim.warn import warn
 
-MATRICES_SEARCH = REST_SEARCH = SearchSettings()
+_SEARCH = SearchSettings(bounds=(1e-8, 1.0))
 
 
 class OMADA(WithBetas, name="omada"):
@@ -137,8 +137,7 @@ class OMADA(WithBetas, name="omada"):
         )
 
     def _learn_scale(self, scale: bool | Mapping[str, float]) -> LearnedScale:
-        settings = {"matrices": MATRICES_SEARCH, "rest": REST_SEARCH}
-        return LearnedScale(self, per=_kind, settings=settings, held=scale if isinstance(scale, Mapping) else None)
+        return LearnedScale(self, per=_kind, settings=_SEARCH, held=scale if isinstance(scale, Mapping) else None)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add parameters; see torch.optim.Optimizer.add_param_group.

@@ -47,6 +47,7 @@ from mada_optim.groups import (
     with_python_numbers,
 )
 from mada_optim.scale import LearnedScale
+from mada_optim.scale.rule import ADAPTIVE
 from mada_optim.sharding import any_process, check_learnable, local, place_gradient, tell_autograd, whole
 
 Scale = bool | Mapping[str, float]
@@ -189,7 +190,7 @@ class HypergradientOptimizer(Optimizer):
         """The learning rate that is found, where ``scale`` asks for one."""
 
     def _learn_scale(self, scale: bool | Mapping[str, float]) -> LearnedScale:
-        return LearnedScale(self, held=scale if isinstance(scale, Mapping) else None)
+        return LearnedScale(self, settings=ADAPTIVE, held=scale if isinstance(scale, Mapping) else None)
 
     # What the user reads and says about the coefficients.
 

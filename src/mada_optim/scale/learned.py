@@ -16,15 +16,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS, Adam, Adamax, NAdam, Optimizer, RAdam
 
 from mada_optim.scale.rate import ScaledRate, given_rate
-from mada_optim.scale.rule import ScaleState, SearchSettings, learn
+from mada_optim.scale.rule import ADAPTIVE, ScaleState, SearchSettings, learn
 from mada_optim.scale.way import LOW_PRECISION, TENSORS, VISIBLE, Way, follow
 from mada_optim.sharding import find_team, spread_like
 
 Group = dict[str, Any]
 log = logging.getLogger("mada_optim")
+_ADAPTIVE_KINDS = (Adam, Adamax, NAdam, RAdam)  # AdamW is an Adam
 NAME = "learned_scale"
 """Key of the parameter groups of a state_dict under which the scale stands."""
 
@@ -62,7 +63,8 @@ class LearnedScale:
             ``torch.optim.Muon`` for matrices and ``AdamW`` for the rest. In each round all of them step once.
             Optimizers whose losses fight (a GAN's) have no common scale: give them a learning rate.
         per: parameter groups for which this function returns the same value share a scale. None: all share one, "all".
-        settings: of the search; or a mapping from values of ``per`` to settings.
+        settings: of the search; or a mapping from values of ``per`` to settings. None: ``ADAPTIVE`` where all
+            optimizers are torch's Adam or of its kind, else the defaults of :class:`SearchSettings`.
         held: scales that are held from the start, instead of a search: a number, or a mapping from values of ``per``.
 
     Raises:
@@ -98,7 +100,8 @@ class LearnedScale:
         self.steps = 0
         """Steps of the search so far; those at a learning rate of 0 do not count."""
         self._per = per
-        self._settings = settings
+        adaptive = all(isinstance(optimizer, _ADAPTIVE_KINDS) for optimizer in listed)
+        self._settings = ADAPTIVE if settings is None and adaptive else settings
         self._states: dict[Hashable, ScaleState] = {}
         self._applied: dict[Hashable, float] = {}  # at which scales the parameters lie, during the search
         self._held: dict[Hashable, float] = {}
@@ -156,7 +159,9 @@ class LearnedScale:
         if not self.searching:
             return
         self._collect()
-        self._held = {key: state.value * self._settings_of(key).margin for key, state in self._states.items()}
+        for key, state in self._states.items():
+            settings = self._settings_of(key)
+            self._held[key] = min(state.value * settings.margin, settings.bounds[1])
         self.searching = False
         self._ways.clear()
         log.info(self.describe())
@@ -250,10 +255,10 @@ class LearnedScale:
         alike: dict[Hashable, list[Tensor]] = {}
         low = _is_low(group)
         for param in group["params"]:
-            if param in self._ways:
+            if param in self._ways and self._ways[param].fits(param, low):
                 grad_dtype = None if param.grad is None else param.grad.dtype
                 alike.setdefault((param.device, param.dtype, grad_dtype, spread_like(param)), []).append(param)
-            elif param.grad is not None:
+            elif param.grad is not None:  # the first one, or one in another dtype or on another device
                 self._ways[param] = Way.begin(param, visible=low)
         return alike.values()
 

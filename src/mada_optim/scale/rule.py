@@ -60,6 +60,11 @@ class SearchSettings:
                 raise ValueError(f"{name} must be {what}, got {getattr(self, name)!r}")
 
 
+ADAPTIVE = SearchSettings(start=1e-3, climb=0.1, margin=2.5, bounds=(1e-8, 1.0))
+"""For Adam and its kin. Steps that are too long at first harm a network for good, so the climb is gentle; what it finds
+is a smaller part of the best rate than it is for orthogonalized steps."""
+
+
 @dataclass(frozen=True)
 class ScaleState:
     """What is known of a scale: its logarithm, and running means of its hypergradient h and of h².

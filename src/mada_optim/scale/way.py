@@ -52,6 +52,12 @@ class Way:
             gone=torch.zeros_like(here, dtype=torch.float32) if visible else None,
         )
 
+    def fits(self, param: Tensor, visible: bool) -> bool:
+        """Whether the parameter has the dtype, device and shape that it had when the way began."""
+        here = _real(param)
+        mine = (self.initial.dtype, self.initial.device, self.initial.shape, self.gone is not None)
+        return mine == (here.dtype, here.device, here.shape, visible)
+
     def tensors(self) -> dict[str, Tensor]:
         """By name, for a state_dict."""
         kept = dict(zip(TENSORS, (self.initial, self.mean, self.gone), strict=True))
