@@ -14,6 +14,7 @@ from torch import nn
 from twin import Twin
 
 from mada_optim import MADA, AVGrad, HypergradientOptimizer, available_optimizers, load_optimizer
+from mada_optim.scale.rate import ScaledRate, given_rate
 
 STEPS = 200
 
@@ -225,7 +226,7 @@ def test_every_named_optimizer_is_a_class(name: str):
     assert found.__doc__
     assert pickle.loads(pickle.dumps(found)) is found
     model = Net()
-    optimizer = found(model if name == "omada" else model.parameters(), 2e-3)
+    optimizer = found(model, 2e-3, scale=False) if name == "omada" else found(model.parameters(), 2e-3)
     assert type(optimizer) is found
     assert [group["lr"] for group in optimizer.param_groups] == [2e-3] * len(optimizer.param_groups)
     copied = pickle.loads(pickle.dumps(optimizer))
@@ -235,7 +236,12 @@ def test_every_named_optimizer_is_a_class(name: str):
     assert again.coefficients() == optimizer.coefficients()
     for argument in inspect.signature(found).parameters.values():
         if argument.name in again.param_groups[0] and argument.name not in ("params", "hyper_lr", "bounds", "betas"):
-            assert again.param_groups[0][argument.name] == argument.default
+            assert given_rate_or(again.param_groups[0][argument.name]) == argument.default
+
+
+def given_rate_or(value: object) -> object:
+    """The rate that was given, where a value is a learning rate that shows another."""
+    return given_rate(value) if isinstance(value, ScaledRate) else value
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "adan", "hyperadam", "mada", "mada-paper", "yogi"])

@@ -93,6 +93,7 @@ def start_betas(family: Family, group: Group, start: Mapping[str, float], first:
         learned = learned_betas(group)
         if "beta1" not in learned:
             group["betas"] = first["betas"] if first else tuple(None if b in learned else start[b] for b in BETAS)
+            group["previous_betas"] = group["betas"]  # no step has been taken with others
 
 
 def update_betas(family: Family, groups: Sequence[Group]) -> None:

@@ -102,7 +102,8 @@ def test_a_wrapper_with_what_learns(name: str, make: type[Optimizer]):
     train(model, wrapper, name, 6)
     groups = wrapper.param_groups
     assert name not in SHARPNESS or groups[0]["rho"] == 0.05
-    assert (inner(wrapper).coefficients() == start) == (make is AVGrad)
+    assert (inner(wrapper).coefficients() == start) == (make in (AVGrad, OMADA))
+    assert (inner(wrapper).scale is None) == (make is not OMADA)
     saved = copy.deepcopy(inner(wrapper).state_dict())
     assert name not in SHARPNESS or saved["param_groups"][0]["rho"] == 0.05
 
