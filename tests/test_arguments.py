@@ -13,7 +13,7 @@ import torch
 from problems import IDS, TABLE, Net, Row, train
 
 from mada_optim import MADA, OMADA, AVGrad, Coefficient, Family, HypergradientOptimizer, LearningRule, load_optimizer
-from mada_optim.engine import LR_MEMORY, SET_TENSORS
+from mada_optim.engine import PREVIOUS_LR, SET_TENSORS
 
 
 def weight() -> torch.nn.Parameter:
@@ -245,7 +245,7 @@ def test_every_number_may_be_of_every_kind(kind: str, in_group: bool):
         assert type(group["hyper_warmup"]) is int
         assert {type(beta) for beta in group["lion_betas"]} == {float}
         state = optimizer.state_dict()["param_groups"][0]
-        for name in ("lr", "previous_lr", "peak_lr"):
+        for name in ("lr", "previous_lr"):
             assert float(state.pop(name)) == 0.125
         results.append((param.detach(), optimizer.coefficients(), repr(state)))
     assert torch.equal(results[0][0], results[1][0])
@@ -344,7 +344,7 @@ def test_what_is_printed_where_groups_have_betas_of_their_own():
 def test_nothing_internal_is_printed(row: Row):
     optimizer = row([weight()], lr=0.25)
     shown = repr(optimizer)
-    for name in (*SET_TENSORS, *LR_MEMORY, "family", "special", "previous_betas", "tensor", "None"):
+    for name in (*SET_TENSORS, PREVIOUS_LR, "family", "special", "previous_betas", "tensor", "None"):
         assert name not in shown
     assert "    lr: 0.25\n" in shown
 

@@ -33,4 +33,5 @@ def to_python(value: Any) -> Any:
         return tuple(to_python(item) for item in value)
     if hasattr(value, "tolist"):  # arrays and numbers of numpy and torch
         return to_python(value.tolist())
-    return float(value) if isinstance(value, Real) and not isinstance(value, (int, float)) else value
+    # Also of kinds of float: a rate that shows another (ScaledRate) is the one that was given.
+    return float(value) if isinstance(value, Real) and not isinstance(value, int) else value

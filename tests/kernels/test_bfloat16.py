@@ -10,7 +10,6 @@ from problems import IDS, TABLE, Net, Row, train
 from torch import nn
 
 from mada_optim import MADA
-from mada_optim.horizon import BUFFERS
 from mada_optim.kernels.rounding import round_stochastically
 
 
@@ -26,7 +25,6 @@ def test_bfloat16_state_halves_it_and_trains_alike(row: Row, fused):
         for param in model.parameters():
             kept = {name: v for name, v in optimizer.state[param].items() if v.shape == param.shape and v.dim()}
             assert len(kept) == row.buffers
-            assert all(kept.pop(name, param).dtype == torch.float32 for name in BUFFERS)
             assert all(torch.finfo(v.dtype).bits == bits for v in kept.values())
         losses.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=0.05)
