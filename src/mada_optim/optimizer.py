@@ -443,9 +443,11 @@ class HypergradientOptimizer(Optimizer):
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"scale": None, **state})
-        if self.scale is not None:
-            self.scale.attach([self])
+        super().__setstate__(state)
+        self.__dict__.setdefault("scale", None)
+        # torch calls this to load a state_dict as well, which has no such entry and leaves the hooks where they are.
+        if state.get("scale") is not None:
+            state["scale"].attach([self])
         for options in (self.defaults, *self.param_groups):
             for name, value in LATER_ARGUMENTS.items():
                 options.setdefault(name, value)

@@ -84,4 +84,4 @@ def test_a_figure_with_a_coefficient_that_only_some_have(tmp_path: Path) -> None
 def test_the_figure_of_a_run_with_omada(tmp_path: Path) -> None:
     train(tiny_config("omada", steps=10), tmp_path / "run")
     svg = (tmp_path / "run" / "figure.svg").read_text("utf-8")
-    assert all(f">{text}  " in svg for text in ("β1", "ω", "κ"))
+    assert all(f">{text}  " in svg for text in ("κ-matrices", "κ-rest"))

@@ -175,7 +175,7 @@ def test_transformers_with_omada(text: Path, tmp_path: Path) -> None:
     layers = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     assert names >= {f"transformer.h.{number}.{layer}.weight" for number in (0, 1) for layer in layers}
     assert not any("wte" in name or "lm_head" in name for name in names)
-    assert unwrap(trainer.optimizer).hypergradients()["ortho"] != 0.0
+    assert set(unwrap(trainer.optimizer).scale.values) == {"matrices", "rest"}
 
     shutil.copytree(tmp_path / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
     resumed = run("transformers_trainer", *arguments, "--out", tmp_path / "resumed", "--resume")
@@ -196,7 +196,7 @@ def test_the_trainer_for_omada_makes_other_optimizers_as_the_trainer_does(tmp_pa
     assert len(made.param_groups) == 2
     made = OMADATrainer(model, arguments).create_optimizer()
     assert type(made) is OMADA
-    assert made.param_groups[0]["lr"] == 2e-3
+    assert float(made.param_groups[0]["lr"]) == 2e-3  # given; what is used is still to be found
 
 
 # Of Lightning itself with this torch; its advice on data loaders; that a resumed run is in another folder.

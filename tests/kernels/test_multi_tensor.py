@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -270,11 +271,7 @@ def test_copies_are_made_anew_where_part_is_left_to_torch_compile(launches, monk
 
 
 PLAIN = tuple(Coefficient(name, 0.5, (0.0, 1.0), 0.1) for name in "abc")
-OF_KINDS = (
-    Coefficient("a", 0.5, (0.0, 1.0), 0.1, normalized=True),
-    Coefficient("b", 0.5, (0.0, 1.0), 0.1, normalized=True, logarithmic=True, cumulative=True),
-    Coefficient("c", 0.5, (0.1, 1.0), 0.1, logarithmic=True),
-)
+OF_KINDS = (*(dataclasses.replace(coefficient, normalized=True) for coefficient in PLAIN[:2]), PLAIN[2])
 
 
 @pytest.mark.parametrize("kinds", [PLAIN, OF_KINDS], ids=["plain", "of kinds"])
@@ -288,7 +285,7 @@ def test_learning_in_one_launch(kinds, due, h, launches):
         learned = LearnedTensors(*(torch.tensor(row, dtype=torch.float64) for row in rows), torch.tensor(3))
         skipped = torch.tensor(0)
         gradient, boxes = torch.tensor(h, dtype=torch.float64), [(0.48, 0.9), (0.0, 0.52), (0.1, 0.49)]
-        rule.learn(learned, skipped, gradient, kinds, [0.1, 0.1, 0.01], boxes, due, 0.7, False, fused)
+        rule.learn(learned, skipped, gradient, kinds, [0.1, 0.1, 0.01], boxes, due, fused)
         results.append((learned.values, learned.momentum, learned.square, learned.taken, skipped))
     assert launches[0] == 1
     torch.testing.assert_close(*results, rtol=1e-13, atol=0)

@@ -528,7 +528,7 @@ def test_errors_name_what_is_wrong() -> None:
         LearnedScale(AdamW(params, differentiable=True))
     with pytest.raises(ValueError, match=r"held must be a positive number.*-1"):
         LearnedScale(AdamW(params), held=-1)
-    with pytest.raises(ValueError, match="start must be above the lower bound and at most 0.1, got 10"):
+    with pytest.raises(ValueError, match="start must be above the lower bound and at most 1, got 10"):
         SearchSettings(start=10.0)
     with pytest.raises(ValueError, match="steps must be a positive whole number, got 0"):
         SearchSettings(steps=0)

@@ -18,8 +18,8 @@ class SearchSettings:
     """Settings of a search.
 
     Args:
-        start: scale at which it begins, far below any useful learning rate; at most 0.1. Adaptive steps that are far
-            too long at first harm a network for good, and no hypergradient tells the way back.
+        start: scale at which it begins, far below any useful learning rate; at most 1. Adaptive steps that are far too
+            long at first harm a network for good, and no hypergradient tells the way back.
         climb: largest change of log κ in one step until the scale is first asked to fall.
         rate: largest change of log κ in one step from then on.
         swing: share with which swings of the way about its running mean count. They are gone once the learning rate
@@ -45,7 +45,7 @@ class SearchSettings:
     def __post_init__(self) -> None:
         low, high = self.bounds
         allowed = {
-            "start": (max(low, 0.0) < self.start <= 0.1, "above the lower bound and at most 0.1"),
+            "start": (max(low, 0.0) < self.start <= 1.0, "above the lower bound and at most 1"),
             "climb": (0.0 < self.climb <= 1.0, "in (0, 1]"),
             "rate": (0.0 < self.rate <= 1.0, "in (0, 1]"),
             "swing": (0.0 <= self.swing <= 1.0, "in [0, 1]"),
