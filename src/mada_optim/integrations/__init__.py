@@ -38,6 +38,7 @@ def scalars(optimizer: Optimizer, prefix: str = "coefficients/") -> dict[str, fl
 
     Returns:
         One number for each coefficient, and under ``skipped_hypergradients`` how many hypergradients were not finite.
+        With a learned scale the learning rates that were found, as ``learning_rate_KIND``.
 
     Raises:
         TypeError: the optimizer has no coefficients.
@@ -56,5 +57,7 @@ def scalars(optimizer: Optimizer, prefix: str = "coefficients/") -> dict[str, fl
             values.update({f"{prefix}{index}/{name}": q for name, q in found.coefficients(index).items()})
     else:
         values.update({f"{prefix}{name}": q for name, q in found.coefficients().items()})
+    if found.scale is not None:
+        values.update({f"{prefix}learning_rate_{kind}": value for kind, value in found.scale.values.items()})
     values[f"{prefix}skipped_hypergradients"] = found.skipped_hypergradients
     return values
