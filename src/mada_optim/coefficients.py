@@ -15,9 +15,7 @@ from mada_optim.arguments import is_number, to_python
 from mada_optim.devices import move_numbers
 from mada_optim.family import Coefficient, Family
 from mada_optim.kernels.numbers import change_numbers
-
-# Of the running means by which normalized hypergradients are divided, as Adam's defaults but for a shorter memory.
-_MEAN_DECAY, _SQUARE_DECAY = 0.9, 0.99
+from mada_optim.scale.rule import MEAN_DECAY, SQUARE_DECAY
 
 HyperLR = float | Mapping[str, float] | None
 Bounds = Mapping[str, tuple[float, float]]
@@ -266,10 +264,10 @@ def _normalize(
 ) -> LearnedTensors:
     """What ``plain`` gradient descent makes of ``before``, but for coefficients that are normalized."""
     taken = plain.taken.to(h.dtype)
-    mean = _MEAN_DECAY * before.momentum + (1 - _MEAN_DECAY) * h
-    square = _SQUARE_DECAY * before.square + (1 - _SQUARE_DECAY) * h * h
-    size = (square / (1 - _SQUARE_DECAY**taken)).sqrt()
-    ratio = torch.where(size > 0, mean / (1 - _MEAN_DECAY**taken) / size, 0.0)
+    mean = MEAN_DECAY * before.momentum + (1 - MEAN_DECAY) * h
+    square = SQUARE_DECAY * before.square + (1 - SQUARE_DECAY) * h * h
+    size = (square / (1 - SQUARE_DECAY**taken)).sqrt()
+    ratio = torch.where(size > 0, mean / (1 - MEAN_DECAY**taken) / size, 0.0)
     values = torch.where(normalized, before.values - alpha * ratio, plain.values)
     return LearnedTensors(values, torch.where(normalized, mean, plain.momentum), square, plain.taken)
 
