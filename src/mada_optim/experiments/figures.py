@@ -22,6 +22,7 @@ from matplotlib.tri import Triangulation
 
 from mada_optim.experiments.display import SYMBOLS, short
 from mada_optim.experiments.paths import LOGARITHMIC, Panel, Points, axis_limits, coefficient_points
+from mada_optim.experiments.result import SCALE
 from mada_optim.experiments.run_folder import Metrics, RunFolder
 
 if TYPE_CHECKING:
@@ -53,11 +54,14 @@ _STYLE: Any = {
 def draw_run(folder: RunFolder) -> None:
     """figure.png and figure.svg of a run: losses above, the path of the coefficients below."""
     config, metrics = folder.config(), folder.metrics()
-    title = f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}, seed {config.seed}"
+    paths = coefficient_points(metrics)
+    rate = "found" if any(name.startswith(SCALE) for name in paths) else f"{config.optimizer.lr:g}"
+    title = f"{config.optimizer.name}, learning rate {rate}, seed {config.seed}"
     with style():
-        paths = coefficient_points(metrics)
         linear = {name: points for name, points in paths.items() if name not in LOGARITHMIC}
         logarithmic = {name: points for name, points in paths.items() if name in LOGARITHMIC}
+        if logarithmic and not any(value != points[0][1] for points in linear.values() for _, value in points):
+            linear = {}  # nothing but the scale is learned
         parts = {2.6: linear, 1.6: logarithmic}
         parts = {height: part for height, part in parts.items() if part}
         figure = Figure(figsize=(8, 3.8 + sum(parts)), layout="constrained")
@@ -249,7 +253,8 @@ def _draw_coefficients(axes: Axes, paths: Mapping[str, Points]) -> None:
         labels.append(EndLabel(values[-1], f"{SYMBOLS.get(name, name)}  {short(values[-1])}", colour))
     if paths.keys() <= LOGARITHMIC:
         shown = [value for points in paths.values() for _, value in points]
-        axes.set(ylabel="coefficient", yscale="log", ylim=axis_limits(shown, next(iter(paths))))
+        label = "learning rate" if all(name.startswith(SCALE) for name in paths) else "coefficient"
+        axes.set(ylabel=label, yscale="log", ylim=axis_limits(shown, next(iter(paths))))
         label_in_full(axes.yaxis)
     else:
         axes.set(ylabel="coefficient", ylim=(-0.03, 1.03))
