@@ -396,6 +396,20 @@ def test_a_step_that_the_scaler_skips_changes_nothing(fused: bool) -> None:
     assert 1e-4 < scale.value < 1.0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autograd_is_told_that_parameters_move(dtype: torch.dtype) -> None:
+    """The output layer has no gradient, so the search alone moves it."""
+    model, optimizer, _ = search(steps=4, dtype=dtype)
+    optimizer.zero_grad()
+    loss_of(model, 4).backward()
+    again = loss_of(model, 5)
+    for p in model.parameters():
+        p.grad = None if p is model.out.weight else p.grad
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        again.backward()
+
+
 def test_a_gradient_that_is_not_finite_teaches_nothing() -> None:
     model, optimizer, scale = search(steps=6)
     optimizer.zero_grad()

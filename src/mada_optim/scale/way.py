@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mada_optim.kernels.blocks import Block, make_blocks
-from mada_optim.sharding import fill, local
+from mada_optim.sharding import fill, local, tell_autograd
 
 PIECE = 1 << 16  # elements
 MEASURED = 8  # of a parameter of several pieces, one in so many is measured
@@ -79,6 +79,7 @@ class Way:
         before = (initial - scale * gone).to(x.dtype)
         gone.add_(before.to(gone.dtype) - x, alpha=1 / VISIBLE)
         x.copy_(initial - scale * gone)
+        tell_autograd([param])
 
 
 def follow(
@@ -118,6 +119,7 @@ def follow(
             x.copy_(first - new_scale * tensors["gone"])
     elif new_scale != scale:
         torch._foreach_lerp_(here, initial, 1 - new_scale / scale)
+    tell_autograd(params)
     return total
 
 
