@@ -63,12 +63,3 @@ def test_zero_hypergradients_leave_a_normalized_coefficient():
     rule = LearningRule(momentum=0.0, clip=10.0, warmup=0, every=1)
     kinds = [Coefficient(name, 0.5, (0.0, 1.0), 0.1, normalized=True) for name in "abc"]
     assert run(rule, [[0.0, 0.0, 0.0]] * 3, kinds=kinds)[0] == [0.5, 0.95, 0.3]
-
-
-def test_a_logarithmic_coefficient_is_multiplied():
-    """By the derivative by its logarithm, which is the coefficient times the hypergradient."""
-    rule = LearningRule(momentum=0.0, clip=10.0, warmup=0, every=1)
-    kinds = [Coefficient(name, 0.5, (0.0, 1.0), 0.1, logarithmic=True) for name in "abc"]
-    values = run(rule, [[1.0, -1.0, 1.0], [1.0, 0.0, 0.0]], kinds=kinds, box=(0.0, 10.0))[0]
-    once = 0.5 * math.exp(-0.1 * 0.5)
-    assert values == [round(once * math.exp(-0.1 * once), 12), round(0.95 * math.exp(0.1 * 0.95), 12), 0.3]
