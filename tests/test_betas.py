@@ -191,12 +191,70 @@ def test_adamw_takes_our_groups(make: Any):
     assert copy.deepcopy(optimizer).param_groups[0]["betas"] == optimizer.param_groups[0]["betas"]
 
 
-def test_a_group_that_comes_later_has_the_betas_of_the_first():
-    optimizer = AVGrad([weight()], betas=(0.8, 0.9))
+@pytest.mark.parametrize("make", [AVGrad, load_optimizer("adamw"), torch.optim.AdamW])
+def test_a_group_without_betas_has_the_optimizers(make: Any):
+    """Whatever the first group has, from the start or since."""
+    optimizer = make([{"params": [weight()], "betas": (0.5, 0.9)}, {"params": [weight()]}], betas=(0.8, 0.9))
     optimizer.param_groups[0]["betas"] = (0.7, 0.9)
     optimizer.add_param_group({"params": [weight()]})
     optimizer.add_param_group({"params": [weight()], "betas": (0.6, 0.9)})
-    assert [optimizer.coefficients(index)["beta1"] for index in range(3)] == [0.7, 0.7, 0.6]
+    assert [group["betas"][0] for group in optimizer.param_groups] == [0.7, 0.8, 0.8, 0.6]
+
+
+def test_a_group_that_comes_after_a_freeze_has_what_was_learned():
+    optimizer = MADA([param := weight()], hyper_warmup=0)
+    for _ in range(5):
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+    optimizer.freeze()
+    optimizer.add_param_group({"params": [weight()]})
+    first, later = (group["betas"] for group in optimizer.param_groups)
+    assert first == later != (0.9, 0.999)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_learning_again_right_after_a_freeze(saved: bool):
+    optimizer = MADA([param := weight()], hyper_warmup=0)
+    step_sizes = dict(optimizer.param_groups[0]["hyper_lr"])
+    for _ in range(5):
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+    optimizer.freeze()
+    if saved:
+        state = copy.deepcopy(optimizer.state_dict())
+        optimizer = MADA([param], hyper_warmup=0)
+        optimizer.load_state_dict(state)
+    frozen = optimizer.coefficients()["beta1"]
+    optimizer.param_groups[0]["hyper_lr"] = step_sizes
+    for _ in range(3):
+        param.grad = torch.randn_like(param)
+        optimizer.step()
+    assert optimizer.coefficients()["beta1"] != frozen
+
+
+def test_different_betas_are_not_learned():
+    optimizer = AVGrad([{"params": [weight()], "betas": (0.5, 0.999)}, {"params": [weight()]}])
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = torch.ones_like(param)
+    optimizer.step()
+    for group in optimizer.param_groups:
+        group["hyper_lr"] = {**group["hyper_lr"], "beta1": 1e-3}
+    with pytest.raises(ValueError, match="betas of parameter group 1 are .* and those of group 0"):
+        optimizer.step()
+
+
+def test_lion_has_no_betas():
+    """They would change nothing, so they are refused, and schedulers find none to cycle."""
+    make = load_optimizer("lion")
+    optimizer = make(torch.optim.AdamW([weight()]).param_groups)
+    assert dict(optimizer.param_groups[0]).get("betas") is None
+    with pytest.raises(ValueError, match="have no effect where gamma is frozen at 0: use lion_betas"):
+        optimizer.param_groups[0]["betas"] = (0.5, 0.9)
+    with pytest.raises(ValueError, match="have no effect where gamma is frozen at 0: use lion_betas"):
+        make([{"params": [weight()], "betas": (0.5, 0.9)}])
+    with pytest.raises(ValueError, match="support momentum"):
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=5)
 
 
 # Where learning stops and begins.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mada_optim.arguments import to_python
 from mada_optim.coefficients import check_value
-from mada_optim.family import Family
+from mada_optim.family import Family, MADAFamily
 
 BETAS = ("beta1", "beta2")
 
@@ -43,8 +43,11 @@ class ParameterGroup(dict[str, Any]):
         raise KeyError(key)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if key == "betas" and key not in self and "beta1" in learned_betas(self):
-            raise ValueError(_refusal("beta1", value))
+        if key == "betas" and key not in self:
+            if ignores_betas(self.family, self):
+                raise ValueError(without_effect(value))
+            if "beta1" in learned_betas(self):
+                raise ValueError(_refusal("beta1", value))
         super().__setitem__(key, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -57,6 +60,16 @@ def has_betas(family: Family) -> bool:
     """Whether a family has beta1 and beta2, whose values never change which terms of the update are computed."""
     special = {coefficient.name: coefficient.special for coefficient in family.coefficients}
     return all(special.get(name) == () for name in BETAS)
+
+
+def ignores_betas(family: Family, group: Mapping[str, Any]) -> bool:
+    """Whether betas change nothing in a group, which is at Lion's point: it has no such option then."""
+    return isinstance(family, MADAFamily) and group.get("special", {}).get("gamma") == 0.0
+
+
+def without_effect(betas: Any) -> str:
+    """Say that betas are not used."""
+    return f"betas of a parameter group, set to {betas!r}, have no effect where gamma is frozen at 0: use lion_betas"
 
 
 def split_betas(betas: Any) -> dict[str, Any]:
@@ -79,20 +92,19 @@ def learned_betas(group: Mapping[str, Any]) -> list[str]:
     return [name for name in BETAS if step_sizes.get(name, 0.0) > 0.0] if isinstance(step_sizes, Mapping) else []
 
 
-def start_betas(family: Family, group: Group, start: Mapping[str, float], first: Group | None) -> None:
-    """Give a new parameter group its betas, unless β1 is learned.
+def start_betas(family: Family, group: Group, start: Mapping[str, float]) -> None:
+    """Give a new parameter group its betas, unless β1 is learned or they have no effect.
 
     Args:
         family: of the optimizer.
         group: the group, which has the optimizer's defaults where it does not say otherwise.
-        start: initial values of its coefficients.
-        first: group whose betas it takes over instead.
+        start: initial values of its coefficients, those that it names itself among them.
     """
     if has_betas(family):
         group.pop("betas", None)
         learned = learned_betas(group)
-        if "beta1" not in learned:
-            group["betas"] = first["betas"] if first else tuple(None if b in learned else start[b] for b in BETAS)
+        if "beta1" not in learned and not ignores_betas(family, group):
+            group["betas"] = tuple(None if name in learned else start[name] for name in BETAS)
             group["previous_betas"] = group["betas"]  # no step has been taken with others
 
 
@@ -104,21 +116,26 @@ def update_betas(family: Family, groups: Sequence[Group]) -> None:
     Raises:
         ValueError: a learned β was written, or one is not a number in its domain. Nothing has been changed then.
     """
-    if not has_betas(family):
+    if not has_betas(family) or ignores_betas(family, groups[0]):
         return
     learned = learned_betas(groups[0])
-    in_use = groups[0].get("previous_betas", (None, None))
     completed = {
-        index: _complete(family, group, learned, in_use)
-        for index, group in enumerate(groups)
-        if not _is_ready(group, learned)
+        index: _complete(family, group, learned) for index, group in enumerate(groups) if not _is_ready(group, learned)
     }
+    if "beta1" in learned:
+        for index in completed:
+            if groups[index].get("betas") != groups[0].get("betas"):
+                raise ValueError(
+                    f"betas of parameter group {index} are {groups[index].get('betas')!r}, and those of group 0 "
+                    f"{groups[0].get('betas')!r}; to learn beta1, which all groups share, give them the same"
+                )
     for index, betas in completed.items():
         if "beta1" in learned:
             groups[index].pop("betas", None)
             groups[index].pop("previous_betas", None)
         else:
             groups[index]["betas"] = betas
+            groups[index].setdefault("previous_betas", betas)
 
 
 def _is_ready(group: Group, learned: Sequence[str]) -> bool:
@@ -130,15 +147,15 @@ def _is_ready(group: Group, learned: Sequence[str]) -> bool:
     return (group["betas"][1] is None) == ("beta2" in learned)
 
 
-def _complete(family: Family, group: Group, learned: Sequence[str], in_use: Sequence[float | None]) -> tuple[Any, ...]:
-    """The betas of a group, None for those that are learned.
+def _complete(family: Family, group: Group, learned: Sequence[str]) -> tuple[Any, ...]:
+    """The betas of a group, None for those that are learned; learning may begin with those of the last step.
 
     Args:
         family: of the optimizer.
         group: parameter group whose betas are to be checked.
         learned: names of those that are learned.
-        in_use: the last step's, with which learning may begin.
     """
+    in_use = group.get("previous_betas", (None, None))
     betas = split_betas(group["betas"]) if "betas" in group else dict.fromkeys(BETAS)
     for index, name in zip(_indices(family), BETAS, strict=True):
         value = betas[name]

@@ -289,6 +289,7 @@ def run_bounds(arguments: argparse.Namespace) -> int:
 
 def run_scale(arguments: argparse.Namespace) -> int:
     from mada_optim.tasks import InputError
+    from mada_optim.tasks.stored import prepare_file
     from mada_optim.theory.scale_figure import Setting, draw_scale, summarize
 
     options = {name: value for name, value in vars(arguments).items() if name not in ("run", "command", "out")}
@@ -297,9 +298,12 @@ def run_scale(arguments: argparse.Namespace) -> int:
         setting = Setting(**options)
     except ValueError as error:
         raise InputError(str(error)) from None
+    written = [out.with_suffix(suffix) for suffix in (".png", ".svg")]
+    for path in written:
+        prepare_file(path)
     print(summarize(setting))
     draw_scale(setting, out)
-    print(f"Written: {out.with_suffix('.png')}, {out.with_suffix('.svg')}")
+    print(f"Written: {', '.join(map(str, written))}")
     return 0
 
 

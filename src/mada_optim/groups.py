@@ -20,6 +20,7 @@ from mada_optim.coefficients import CoefficientSettings, resolve_settings
 from mada_optim.engine import PREVIOUS_LR, SET_SETTINGS, SET_TENSORS, Group, learning_rule
 from mada_optim.family import Family
 from mada_optim.kernels import check_fused
+from mada_optim.scale.rate import given_rate
 from mada_optim.sharding import check_placements
 from mada_optim.warn import warn
 
@@ -32,6 +33,8 @@ def with_python_numbers(family: Family, options: Mapping[str, Any], names: Itera
     converted = dict(options)
     for name in names:
         value = options.get(name)
+        if name == "lr" and getattr(value, "shape", ()) == (1,) and not isinstance(value, Tensor):
+            value = value[0]  # an array, as torch takes it
         if name in options and not (name == "lr" and isinstance(value, Tensor)):
             converted[name] = _constant(family, name, value) if name in family.constants else to_python(value)
     return converted
@@ -113,7 +116,7 @@ def resolve_group(
 def _refusal(key: str, theirs: Any, ours: Any) -> str:
     return (
         f"parameter group sets {key!r} to {theirs!r}, but all groups share one set of coefficients, with {ours!r}; "
-        "give it to the optimizer, or use hyper_per_group=True"
+        "give it to the optimizer, or learn a set of coefficients for each group (hyper_per_group=True)"
     )
 
 
@@ -240,6 +243,8 @@ def _describe_group(family: Family, group: Group, defaults: Mapping[str, Any]) -
     }
     if bounds:
         options["bounds"] = bounds
+    if not isinstance(options["lr"], Tensor):
+        options["lr"] = given_rate(options["lr"])  # what was set; a learned scale uses another
     return [f"    params: {len(group['params'])}", *(f"    {key}: {options[key]}" for key in sorted(options))]
 
 

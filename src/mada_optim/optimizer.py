@@ -12,13 +12,17 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from mada_optim.arguments import to_python
 from mada_optim.betas import (
     BETAS,
     ParameterGroup,
     fixed_betas,
     has_betas,
+    ignores_betas,
+    learned_betas,
     start_betas,
     update_betas,
+    without_effect,
 )
 from mada_optim.checkpoint import LATER_ARGUMENTS, check_fits, complete_groups, fill_state
 from mada_optim.coefficients import Bounds, HyperLR
@@ -180,12 +184,15 @@ class HypergradientOptimizer(Optimizer):
         if has_betas(family):
             start_of = {coefficient.name: coefficient.default for coefficient in family.coefficients} | self._start
             defaults["betas"] = tuple(start_of[name] for name in BETAS)
+        scale = to_python(scale)
         if not isinstance(scale, (bool, Mapping)):
             raise TypeError(
                 "scale must be True, False, or a mapping from kinds of parameters to learning rates, as "
                 f"frozen_config() returns it, got {scale!r}"
             )
         super().__init__(params, with_python_numbers(family, defaults, defaults))
+        if all(ignores_betas(family, group) for group in self.param_groups):
+            self.defaults.pop("betas", None)  # by which schedulers see that there are none to cycle
         self.scale: LearnedScale | None = self._learn_scale(scale) if scale else None
         """The learning rate that is found, where ``scale`` asks for one."""
 
@@ -226,12 +233,15 @@ class HypergradientOptimizer(Optimizer):
         made from :meth:`frozen_config`.
         """
         self.defaults["hyper_lr"] = 0.0  # for groups that come later
+        learned = learned_betas(self.param_groups[0])
         for group in self.param_groups:
             group["hyper_lr"] = dict.fromkeys(group["hyper_lr"], 0.0)
         with torch.no_grad():
             for groups in self._coefficient_sets():
                 release(self.family, groups, self.state)
                 update_betas(self.family, groups)
+        if not self.defaults["hyper_per_group"]:
+            self._start |= {name: self.coefficients()[name] for name in learned}  # with which later groups begin
 
     def frozen_config(self, group: int = 0) -> dict[str, Any]:
         """Keyword arguments with which an optimizer of this class holds these coefficients fixed from the start.
@@ -275,6 +285,8 @@ class HypergradientOptimizer(Optimizer):
             bounds=settings.bounds,
             special=settings.special,
         )
+        if ignores_betas(self.family, group) and fixed_betas(param_group).items() - self._start.items():
+            raise ValueError(without_effect(param_group["betas"]))
         if any(settings.hyper_lr.values()):
             check_learnable(map(tensor_of, group["params"]))
         device = device_with_values(map(tensor_of, group["params"]))
@@ -293,7 +305,7 @@ class HypergradientOptimizer(Optimizer):
             )
         check_buffer_names(self.family, group)
         super().add_param_group(ParameterGroup(group, self.family))
-        start_betas(self.family, self.param_groups[-1], settings.start, None if "betas" in param_group else first)
+        start_betas(self.family, self.param_groups[-1], settings.start)
 
     def _check_group(self, group: Group) -> None:
         check_group(self.family, group, self.defaults["hyper_per_group"])

@@ -111,8 +111,9 @@ def check_learnable(params: Iterable[Tensor]) -> None:
         problem = "FSDP1 (FullyShardedDataParallel) gives each process a part of the parameters"
     if problem:
         raise RuntimeError(
-            f"params: {problem} as plain tensors, so each would learn other coefficients (hyper_lr); use FSDP2 "
-            "(torch.distributed.fsdp.fully_shard) or DistributedDataParallel, or learn nothing: hyper_lr=0.0"
+            f"params: {problem} as plain tensors, so each would learn other coefficients (hyper_lr) or another scale; "
+            "use FSDP2 (torch.distributed.fsdp.fully_shard) or DistributedDataParallel, or learn nothing: "
+            "hyper_lr=0.0, scale=False"
         )
 
 

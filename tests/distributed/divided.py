@@ -28,7 +28,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import distribute_tensor
 from worlds import World
 
-from mada_optim import MADA, AVGrad, HypergradientOptimizer, load_optimizer
+from mada_optim import MADA, AVGrad, HypergradientOptimizer, LearnedScale, load_optimizer
 
 STEPS = 6
 TO_DO = "fully_shard.*DistributedDataParallel.*hyper_lr=0.0"
@@ -58,6 +58,10 @@ def check_fsdp1_does_not_learn(world: World) -> None:
         model = flattened(Net(), use_orig_params)
         with pytest.raises(RuntimeError, match=f"FSDP1.*{TO_DO}"):
             MADA(model.parameters())
+        with pytest.raises(RuntimeError, match="FSDP1.*scale=False"):
+            AVGrad(model.parameters(), scale=True)
+        with pytest.raises(RuntimeError, match="FSDP1.*scale=False"):
+            LearnedScale(torch.optim.AdamW(model.parameters()))
         expected = flattened(Net(), use_orig_params)
         adamw = torch.optim.AdamW(expected.parameters(), lr=1e-2)
         ours = load_optimizer("adamw")(model.parameters(), lr=1e-2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -142,7 +142,13 @@ def add_constant(monkeypatch) -> None:
     monkeypatch.setattr(MADAFamily, "constants", {**MADAFamily.constants, "another": 1.0})
 
 
-EDITS = [add_coefficient, change_update, change_helper, change_function, add_buffer, add_constant]
+def change_special(monkeypatch) -> None:
+    for kind in (MADAFamily, OMADAFamily):
+        changed = [replace(one, special=(0.0, 1.0)) if one.name == "c" else one for one in kind.coefficients]
+        monkeypatch.setattr(kind, "coefficients", tuple(changed))
+
+
+EDITS = [add_coefficient, change_update, change_helper, change_function, change_special, add_buffer, add_constant]
 
 
 @pytest.fixture(autouse=True)

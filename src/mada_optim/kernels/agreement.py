@@ -61,7 +61,8 @@ def definition(family: type[Family] = OMADAFamily) -> str | None:
 
     Comments, docstrings, annotations and the layout of the source do not count, nor does the version of Python.
     """
-    shapes: dict[str, Any] = {}
+    # At which values a coefficient leaves out a part of the update is known to native.py, too.
+    shapes: dict[str, Any] = {f"special {one.name}": repr(one.special) for one in family.coefficients}
     waiting = [method for name in _REPEATED for method in _methods(family, name)]
     while waiting:
         function = waiting.pop()

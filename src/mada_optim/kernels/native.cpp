@@ -330,7 +330,7 @@ const char* mada_implements() {
            "buffers: ortho_exp_avg\n"                  // prepare() alone reads and writes it
            "constants: eps lion_betas\n"
            "constants: matrices ortho_momentum\n"      // which matter to prepare() and buffers() alone
-           "definition: 14100be9d71cf7ec\n";           // the checksum of the methods, see CONTRIBUTING.md
+           "definition: a315992d66808973\n";           // the checksum of the methods, see CONTRIBUTING.md
 }
 
 void mada_settle(const Settings* settings, const Row* rows, int64_t count, double* sums) {

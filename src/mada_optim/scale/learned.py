@@ -21,7 +21,8 @@ from torch.optim import LBFGS, Adam, Adamax, NAdam, Optimizer, RAdam
 from mada_optim.scale.rate import ScaledRate, given_rate
 from mada_optim.scale.rule import ADAPTIVE, ScaleState, SearchSettings, learn
 from mada_optim.scale.way import LOW_PRECISION, TENSORS, VISIBLE, Way, follow
-from mada_optim.sharding import find_team, spread_like
+from mada_optim.sharding import check_learnable, find_team, spread_like
+from mada_optim.warn import warn
 
 Group = dict[str, Any]
 log = logging.getLogger("mada_optim")
@@ -95,6 +96,10 @@ class LearnedScale:
             raise ValueError("optimizers must not be empty")
         for optimizer in listed:
             _check_optimizer(optimizer)
+        if held is None:
+            check_learnable(
+                param for optimizer in listed for group in optimizer.param_groups for param in group["params"]
+            )
         self.searching = held is None
         """Whether the scale is still being learned."""
         self.steps = 0
@@ -259,6 +264,7 @@ class LearnedScale:
                 grad_dtype = None if param.grad is None else param.grad.dtype
                 alike.setdefault((param.device, param.dtype, grad_dtype, spread_like(param)), []).append(param)
             elif param.grad is not None:  # the first one, or one in another dtype or on another device
+                check_learnable([param])
                 self._ways[param] = Way.begin(param, visible=low)
         return alike.values()
 
@@ -374,6 +380,12 @@ class LearnedScale:
             if scale is not None:
                 self._load_scale(self._key(group), scale)
         self._show(optimizer, self._given(optimizer))
+        if self.searching and self.steps and not self._ways:
+            warn(
+                "the checkpoint is of a search for the learning rate that was under way, without what the search keeps "
+                "of the parameters, which torch.distributed.checkpoint leaves out where it loads in place; the search "
+                "goes on from the parameters as they are"
+            )
 
     def _load_scale(self, key: Hashable, saved: Mapping[str, Any]) -> None:
         self._states[key] = ScaleState(**{field.name: saved[field.name] for field in fields(ScaleState)})
