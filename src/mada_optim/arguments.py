@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from mada_optim.scale.rate import given_rate
+
 
 def is_number(value: object) -> bool:
     """Whether ``value`` is a finite number, numpy's included (bool does not count)."""
@@ -34,4 +36,4 @@ def to_python(value: Any) -> Any:
     if hasattr(value, "tolist"):  # arrays and numbers of numpy and torch
         return to_python(value.tolist())
     # Also of kinds of float: a rate that shows another (ScaledRate) is the one that was given.
-    return float(value) if isinstance(value, Real) and not isinstance(value, int) else value
+    return given_rate(value) if isinstance(value, Real) and not isinstance(value, int) else value

@@ -233,7 +233,7 @@ def _describe_group(family: Family, group: Group, defaults: Mapping[str, Any]) -
     """Learning rate, weight decay, and whatever is not as by default."""
     boxes = {coefficient.name: coefficient.box for coefficient in family.coefficients}
     bounds = {name: box for name, box in group["bounds"].items() if box != boxes[name]}
-    hidden = {"params", "param_names", "hyper_lr", "bounds", *INTERNAL_KEYS, *SET_TENSORS}
+    hidden = {"params", "param_names", "hyper_lr", "bounds", "learned_scale", *INTERNAL_KEYS, *SET_TENSORS}
     if has_betas(family):
         hidden.add("betas")
     options = {

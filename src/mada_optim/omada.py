@@ -6,6 +6,7 @@ The name is Greek for a team.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,10 +22,12 @@ from mada_optim.groups import as_list, tensor_of
 from mada_optim.matrices import matrix_parameters, may_be_matrix
 from mada_optim.optimizer import Scale
 from mada_optim.points import WithBetas
-from mada_optim.scale import LearnedScale, SearchSettings
+from mada_optim.scale import LearnedScale
+from mada_optim.scale.rule import ADAPTIVE
 from mada_optim.warn import warn
 
-_SEARCH = SearchSettings(bounds=(1e-8, 1.0))
+# An orthogonalized step of more than a tenth of a weight's size is never right; small noisy runs would wander there.
+_SEARCH = replace(ADAPTIVE, bounds=(1e-8, 0.1))
 
 
 class OMADA(WithBetas, name="omada"):

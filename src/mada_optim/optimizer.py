@@ -193,7 +193,7 @@ class HypergradientOptimizer(Optimizer):
         super().__init__(params, with_python_numbers(family, defaults, defaults))
         if all(ignores_betas(family, group) for group in self.param_groups):
             self.defaults.pop("betas", None)  # by which schedulers see that there are none to cycle
-        self.scale: LearnedScale | None = self._learn_scale(scale) if scale else None
+        self.scale: LearnedScale | None = None if scale is False else self._learn_scale(scale)
         """The learning rate that is found, where ``scale`` asks for one."""
 
     def _learn_scale(self, scale: bool | Mapping[str, float]) -> LearnedScale:

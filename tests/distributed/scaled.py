@@ -10,7 +10,7 @@ import torch
 from checks import assert_close_models, assert_same_on_all_ranks, data_parallel, sharded, train_alone, train_share
 from problems import Net
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import AdamW
 from worlds import World
@@ -18,6 +18,7 @@ from worlds import World
 from mada_optim.scale import LearnedScale, SearchSettings
 
 SEARCH = 8
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 def scaled(model: nn.Module) -> tuple[AdamW, LearnedScale]:
@@ -58,6 +59,7 @@ def check_scale_resumes(world: World) -> None:
         optimizer, scale = scaled(model)
         train_share(world, model, optimizer, cut)  # type: ignore[arg-type]
         saved = copy.deepcopy(get_state_dict(model, optimizer))
+        flat = get_state_dict(model, optimizer, options=FLAT)[1]
         train_share(world, model, optimizer, 14 - cut, first=cut)  # type: ignore[arg-type]
         again = sharded(Net(seed=1))
         optimizer, found = scaled(again)
@@ -65,5 +67,10 @@ def check_scale_resumes(world: World) -> None:
         assert found.searching == (cut < SEARCH)
         train_share(world, again, optimizer, 14 - cut, first=cut)  # type: ignore[arg-type]
         assert found.value == scale.value
+        if cut > SEARCH:
+            other = sharded(Net(seed=1))
+            optimizer, found = scaled(other)
+            set_state_dict(other, optimizer, model_state_dict=saved[0], optim_state_dict=flat, options=FLAT)
+            assert (found.value, found.searching) == (scale.value, False)
         for a, b in zip(model.parameters(), again.parameters(), strict=True):
             assert torch.equal(a.to_local(), b.to_local())  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ from mada_optim.experiments.train import train as train_run
 from mada_optim.experiments.variants import MaximumMADA, ZeroedGradientMADA
 from mada_optim.matrices import matrix_parameters
 from mada_optim.tasks import InputError
+from mada_optim.tasks.language import LanguageConfig
 
 # Prodigy's own start, 1e-6, takes more than 30 steps to grow.
 CONFIGS = {
@@ -170,3 +171,15 @@ def test_default_rates(name: str, lr: float) -> None:
 def test_unknown_name() -> None:
     with pytest.raises(InputError, match="optimizer must be one of adam, .*, got 'sgd'"):
         optimizers.resolve(OptimizerConfig("sgd"))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_omada_does_not_run_away_on_a_small_noisy_run(seed: int, tmp_path: Path) -> None:
+    """A search that climbs three times as fast ends at a learning rate of 1 here, and a loss of 2.9."""
+    task = LanguageConfig(layers=1, heads=2, width=32, context=16, batch=4, val_windows=8)
+    config = dataclasses.replace(tiny_config("omada", steps=400, eval_every=400, checkpoint_every=400), task=task)
+    config = dataclasses.replace(config, seed=seed)
+    result = train_run(config, tmp_path / "run", draw=False)
+    assert 1e-3 < result.coefficients["scale_matrices"] < 0.05
+    assert result.val_loss is not None
+    assert result.val_loss < 2.65

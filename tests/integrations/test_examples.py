@@ -188,6 +188,7 @@ def test_the_trainer_for_omada_makes_other_optimizers_as_the_trainer_does(tmp_pa
 
     from mada_optim import MADA, OMADA
     from mada_optim.integrations.transformers import OMADATrainer
+    from mada_optim.scale.rate import given_rate
 
     model = GPT2LMHeadModel(GPT2Config(vocab_size=11, n_positions=4, n_embd=4, n_layer=1, n_head=1))
     arguments = TrainingArguments(output_dir=tmp_path, learning_rate=2e-3, report_to="none", use_cpu=True)
@@ -196,7 +197,7 @@ def test_the_trainer_for_omada_makes_other_optimizers_as_the_trainer_does(tmp_pa
     assert len(made.param_groups) == 2
     made = OMADATrainer(model, arguments).create_optimizer()
     assert type(made) is OMADA
-    assert float(made.param_groups[0]["lr"]) == 2e-3  # given; what is used is still to be found
+    assert given_rate(made.param_groups[0]["lr"]) == 2e-3  # what is used is still to be found
 
 
 # Of Lightning itself with this torch; its advice on data loaders; that a resumed run is in another folder.

@@ -16,7 +16,7 @@ def train(
     rates: list[float],
     weight_decay: float,
     hold: int,
-    start: float = 1e-4,
+    start: float = 1e-3,
 ) -> tuple[list[Tensor], list[float]]:
     """Parameters after ``len(rates)`` steps of AdamW with betas (0.9, 0.999), and κ of each step.
 
@@ -30,7 +30,7 @@ def train(
     """
     zeros = [0 * x for x in x_1]
     m, v, way, mean_way = list(zeros), list(zeros), list(zeros), list(zeros)
-    x, kappa, mean, square, taken, climbing, waiting = list(x_1), start, 0.0, 0.0, 0, True, None
+    x, kappa, mean, square, taken, waiting = list(x_1), start, 0.0, 0.0, 0, None
     peak, kappas = 0.0, []
     for t, rate in enumerate(rates, start=1):
         g = gradients(t, x)
@@ -41,8 +41,7 @@ def train(
             mean, square = 0.9 * mean + 0.1 * waiting, 0.99 * square + 0.01 * waiting**2
             slope = mean / (1 - 0.9**taken) / math.sqrt(square / (1 - 0.99**taken))
             slope = max(-1.0, min(1.0, slope))
-            climbing = climbing and slope <= 0
-            kappa *= math.exp(-(0.3 if climbing else 0.1) * slope)
+            kappa *= math.exp(-0.1 * slope)
             waiting = None
         if t <= hold:
             if t > 1:

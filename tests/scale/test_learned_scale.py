@@ -7,6 +7,7 @@ import gc
 import io
 import math
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -522,7 +523,7 @@ def test_rates_are_floats_for_everybody_else() -> None:
         *(0.05, "0.050", "0.05", 0.05),
         pytest.approx(0.05),
     )
-    assert float(rate) == 0.1  # ReduceLROnPlateau asks so for what it multiplies
+    assert (float(rate), torch.tensor(rate).item()) == (0.05, pytest.approx(0.05))
     assert [type(x) for x in (rate * 2, 2 * rate, rate + 1, 1 + rate, rate - 1, 1 - rate, rate / 2)] == [ScaledRate] * 7
     assert [given_rate(x) for x in (rate * 2, rate + 1, 1 - rate)] == pytest.approx([0.2, 1.1, 0.9])
     assert [rate * 2, rate + 1, 1 - rate] == pytest.approx([0.1, 1.05, 0.95])
@@ -577,3 +578,114 @@ def test_of_large_parameters_a_part_is_measured(monkeypatch: pytest.MonkeyPatch)
     # All of it moves, not only what is measured.
     assert bool((part_way != 0).all())
     assert float((part_way - way).norm() / way.norm()) < 0.3
+
+
+# ---- What a review found.
+
+
+def test_held_scales_keep_the_warm_up() -> None:
+    """No search replaces it then."""
+    model, plain = Net(), Net()
+    optimizer, other = AdamW(model.parameters(), lr=1.0), AdamW(plain.parameters(), lr=0.02)
+    LearnedScale(optimizer, held=0.02)
+    schedulers = [lr_scheduler.LinearLR(o, 0.01, total_iters=10) for o in (optimizer, other)]
+    for step in range(12):
+        train(model, optimizer, 1, first=step)
+        train(plain, other, 1, first=step)
+        for scheduler in schedulers:
+            scheduler.step()
+    torch.testing.assert_close(vector(model), vector(plain), rtol=1e-12, atol=1e-14)
+
+
+def test_a_new_kind_after_the_search() -> None:
+    model = Net()
+    first, *others = model.parameters()
+    optimizer = AdamW([{"params": others, "matrices": False}])
+    scale = LearnedScale(optimizer, per=matrices, settings=SHORT)
+    train(model, optimizer, 15)
+    optimizer.add_param_group({"params": [first], "matrices": True})
+    before = first.detach().clone()
+    train(model, optimizer, 2, first=15)
+    assert not torch.equal(first, before)
+    assert scale.values[True] == scale.values[False]
+
+
+def test_an_optimizer_has_one_scale() -> None:
+    optimizer = AdamW([nn.Parameter(torch.ones(2))])
+    LearnedScale(optimizer)
+    with pytest.raises(ValueError, match="one has a learned scale already"):
+        LearnedScale(optimizer)
+    other = AdamW([nn.Parameter(torch.ones(2))])
+    with pytest.raises(ValueError, match="one is listed twice"):
+        LearnedScale([other, other])
+    with pytest.raises(ValueError, match="held must have a scale for each of 'all', got"):
+        LearnedScale(other, held={"matrices": 0.1})
+    with pytest.raises(TypeError, match="Rprop are not multiples"):
+        LearnedScale(torch.optim.Rprop([nn.Parameter(torch.ones(2))]))
+    with pytest.raises(ValueError, match="held must be a positive number.*True"):
+        LearnedScale(other, held=True)
+
+
+def test_optimizers_that_evaluate_twice_get_a_new_evaluation() -> None:
+    """As sharpness-aware minimization does."""
+
+    class Twice(SGD):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            with torch.enable_grad():
+                closure()
+                loss = closure()
+            return super().step(lambda: loss)
+
+    model = Net()
+    optimizer = Twice(model.parameters(), lr=0.1)
+    LearnedScale(optimizer, settings=SHORT)
+    calls = 0
+    for step in range(20):
+
+        def closure(step: int = step) -> Tensor:
+            nonlocal calls
+            calls += 1
+            optimizer.zero_grad()
+            loss = loss_of(model, step)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    assert calls == 40
+
+
+def test_low_precision_keeps_what_others_write() -> None:
+    model, optimizer, _ = search(steps=5, dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.out.weight.fill_(3.0)
+    train(model, optimizer, 1, first=5)
+    assert float(model.out.weight.detach().min()) > 2.5
+
+
+def test_state_dicts_hold_plain_floats() -> None:
+    _, optimizer, _ = search(steps=5, schedule=lambda o: lr_scheduler.LambdaLR(o, lambda t: 1.0))
+    group = optimizer.state_dict()["param_groups"][0]
+    assert {type(value) for name, value in group.items() if "lr" in name} == {float}
+
+
+@pytest.mark.parametrize("name", ["inverse root", "short restarts", "early steps"])
+def test_a_schedule_that_falls_at_once_does_not_end_the_search(name: str) -> None:
+    schedules: dict[str, Callable[[Any], Any]] = {
+        "inverse root": lambda o: lr_scheduler.LambdaLR(o, lambda t: (t + 1) ** -0.5),
+        "short restarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 10),
+        "early steps": lambda o: lr_scheduler.StepLR(o, 8, 0.3),
+    }
+    scale = search(steps=100, settings=SearchSettings(), schedule=schedules[name])[2]
+    assert scale.steps >= 30
+    assert scale.value > 3e-3
+
+
+def test_a_rate_that_somebody_keeps_does_not_keep_the_model() -> None:
+    model, optimizer, scale = search(steps=5)
+    shown = optimizer.param_groups[0]["lr"]
+    found = weakref.ref(scale)
+    del model, optimizer, scale
+    gc.collect()
+    assert found() is None
+    assert (float(shown), float(shown * 2)) == (pytest.approx(float(shown)), 0.02)

@@ -222,7 +222,7 @@ class _Run:
             # One update with it would make every weight NaN; a single bad batch should not end a run.
             self.bad_steps += 1
         # The highest rate that was used; a learned scale changes what the schedule gives.
-        used = max(+group["lr"] for group in self.optimizer.param_groups)
+        used = max(float(group["lr"]) for group in self.optimizer.param_groups)
         line: dict[str, Any] = {"step": self.step, "loss": finite(value), "lr": used}
         if self.bad_steps:
             line["skipped"] = True

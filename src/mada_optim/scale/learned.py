@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import LBFGS, Adam, Adamax, NAdam, Optimizer, RAdam
+from torch._compile import _disable_dynamo
+from torch.optim import LBFGS, Adam, Adamax, NAdam, Optimizer, RAdam, Rprop
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from mada_optim.scale.rate import ScaledRate, given_rate
+from mada_optim.scale.rate import ScaledRate, given_rate, plateau_of
 from mada_optim.scale.rule import ADAPTIVE, ScaleState, SearchSettings, learn
 from mada_optim.scale.way import LOW_PRECISION, TENSORS, VISIBLE, Way, follow
 from mada_optim.sharding import check_learnable, find_team, spread_like
@@ -27,6 +29,8 @@ from mada_optim.warn import warn
 Group = dict[str, Any]
 log = logging.getLogger("mada_optim")
 _ADAPTIVE_KINDS = (Adam, Adamax, NAdam, RAdam)  # AdamW is an Adam
+LEAST_STEPS = 30
+"""Steps after which the search may end because the schedule has fallen."""
 NAME = "learned_scale"
 """Key of the parameter groups of a state_dict under which the scale stands."""
 
@@ -94,6 +98,8 @@ class LearnedScale:
         listed = list(optimizers) if isinstance(optimizers, Sequence) else [optimizers]
         if not listed:
             raise ValueError("optimizers must not be empty")
+        if len({id(optimizer) for optimizer in listed}) != len(listed):
+            raise ValueError("optimizers: one is listed twice")
         for optimizer in listed:
             _check_optimizer(optimizer)
         if held is None:
@@ -117,8 +123,16 @@ class LearnedScale:
             for group in optimizer.param_groups:
                 key = "all" if per is None else per(group)
                 self._states[key] = ScaleState(math.log(self._settings_of(key).start))
-                if held is not None:
-                    self._held[key] = _positive(held[key] if isinstance(held, Mapping) else held)
+        if held is not None:
+            scales = held if isinstance(held, Mapping) else dict.fromkeys(self._states, held)
+            if scales.keys() != self._states.keys():
+                kinds = ", ".join(map(repr, self._states))
+                raise ValueError(f"held must have a scale for each of {kinds}, got {held!r}")
+            self._held = {key: _positive(scales[key]) for key in self._states}
+            # The rate that is given now is the schedule's peak; a warm-up follows, which no search replaces.
+            for optimizer in listed:
+                for group in optimizer.param_groups:
+                    self._peak = _highest(self._peak, group.get("initial_lr", group["lr"]), on_host=True)
         self.attach(listed)
 
     def attach(self, optimizers: Sequence[Optimizer]) -> None:
@@ -127,8 +141,12 @@ class LearnedScale:
         self._optimizers = [weakref.ref(optimizer) for optimizer in optimizers]
         self._stepped: set[int] = set()
         self._rates: dict[int, list[tuple[Any, Any]]] = {}
+        self._shown: dict[int, list[Any]] = {}
         self._loading: dict[int, dict[str, Any]] = {}
+        self._plateaus: dict[int, ReduceLROnPlateau | None] = {}
         for optimizer in optimizers:
+            if any(getattr(hook, "__func__", None) is LearnedScale._before_step for hook in _step_hooks(optimizer)):
+                raise ValueError("optimizers: one has a learned scale already")
             optimizer.register_step_pre_hook(self._before_step)
             optimizer.register_step_post_hook(self._after_step)
             optimizer.register_state_dict_post_hook(self._add_to_state_dict)
@@ -139,7 +157,7 @@ class LearnedScale:
 
     def __getstate__(self) -> dict[str, Any]:
         self._collect()
-        bound = ("_optimizers", "_stepped", "_rates", "_loading")
+        bound = ("_optimizers", "_stepped", "_rates", "_shown", "_loading", "_plateaus")
         return {name: value for name, value in self.__dict__.items() if name not in bound}
 
     # What was found.
@@ -158,6 +176,9 @@ class LearnedScale:
     def learning_rate(self) -> float:
         """The learning rate at the peak of the schedule: the same number as :attr:`value`."""
         return self.value
+
+    def __repr__(self) -> str:
+        return f"LearnedScale({self.describe()})"
 
     def hold(self) -> None:
         """End the search now: multiply the scales by the margin, hold them, and free what the search kept."""
@@ -179,10 +200,12 @@ class LearnedScale:
 
     # A step. The hooks of all optimizers lead here.
 
+    @_disable_dynamo
     def _before_step(
         self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
         changed = None
+        self._undo_plateau(optimizer)
         self._note_peak()
         if self.searching:
             _check_searchable(optimizer)
@@ -194,11 +217,12 @@ class LearnedScale:
                 self._join_round(optimizer)
         rates: list[tuple[Any, Any]] = []
         for group, given in zip(optimizer.param_groups, self._given(optimizer), strict=True):
-            group["lr"] = self._use(group, given, self._is_visible(group))
+            group["lr"] = self._use(self._key(group), given, self._is_visible(group))
             rates.append((group["lr"], given))
         self._rates[id(optimizer)] = rates
         return changed
 
+    @_disable_dynamo
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> None:  # noqa: ARG002
         rates = self._rates.pop(id(optimizer), None)
         if rates is None:
@@ -224,7 +248,8 @@ class LearnedScale:
             return  # such as the step of torch.distributed.checkpoint, which only wants the state to be there
         settings = [self._settings_of(key) for key in self._states]
         fallen = highest < min(each.least_share for each in settings) * float(self._peak)
-        if fallen or self.steps >= max(each.steps for each in settings):
+        enough = self.steps >= LEAST_STEPS and not any(state.climbing for state in self._states.values())
+        if (fallen and enough) or self.steps >= max(each.steps for each in settings):
             self.hold()
             return
         self.steps += 1
@@ -300,12 +325,14 @@ class LearnedScale:
     def _is_visible(self, group: Group) -> bool:
         return self.searching and _is_low(group)
 
-    def _use(self, group: Group, given: Any, visible: bool = False) -> Any:
+    def _use(self, key: Hashable, given: Any, visible: bool = False) -> Any:
         """The rate that is used for a given one; ``visible``: in the step of an optimizer with low precision."""
         peak = self._peak
         if not isinstance(peak, Tensor) and peak == 0.0:  # before the first step
             peak = max(float(rate) for optimizer in self._all_optimizers() for rate in self._given(optimizer)) or 1.0
-        return (VISIBLE if visible else self.values[self._key(group)]) * (given / peak)
+        # During the search, where the parameters lie: what is learned in the middle of a round is for the next one.
+        value = self._held.get(key) or self._applied.get(key) or self._states[key].value
+        return (VISIBLE if visible else value) * (given / peak)
 
     def _given(self, optimizer: Optimizer) -> list[Any]:
         """The learning rates as they were given. Those of a step that failed stand in the groups as they were used."""
@@ -315,6 +342,18 @@ class LearnedScale:
                 given[index] = before
         return [rate if isinstance(rate, Tensor) else given_rate(rate) for rate in given]
 
+    def _undo_plateau(self, optimizer: Optimizer) -> None:
+        """Let a rate that ReduceLROnPlateau made of the one in use count as made of the one that was given."""
+        for group, shown in zip(optimizer.param_groups, self._shown.get(id(optimizer), ()), strict=False):
+            rate = group["lr"]
+            if isinstance(rate, (Tensor, ScaledRate)) or not isinstance(shown, ScaledRate):
+                continue
+            if id(optimizer) not in self._plateaus:
+                self._plateaus[id(optimizer)] = plateau_of(optimizer)
+            plateau = self._plateaus[id(optimizer)]
+            if plateau is not None and shown > 0.0 and rate < shown:
+                group["lr"] = rate / +shown * shown.given
+
     def _note_peak(self) -> None:
         for optimizer in self._all_optimizers():
             for rate in self._given(optimizer):
@@ -322,7 +361,10 @@ class LearnedScale:
 
     def _show(self, optimizer: Optimizer, given: list[Any]) -> None:
         for group, rate in zip(optimizer.param_groups, given, strict=True):
-            group["lr"] = rate if isinstance(rate, Tensor) else ScaledRate(rate, partial(self._use, group))
+            use = partial(_use_now, weakref.ref(self), self._key(group))
+            group["lr"] = rate if isinstance(rate, Tensor) else ScaledRate(rate, use)
+            group.setdefault(NAME, self.state_dict_of(self._key(group)))  # flattened state_dicts ask for its name
+        self._shown[id(optimizer)] = [group["lr"] for group in optimizer.param_groups]
 
     # Saving and loading.
 
@@ -341,7 +383,8 @@ class LearnedScale:
         groups: list[Group] = []
         rates = self._given(optimizer)
         for group, rate, packed in zip(optimizer.param_groups, rates, state_dict["param_groups"], strict=True):
-            groups.append({**packed, "lr": rate, NAME: self.state_dict_of(self._key(group))})
+            plain = {name: given_rate(value) for name, value in packed.items() if isinstance(value, ScaledRate)}
+            groups.append({**packed, **plain, "lr": rate, NAME: self.state_dict_of(self._key(group))})
             for param, number in zip(group["params"], packed["params"], strict=True):
                 if param in self._ways:
                     kept = state_dict["state"].get(number, {})
@@ -421,8 +464,11 @@ class _Pending:
 def _check_optimizer(optimizer: Any) -> None:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizers must be torch.optim.Optimizers, got {type(optimizer).__name__}")
-    if isinstance(optimizer, LBFGS):
-        raise TypeError("optimizers: the steps of LBFGS are not multiples of its learning rate")
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        kind = type(optimizer).__name__
+        raise TypeError(f"optimizers: {kind} is a wrapper without torch's hooks; give the optimizer inside")
+    if isinstance(optimizer, (LBFGS, Rprop)):
+        raise TypeError(f"optimizers: the steps of {type(optimizer).__name__} are not multiples of its learning rate")
     for group in optimizer.param_groups:
         if group.get("differentiable"):
             raise ValueError("optimizers: a learned scale changes parameters in place; differentiable must be False")
@@ -438,6 +484,16 @@ def _check_searchable(optimizer: Optimizer) -> None:
                 raise RuntimeError(f"LearnedScale does not support sparse gradients, got layout {param.grad.layout}")
 
 
+def _step_hooks(optimizer: Optimizer) -> Iterable[Any]:
+    return optimizer._optimizer_step_pre_hooks.values()
+
+
+def _use_now(scale: weakref.ref[LearnedScale], key: Hashable, given: float) -> float:
+    """What a scale makes of a rate. A rate that somebody keeps does not keep the scale, and with it the model."""
+    alive = scale()
+    return given if alive is None else alive._use(key, given)
+
+
 def _evaluate_closure(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
     """Evaluate the closure of a step before it, since the search needs the gradients; the step gets the loss.
 
@@ -448,8 +504,14 @@ def _evaluate_closure(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str,
         return None
     with torch.enable_grad():
         loss = closure()
+    evaluated = [loss]
+
+    def once() -> Any:
+        """Optimizers that evaluate a closure again (SAM) mean a new evaluation."""
+        return evaluated.pop() if evaluated else closure()
+
     rest = {name: value for name, value in kwargs.items() if name != "closure"}
-    return (args[0], lambda: loss, *args[2:]), rest
+    return (args[0], once, *args[2:]), rest
 
 
 def _is_low(group: Group) -> bool:
@@ -460,6 +522,8 @@ def _highest(peak: float | Tensor, rate: Any, on_host: bool) -> float | Tensor:
     """The higher of two rates; a tensor, changed in place, where one is on a device for which not to wait."""
     if isinstance(rate, Tensor) and (on_host or rate.device.type == "cpu"):
         rate = float(rate)
+    if not isinstance(rate, Tensor) and not math.isfinite(rate):
+        return peak
     if isinstance(peak, Tensor):
         candidate = torch.as_tensor(rate, dtype=peak.dtype, device=peak.device).reshape(())
         return peak.copy_(torch.maximum(peak, candidate))
@@ -469,7 +533,7 @@ def _highest(peak: float | Tensor, rate: Any, on_host: bool) -> float | Tensor:
 
 
 def _positive(value: Any) -> float:
-    number = float(value)
+    number = math.nan if isinstance(value, bool) else float(value)
     if not 0.0 < number < math.inf:
         raise ValueError(f"held must be a positive number, or a mapping to positive numbers, got {value!r}")
     return number

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 
 class ScaledRate(float):
@@ -13,8 +16,7 @@ class ScaledRate(float):
 
     Learning-rate schedulers either write a new rate or compute one from the rate that they find. What ``+ - * /`` make
     of this one remembers the same of the rate that was given, so a schedule does not see the scale. As numbers the
-    results are what they are for floats. ``float(rate)``, copies and pickles are the rate that was given, as plain
-    floats.
+    results are what they are for floats. Copies and pickles are the rate that was given, as plain floats.
 
     Args:
         given: what a user or a scheduler wrote.
@@ -34,9 +36,6 @@ class ScaledRate(float):
         rate.given, rate.use = given, use
         return rate
 
-    def __float__(self) -> float:
-        return self.given
-
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return float, (self.given,)
 
@@ -44,6 +43,19 @@ class ScaledRate(float):
 def given_rate(rate: float) -> float:
     """The rate that was given, of a scaled or of a plain one."""
     return rate.given if isinstance(rate, ScaledRate) else float(rate)
+
+
+def plateau_of(optimizer: Optimizer) -> ReduceLROnPlateau | None:
+    """The ReduceLROnPlateau of an optimizer, which asks for a float and so forgets the rate that was given.
+
+    Nothing leads from an optimizer to its schedulers, so the garbage collector is asked. It takes some milliseconds.
+    """
+    for referrer in gc.get_referrers(optimizer):
+        candidates = gc.get_referrers(referrer) if isinstance(referrer, dict) else [referrer]
+        for candidate in candidates:
+            if isinstance(candidate, ReduceLROnPlateau) and candidate.optimizer is optimizer:
+                return candidate
+    return None
 
 
 def _remembering(name: str, linear: bool) -> Callable[[ScaledRate, Any], Any]:

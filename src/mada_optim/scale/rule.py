@@ -33,8 +33,8 @@ class SearchSettings:
             certain, weight decay λ diverges once 1.5 κ λ > 2.
     """
 
-    start: float = 1e-4
-    climb: float = 0.3
+    start: float = 1e-3
+    climb: float = 0.1
     rate: float = 0.1
     swing: float = 0.5
     window: float = 0.97
@@ -61,9 +61,8 @@ class SearchSettings:
                 raise ValueError(f"{name} must be {what}, got {getattr(self, name)!r}")
 
 
-ADAPTIVE = SearchSettings(start=1e-3, climb=0.1, margin=2.5, bounds=(1e-8, 1.0))
-"""For Adam and its kin. Steps that are too long at first harm a network for good, so the climb is gentle; what it finds
-is a smaller part of the best rate than it is for orthogonalized steps."""
+ADAPTIVE = SearchSettings(margin=2.5, bounds=(1e-8, 1.0))
+"""For Adam and its kin. What the search finds is a smaller part of the best rate than for orthogonalized steps."""
 
 
 @dataclass(frozen=True)

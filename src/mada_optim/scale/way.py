@@ -101,6 +101,10 @@ def follow(
         ⟨g, σ W + (1-σ) W̄⟩ over the elements of this process, 0-dimensional; None without a gradient.
     """
     roles = [_roles(param, way) for param, way in zip(params, ways, strict=True)]
+    for tensors in roles if "gone" in roles[0] else ():
+        # What others wrote into the parameter since the last step (loaded weights, a mask) moves x_1.
+        initial = tensors["initial"]
+        initial.add_(tensors["param"] - (initial - scale * tensors["gone"]).to(initial.dtype))
     total: Tensor | None = None
     for block, share in _measured(roles):
         if "gone" in block.members[0]:
