@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mada_optim.scale.rate import given_rate
+from mada_optim.scale.rate import ScaledRate
 
 
 def is_number(value: object) -> bool:
@@ -35,5 +35,6 @@ def to_python(value: Any) -> Any:
         return tuple(to_python(item) for item in value)
     if hasattr(value, "tolist"):  # arrays and numbers of numpy and torch
         return to_python(value.tolist())
-    # Also of kinds of float: a rate that shows another (ScaledRate) is the one that was given.
-    return given_rate(value) if isinstance(value, Real) and not isinstance(value, int) else value
+    if isinstance(value, ScaledRate):
+        return value.given
+    return float(value) if isinstance(value, Real) and not isinstance(value, int) else value

@@ -32,7 +32,7 @@ def with_python_numbers(family: Family, options: Mapping[str, Any], names: Itera
     """A copy of options, numbers among those with one of ``names`` as Python's; ``lr`` may be a tensor."""
     converted = dict(options)
     for name in names:
-        value = options.get(name)
+        value: Any = options.get(name)
         if name == "lr" and getattr(value, "shape", ()) == (1,) and not isinstance(value, Tensor):
             value = value[0]  # an array, as torch takes it
         if name in options and not (name == "lr" and isinstance(value, Tensor)):

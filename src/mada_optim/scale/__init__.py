@@ -5,6 +5,6 @@ what was given and what is used; ``learned`` puts them together in :class:`Learn
 """
 
 from mada_optim.scale.learned import LearnedScale
-from mada_optim.scale.rule import SearchSettings
+from mada_optim.scale.rule import ADAPTIVE, SearchSettings
 
-__all__ = ["LearnedScale", "SearchSettings"]
+__all__ = ["ADAPTIVE", "LearnedScale", "SearchSettings"]

@@ -54,9 +54,9 @@ class LearnedScale:
         h_t = -κ ⟨g_{t+1}, σ W_t + (1-σ) W̄_t⟩       W̄: running mean of W; σ = 1/2
         log κ ← log κ - a mean(h)/rms(h)            used one step later; see :class:`SearchSettings` for a
 
-    After 150 steps, or when the schedule has fallen below half of its peak, κ is multiplied by 1.5 and held. What
-    the search kept of the parameters (6 bytes for each number in float32) is freed. From then on the optimizer is
-    itself, at ``scale.learning_rate`` times the schedule.
+    After 150 steps, or after 30 when the schedule has fallen below half of its peak, κ is multiplied by a margin and
+    held. What the search kept of the parameters (6 bytes for each number in float32) is freed. From then on the
+    optimizer is itself, at ``scale.learning_rate`` times the schedule.
 
     ``optimizer.param_groups[i]["lr"]`` shows the rate in use; schedulers go on from the one that they gave, see
     :class:`ScaledRate`. A rate that is a tensor stays what was given. Under DDP every process finds the same scale,
@@ -191,6 +191,9 @@ class LearnedScale:
         self.searching = False
         self._ways.clear()
         log.info(self.describe())
+        for key, value in self._held.items():
+            if value >= self._settings_of(key).bounds[1]:
+                log.warning("the scale %r ended at its upper bound %g: give a learning rate, or look why", key, value)
 
     def describe(self) -> str:
         """Say in one line what was found, or how far the search is."""

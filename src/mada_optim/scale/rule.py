@@ -30,7 +30,7 @@ class SearchSettings:
         least_share: the scale is held earlier where the schedule has fallen below this share of its peak.
         margin: factor by which the scale is multiplied when it is held.
         bounds: closed interval in which the scale stays. Where nothing holds it back, as with a reward that is
-            certain, weight decay λ diverges once 1.5 κ λ > 2.
+            certain, weight decay λ diverges once the held scale times λ exceeds 2.
     """
 
     start: float = 1e-3
@@ -102,7 +102,7 @@ def learn(settings: SearchSettings, state: ScaleState, hypergradient: float) -> 
 
     >>> state = learn(SearchSettings(), ScaleState(math.log(1e-4)), -3.0)
     >>> round(math.log(state.value / 1e-4), 3), state.climbing
-    (0.3, True)
+    (0.1, True)
     >>> learn(SearchSettings(), state, float("nan")) == state
     True
     """
