@@ -17,12 +17,23 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
-from torch.optim import LBFGS, Adam, Adamax, NAdam, Optimizer, RAdam, Rprop
+from torch.optim import Adam, Adamax, NAdam, Optimizer, RAdam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from mada_optim.scale.around import (
+    Pending,
+    check_optimizer,
+    check_searchable,
+    evaluate_closure,
+    highest,
+    is_low,
+    positive,
+    step_hooks,
+    use_now,
+)
 from mada_optim.scale.rate import ScaledRate, given_rate, plateau_of
 from mada_optim.scale.rule import ADAPTIVE, ScaleState, SearchSettings, learn
-from mada_optim.scale.way import LOW_PRECISION, TENSORS, VISIBLE, Way, follow
+from mada_optim.scale.way import TENSORS, VISIBLE, Way, follow
 from mada_optim.sharding import check_learnable, find_team, spread_like
 from mada_optim.warn import warn
 
@@ -101,7 +112,7 @@ class LearnedScale:
         if len({id(optimizer) for optimizer in listed}) != len(listed):
             raise ValueError("optimizers: one is listed twice")
         for optimizer in listed:
-            _check_optimizer(optimizer)
+            check_optimizer(optimizer)
         if held is None:
             check_learnable(
                 param for optimizer in listed for group in optimizer.param_groups for param in group["params"]
@@ -117,7 +128,7 @@ class LearnedScale:
         self._applied: dict[Hashable, float] = {}  # at which scales the parameters lie, during the search
         self._held: dict[Hashable, float] = {}
         self._ways: dict[Tensor, Way] = {}
-        self._pending: _Pending | None = None
+        self._pending: Pending | None = None
         self._peak: float | Tensor = 0.0
         for optimizer in listed:
             for group in optimizer.param_groups:
@@ -128,11 +139,11 @@ class LearnedScale:
             if scales.keys() != self._states.keys():
                 kinds = ", ".join(map(repr, self._states))
                 raise ValueError(f"held must have a scale for each of {kinds}, got {held!r}")
-            self._held = {key: _positive(scales[key]) for key in self._states}
+            self._held = {key: positive(scales[key]) for key in self._states}
             # The rate that is given now is the schedule's peak; a warm-up follows, which no search replaces.
             for optimizer in listed:
                 for group in optimizer.param_groups:
-                    self._peak = _highest(self._peak, group.get("initial_lr", group["lr"]), on_host=True)
+                    self._peak = highest(self._peak, group.get("initial_lr", group["lr"]), on_host=True)
         self.attach(listed)
 
     def attach(self, optimizers: Sequence[Optimizer]) -> None:
@@ -145,7 +156,7 @@ class LearnedScale:
         self._loading: dict[int, dict[str, Any]] = {}
         self._plateaus: dict[int, ReduceLROnPlateau | None] = {}
         for optimizer in optimizers:
-            if any(getattr(hook, "__func__", None) is LearnedScale._before_step for hook in _step_hooks(optimizer)):
+            if any(getattr(hook, "__func__", None) is LearnedScale._before_step for hook in step_hooks(optimizer)):
                 raise ValueError("optimizers: one has a learned scale already")
             optimizer.register_step_pre_hook(self._before_step)
             optimizer.register_step_post_hook(self._after_step)
@@ -211,8 +222,8 @@ class LearnedScale:
         self._undo_plateau(optimizer)
         self._note_peak()
         if self.searching:
-            _check_searchable(optimizer)
-            changed = _evaluate_closure(args, kwargs)
+            check_searchable(optimizer)
+            changed = evaluate_closure(args, kwargs)
             found_inf = getattr(optimizer, "found_inf", None)  # of a GradScaler that leaves skipping to the step
             # Already prepared: by a step that failed, or by the one of a subclass, which calls this one.
             prepared = id(optimizer) in self._rates
@@ -281,12 +292,12 @@ class LearnedScale:
         # ∂f/∂log κ, but for the sign: as the scale climbs, what it meets there counts for more than what lies behind.
         by_scale = [before.get(key, 0.0) * sum((part.to(device) for part in measured[key]), zero) for key in measured]
         totals = torch.stack(by_scale)
-        self._pending = _Pending(list(measured), totals if team is None else team.sum(totals))
+        self._pending = Pending(list(measured), totals if team is None else team.sum(totals))
 
     def _moving(self, group: Group) -> Iterable[list[Tensor]]:
         """The parameters of a group that have a way, by what :func:`follow` wants alike. Ways of others begin."""
         alike: dict[Hashable, list[Tensor]] = {}
-        low = _is_low(group)
+        low = is_low(group)
         for param in group["params"]:
             if param in self._ways and self._ways[param].fits(param, low):
                 grad_dtype = None if param.grad is None else param.grad.dtype
@@ -326,7 +337,7 @@ class LearnedScale:
         return SearchSettings() if settings is None else settings
 
     def _is_visible(self, group: Group) -> bool:
-        return self.searching and _is_low(group)
+        return self.searching and is_low(group)
 
     def _use(self, key: Hashable, given: Any, visible: bool = False) -> Any:
         """The rate that is used for a given one; ``visible``: in the step of an optimizer with low precision."""
@@ -360,11 +371,11 @@ class LearnedScale:
     def _note_peak(self) -> None:
         for optimizer in self._all_optimizers():
             for rate in self._given(optimizer):
-                self._peak = _highest(self._peak, rate, on_host=self.searching)
+                self._peak = highest(self._peak, rate, on_host=self.searching)
 
     def _show(self, optimizer: Optimizer, given: list[Any]) -> None:
         for group, rate in zip(optimizer.param_groups, given, strict=True):
-            use = partial(_use_now, weakref.ref(self), self._key(group))
+            use = partial(use_now, weakref.ref(self), self._key(group))
             group["lr"] = rate if isinstance(rate, Tensor) else ScaledRate(rate, use)
             group.setdefault(NAME, self.state_dict_of(self._key(group)))  # flattened state_dicts ask for its name
         self._shown[id(optimizer)] = [group["lr"] for group in optimizer.param_groups]
@@ -442,101 +453,3 @@ class LearnedScale:
         else:
             self._held[key] = saved["held"]
             self._ways.clear()
-
-
-class _Pending:
-    """Hypergradients on their way from the device to the host, for which the program does not wait."""
-
-    def __init__(self, keys: list[Hashable], along: Tensor) -> None:
-        self.keys = keys
-        self.event: torch.cuda.Event | None = None
-        if along.device.type == "cuda":
-            self.along = torch.empty(along.shape, dtype=along.dtype, pin_memory=True)
-            self.along.copy_(along, non_blocking=True)
-            self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self.event.record()
-        else:
-            self.along = along.cpu()
-
-    def read(self) -> list[tuple[Hashable, float]]:
-        if self.event is not None:
-            self.event.synchronize()
-        return list(zip(self.keys, self.along.tolist(), strict=True))
-
-
-def _check_optimizer(optimizer: Any) -> None:
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizers must be torch.optim.Optimizers, got {type(optimizer).__name__}")
-    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-        kind = type(optimizer).__name__
-        raise TypeError(f"optimizers: {kind} is a wrapper without torch's hooks; give the optimizer inside")
-    if isinstance(optimizer, (LBFGS, Rprop)):
-        raise TypeError(f"optimizers: the steps of {type(optimizer).__name__} are not multiples of its learning rate")
-    for group in optimizer.param_groups:
-        if group.get("differentiable"):
-            raise ValueError("optimizers: a learned scale changes parameters in place; differentiable must be False")
-
-
-def _check_searchable(optimizer: Optimizer) -> None:
-    """Raise RuntimeError, before anything is changed, where a step of the search is not possible."""
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("LearnedScale: capture a CUDA graph after the search, when scale.searching is False")
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            if param.grad is not None and param.grad.layout != torch.strided:
-                raise RuntimeError(f"LearnedScale does not support sparse gradients, got layout {param.grad.layout}")
-
-
-def _step_hooks(optimizer: Optimizer) -> Iterable[Any]:
-    return optimizer._optimizer_step_pre_hooks.values()
-
-
-def _use_now(scale: weakref.ref[LearnedScale], key: Hashable, given: float) -> float:
-    """What a scale makes of a rate. A rate that somebody keeps does not keep the scale, and with it the model."""
-    alive = scale()
-    return given if alive is None else alive._use(key, given)
-
-
-def _evaluate_closure(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    """Evaluate the closure of a step before it, since the search needs the gradients; the step gets the loss.
-
-    ``args`` begins with the optimizer.
-    """
-    closure = args[1] if len(args) > 1 else kwargs.get("closure")
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        loss = closure()
-    evaluated = [loss]
-
-    def once() -> Any:
-        """Optimizers that evaluate a closure again (SAM) mean a new evaluation."""
-        return evaluated.pop() if evaluated else closure()
-
-    rest = {name: value for name, value in kwargs.items() if name != "closure"}
-    return (args[0], once, *args[2:]), rest
-
-
-def _is_low(group: Group) -> bool:
-    return any(param.dtype in LOW_PRECISION for param in group["params"])
-
-
-def _highest(peak: float | Tensor, rate: Any, on_host: bool) -> float | Tensor:
-    """The higher of two rates; a tensor, changed in place, where one is on a device for which not to wait."""
-    if isinstance(rate, Tensor) and (on_host or rate.device.type == "cpu"):
-        rate = float(rate)
-    if not isinstance(rate, Tensor) and not math.isfinite(rate):
-        return peak
-    if isinstance(peak, Tensor):
-        candidate = torch.as_tensor(rate, dtype=peak.dtype, device=peak.device).reshape(())
-        return peak.copy_(torch.maximum(peak, candidate))
-    if isinstance(rate, Tensor):
-        return rate.detach().reshape(()).clamp(min=peak)
-    return max(peak, float(rate))
-
-
-def _positive(value: Any) -> float:
-    number = math.nan if isinstance(value, bool) else float(value)
-    if not 0.0 < number < math.inf:
-        raise ValueError(f"held must be a positive number, or a mapping to positive numbers, got {value!r}")
-    return number
