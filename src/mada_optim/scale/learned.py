@@ -84,8 +84,10 @@ class LearnedScale:
         held: scales that are held from the start, instead of a search: a number, or a mapping from values of ``per``.
 
     Raises:
-        TypeError: an optimizer is not one of torch.optim's kind, or is LBFGS, whose steps are no multiples of a rate.
-        ValueError: a parameter group is ``differentiable``, or a held scale is not a positive number.
+        TypeError: an optimizer is not one of torch's kind, or its steps are no multiples of a rate (LBFGS, Rprop).
+        ValueError: an optimizer has a scale already, a parameter group is ``differentiable``, or ``held`` is not a
+            positive number for each scale.
+        RuntimeError: FSDP1 or ZeroRedundancyOptimizer divides the parameters, so each process would find another scale.
 
     >>> weight = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
     >>> optimizer = torch.optim.AdamW([weight], lr=1.0)
@@ -155,9 +157,10 @@ class LearnedScale:
         self._shown: dict[int, list[Any]] = {}
         self._loading: dict[int, dict[str, Any]] = {}
         self._plateaus: dict[int, ReduceLROnPlateau | None] = {}
+        hooks = [hook for optimizer in optimizers for hook in step_hooks(optimizer)]
+        if any(getattr(hook, "__func__", None) is LearnedScale._before_step for hook in hooks):
+            raise ValueError("optimizers: one has a learned scale already")
         for optimizer in optimizers:
-            if any(getattr(hook, "__func__", None) is LearnedScale._before_step for hook in step_hooks(optimizer)):
-                raise ValueError("optimizers: one has a learned scale already")
             optimizer.register_step_pre_hook(self._before_step)
             optimizer.register_step_post_hook(self._after_step)
             optimizer.register_state_dict_post_hook(self._add_to_state_dict)
