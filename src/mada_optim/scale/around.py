@@ -41,6 +41,7 @@ class Pending:
 
 
 def check_optimizer(optimizer: Any) -> None:
+    """Raise TypeError or ValueError where an optimizer's steps cannot be scaled."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizers must be torch.optim.Optimizers, got {type(optimizer).__name__}")
     if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
@@ -64,6 +65,7 @@ def check_searchable(optimizer: Optimizer) -> None:
 
 
 def step_hooks(optimizer: Optimizer) -> Iterable[Any]:
+    """Return the hooks that torch calls before a step."""
     return optimizer._optimizer_step_pre_hooks.values()
 
 
@@ -94,6 +96,7 @@ def evaluate_closure(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, 
 
 
 def is_low(group: Group) -> bool:
+    """Whether small steps of a parameter in the group would be lost to rounding."""
     return any(param.dtype in LOW_PRECISION for param in group["params"])
 
 
@@ -112,6 +115,7 @@ def highest(peak: float | Tensor, rate: Any, on_host: bool) -> float | Tensor:
 
 
 def positive(value: Any) -> float:
+    """Return a held scale as a float. Raises ValueError where it is not a positive number."""
     number = math.nan if isinstance(value, bool) else float(value)
     if not 0.0 < number < math.inf:
         raise ValueError(f"held must be a positive number, or a mapping to positive numbers, got {value!r}")

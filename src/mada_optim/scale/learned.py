@@ -1,7 +1,7 @@
 """The learning rate that nobody has to guess: a scale of the whole way, found in the first steps, then held.
 
-:class:`LearnedScale` works on any ``torch.optim.Optimizer``, through its hooks. It knows nothing of families, of the
-hypergradients of coefficients, or of kernels.
+:class:`LearnedScale` works on any ``torch.optim.Optimizer``, through its hooks. It knows nothing of families or of the
+hypergradients of coefficients. Of the kernels it uses how they arrange tensors in blocks.
 """
 
 from __future__ import annotations
@@ -260,11 +260,11 @@ class LearnedScale:
         self._stepped.add(id(optimizer))
 
     def _advance(self) -> None:
-        highest = max(float(given) for optimizer in self._all_optimizers() for given in self._given(optimizer))
-        if highest == 0.0:
+        rate = max(float(given) for optimizer in self._all_optimizers() for given in self._given(optimizer))
+        if rate == 0.0:
             return  # such as the step of torch.distributed.checkpoint, which only wants the state to be there
         settings = [self._settings_of(key) for key in self._states]
-        fallen = highest < min(each.least_share for each in settings) * float(self._peak)
+        fallen = rate < min(each.least_share for each in settings) * float(self._peak)
         enough = self.steps >= LEAST_STEPS and not any(state.climbing for state in self._states.values())
         if (fallen and enough) or self.steps >= max(each.steps for each in settings):
             self.hold()
