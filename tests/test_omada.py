@@ -10,7 +10,7 @@ import torch
 from problems import Net, loss_of, train
 from torch import Tensor, nn
 
-import mada_optim.matrices
+import mada_optim.matrices.directions
 from mada_optim import MADA, OMADA, OMADAFamily, matrix_groups, matrix_parameters, orthogonalize
 
 ADAMW = {"hyper_lr": 0.0}
@@ -40,7 +40,7 @@ def test_at_one_corner_it_is_torchs_muon(monkeypatch):
 
     In bfloat16, as torch's: its rounding moves small singular values by a tenth.
     """
-    monkeypatch.setattr(mada_optim.matrices, "working_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(mada_optim.matrices.directions, "working_dtype", lambda _: torch.bfloat16)
     ours = Deep()
     groups = matrix_groups(ours)
     optimizer = OMADA(ours, lr=1e-2, weight_decay=0.1, scale=False)

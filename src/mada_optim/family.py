@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mada_optim.matrices import orthogonalize
+from mada_optim.matrices import Layout, orthogonalize
 from mada_optim.sharding import scatter_like, whole
 
 Scalar = Tensor | float
@@ -284,7 +284,8 @@ class MADAFamily(Family):
 class OMADAFamily(MADAFamily):
     """MADA's direction D_t and the orthogonalized momentum O_t, mixed by a weight ω.
 
-    With μ = ``ortho_momentum``, for the parameters of groups with ``matrices=True``::
+    With μ = ``ortho_momentum``, for the parameters of groups with ``matrices=True``, each of which is one matrix or
+    several, as ``split`` says (:meth:`Layout.read`)::
 
         M_t = μ M_{t-1} + (1-μ) g_t                                 ortho_exp_avg
         O_t = 0.2 √max(rows, columns) orthogonal(μ M_t + (1-μ) g_t)  ortho (Nesterov; see orthogonalize)
@@ -299,7 +300,12 @@ class OMADAFamily(MADAFamily):
         *(replace(coefficient, hyper_lr=0.0) for coefficient in MADAFamily.coefficients),
         Coefficient("ortho", 1.0, (0.0, 1.0), 0.0, domain=(0.0, 1.0), special=(0.0, 1.0), normalized=True),
     )
-    constants: ClassVar[Mapping[str, Any]] = {**MADAFamily.constants, "matrices": False, "ortho_momentum": 0.95}
+    constants: ClassVar[Mapping[str, Any]] = {
+        **MADAFamily.constants,
+        "matrices": False,
+        "split": None,
+        "ortho_momentum": 0.95,
+    }
     prepares: ClassVar[bool] = True
     name: str = field(default="OMADA-2", init=False)  # the first learned a factor of the steps to come
 
@@ -329,7 +335,7 @@ class OMADAFamily(MADAFamily):
         wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in grads]
         averages = [state["ortho_exp_avg"].to(g.dtype).lerp(g, 1 - mu) for state, g in zip(states, wide, strict=True)]
         ahead = [g.lerp(average, mu) for g, average in zip(wide, averages, strict=True)]
-        found = orthogonalize([whole(tensor) for tensor in ahead])
+        found = orthogonalize([whole(tensor) for tensor in ahead], Layout.read(q["split"]))
         return [
             {"ortho_exp_avg": average, "ortho": scatter_like(o, average)}
             for average, o in zip(averages, found, strict=True)
@@ -355,3 +361,4 @@ class OMADAFamily(MADAFamily):
             raise ValueError(f"ortho_momentum must be a number in [0, 1), got {momentum!r}")
         if not isinstance(matrices, bool):
             raise ValueError(f"matrices must be a bool, got {matrices!r}")
+        Layout.read(constants["split"])

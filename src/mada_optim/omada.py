@@ -19,7 +19,7 @@ from mada_optim.coefficients import Bounds, HyperLR
 from mada_optim.engine import Group
 from mada_optim.family import OMADAFamily
 from mada_optim.groups import as_list, tensor_of
-from mada_optim.matrices import matrix_parameters, may_be_matrix
+from mada_optim.matrices import Layout, matrix_parameters, may_be_matrix
 from mada_optim.optimizer import Scale
 from mada_optim.points import WithBetas
 from mada_optim.scale import LearnedScale
@@ -163,6 +163,8 @@ class OMADA(WithBetas, name="omada"):
         group: Group = {**param_group, "params": as_list(param_group["params"])}
         if "use_muon" in group:
             group["matrices"] = _read_mark(group)
+        if "split" in group:
+            group["split"] = Layout.read(group["split"]).plain()
         if not self._of_model:
             return [group]
         if self.param_groups and "param_names" in self.param_groups[0]:
@@ -190,6 +192,7 @@ class OMADA(WithBetas, name="omada"):
                         "params: groups with matrices=True take real tensors of 2 or more dimensions, "
                         f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
                     )
+                Layout.read(group["split"]).check(tensor.shape)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_of_model": self._of_model}
