@@ -50,6 +50,6 @@ def _directions(stacks: Sequence[Tensor]) -> list[Tensor]:
         orthogonal = newton_schulz(torch.cat([stacks[index].to(dtype) for index in members]))
         scale = 0.2 * math.sqrt(max(shape))
         counts = [stacks[index].size(0) for index in members]
-        for index, part in zip(members, orthogonal.split(counts), strict=True):
+        for index, part in zip(members, torch.split(orthogonal, counts), strict=True):
             directions[index] = part.to(stacks[index].dtype) * scale
     return directions

@@ -103,16 +103,18 @@ class Layout:
             return [matrices]
         dim = 1 + self.dim
         if self.repeats == 1:
-            return list(matrices.split(self._lengths(matrices.size(dim)), dim))
-        pattern = matrices.unflatten(dim, (self.repeats, -1))
-        return [part.flatten(dim, dim + 1) for part in pattern.split(self._lengths(pattern.size(dim + 1)), dim + 1)]
+            return list(torch.split(matrices, self._lengths(matrices.size(dim)), dim))
+        pattern = torch.unflatten(matrices, dim, (self.repeats, -1))
+        return [
+            part.flatten(dim, dim + 1) for part in torch.split(pattern, self._lengths(pattern.size(dim + 1)), dim + 1)
+        ]
 
     def join(self, matrices: Sequence[Tensor], shape: torch.Size) -> Tensor:
         """The inverse of :meth:`cut`: a tensor of this shape."""
         dim = 1 + self.dim
         if self.repeats == 1:
             return (torch.cat(list(matrices), dim) if len(matrices) > 1 else matrices[0]).reshape(shape)
-        parts = [part.unflatten(dim, (self.repeats, -1)) for part in matrices]
+        parts = [torch.unflatten(part, dim, (self.repeats, -1)) for part in matrices]
         return torch.cat(parts, dim + 1).reshape(shape)
 
     def _sizes(self, shape: torch.Size) -> tuple[int, int, int]:
