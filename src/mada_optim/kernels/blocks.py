@@ -93,7 +93,7 @@ def make_blocks(
             continue
         large = example.numel() > size
         if elementwise and large and cut:
-            yield from (Block([piece]) for piece in _cut(roles, example, size))
+            yield from (Block([piece]) for piece in pieces(roles, size))
         elif large or not (elementwise and gather):
             yield Block([roles])
         else:
@@ -106,11 +106,13 @@ def make_blocks(
         yield Block(gathered)
 
 
-def _cut(roles: Roles, example: Tensor, size: int) -> Iterator[Roles]:
+def pieces(roles: Roles, size: int, every: int = 1) -> Iterator[Roles]:
+    """Pieces of about ``size`` elements of a parameter's tensors, one in ``every``, beginning with the first."""
+    example = next(iter(roles.values()))
     # Along the longest dimension, so that any layout is cut without a copy.
     dim = max(range(example.dim()), key=example.size)
     length = max(1, size * example.size(dim) // example.numel())
-    for start in range(0, example.size(dim), length):
+    for start in range(0, example.size(dim), length * every):
         yield {
             role: tensor.narrow(dim, start, min(length, example.size(dim) - start)) for role, tensor in roles.items()
         }

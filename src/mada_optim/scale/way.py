@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mada_optim.kernels.blocks import Block, make_blocks
+from mada_optim.kernels.blocks import Block, make_blocks, pieces
 from mada_optim.sharding import fill, local, tell_autograd
 
 PIECE = 1 << 16  # elements
@@ -143,9 +143,9 @@ def _measured(roles: Sequence[dict[str, Tensor]]) -> Iterator[tuple[Block, float
         yield block, 1.0
     for tensors in roles:
         if tensors["param"].numel() > PIECE:
-            blocks = list(make_blocks([tensors], elementwise=True, size=PIECE))[::MEASURED]
-            share = tensors["param"].numel() / sum(block.members[0]["param"].numel() for block in blocks)
-            yield from ((block, share) for block in blocks)
+            measured = list(pieces(tensors, PIECE, every=MEASURED))
+            share = tensors["param"].numel() / sum(piece["param"].numel() for piece in measured)
+            yield from ((Block([piece]), share) for piece in measured)
 
 
 def _real(tensor: Tensor) -> Tensor:
