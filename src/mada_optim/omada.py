@@ -147,6 +147,9 @@ class OMADA(WithBetas, name="omada"):
 
         An optimizer that was made from a model knows which of its parameters are matrices. Where a group does not say,
         and has both, it becomes two: the matrices come last. Parameters need no names.
+
+        Args:
+            param_group: ``params`` and the options of the group. What it does not name is the optimizer's.
         """
         before = len(self.param_groups)
         try:
@@ -239,7 +242,11 @@ def _warn_of_missing_marks(groups: list[Any]) -> None:
 
 
 def matrix_groups(model: nn.Module) -> list[Group]:
-    """Two parameter groups of a model: its matrices, marked so, and the other parameters. None of them is empty."""
+    """Return two parameter groups of a model: its matrices, marked so, and the other parameters. No group is empty.
+
+    Args:
+        model: whose trained parameters they are.
+    """
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     return _split({"params": named}, set(matrix_parameters(model)), (True, False))
 

@@ -6,13 +6,16 @@ from torch import Tensor, nn
 
 
 def matrix_parameters(model: nn.Module) -> list[Tensor]:
-    """Real parameters of two and more dimensions, but for single rows and columns, embeddings and the output layer.
+    """Return the real parameters of two and more dimensions, without rows, columns, embeddings and the output layer.
 
     The rule that optimizers with an orthogonalized direction share (K. Jordan, "Muon: An optimizer for hidden layers in
     neural networks", 2024): a hidden matrix or convolution maps activations to activations, and its whole spectrum
     counts; an embedding is a table of rows, and the output layer another. The output layer is the last module with such
     a weight; a weight that it shares with an embedding is an embedding. A table that is no ``nn.Embedding``, such as a
     parameter of positions with more than one row, cannot be told from a hidden matrix: give parameter groups then.
+
+    Args:
+        model: whose parameters they are.
 
     Returns:
         Each parameter once, in the order of ``model.parameters()``.
