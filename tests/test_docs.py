@@ -174,16 +174,17 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\$)\$([^$\n]+?)\$", re.DOTALL)
 TYPESET = """<script src="{katex}"></script><script>
 const errors = [];
-for (const formula of {formulas})
-  try {{ katex.renderToString(formula, {{ throwOnError: true, strict: "error" }}); }}
+for (const [display, inline] of {formulas})
+  try {{ katex.renderToString(display || inline, {{ displayMode: display !== "", throwOnError: true }}); }}
   catch (error) {{ errors.push(error.message); }}
 document.title = JSON.stringify(errors);
 </script>"""
 
 
-def formulas() -> list[str]:
+def formulas() -> list[tuple[str, str]]:
+    """Of all pages, displayed or within a line; the other of the two is empty."""
     pages = [re.sub(r"`[^`\n]+`", "", FENCED.sub("", path.read_text("utf-8"))) for path in DOCS.rglob("*.md")]
-    return [display or inline for page in [*pages, README] for display, inline in FORMULA.findall(page)]
+    return [formula for page in [*pages, README] for formula in FORMULA.findall(page)]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
