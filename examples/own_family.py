@@ -18,7 +18,7 @@ from mada_optim import Coefficient, Family, HypergradientOptimizer, is_special
 
 # --8<-- [start:family]
 class NesterovSGD(Family):
-    """SGD with a learned momentum μ and a learned blend ν between heavy ball (0) and Nesterov (1)."""
+    """SGD with a learned momentum and a learned blend of heavy ball (0) and Nesterov (1)."""
 
     coefficients = (
         Coefficient(
