@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mada_optim import MADA
 from mada_optim.kernels import select
 
 
@@ -70,3 +71,14 @@ def test_a_step_never_waits_for_the_device(row: Row, capturable, compiled, lr, m
         for _ in range(4):
             step()
     select._make.cache_clear()
+
+
+def test_capturing_needs_capturable(monkeypatch):
+    """A graph that is captured otherwise replays one step count, seed and learning rate for ever."""
+    monkeypatch.setattr("mada_optim.optimizer.is_capturing", lambda device: True)
+    model = Net()
+    optimizer = MADA(model.parameters(), hyper_warmup=0)
+    with pytest.raises(RuntimeError, match="capturable=True in all parameter groups"):
+        train(model, optimizer, 1)
+    assert not optimizer.state
+    train(model, MADA(model.parameters(), capturable=True), 1)
