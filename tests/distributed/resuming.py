@@ -161,7 +161,7 @@ def rows_normalized(model: nn.Module) -> OMADA:
 
 
 def check_rows_are_saved(world: World) -> None:
-    """One number for each row, which all processes have, through torch.distributed.checkpoint; as one process does it."""
+    """One number for each row, whole on each process, through torch.distributed.checkpoint; as in one process."""
     alone, models = Net(), [sharded(Net(seed=seed)) for seed in (0, 1)]
     expected, *optimizers = (rows_normalized(model) for model in (alone, *models))
     train_alone(alone, expected, STEPS)
