@@ -117,7 +117,7 @@ ROWS = RowsByTheirLargest()
 @pytest.mark.parametrize("options", [{"fused": False}, {"fused": True}, {"state_dtype": torch.bfloat16}], ids=str)
 def test_statistics_have_shapes_of_their_own(hyper_lr, options):
     """Small tensors are put together and large ones cut, and their statistics are not."""
-    shapes = [(3, 4), (5,), (3, 4), (500, 400)]
+    shapes = [(3, 4), (5,), (3, 4), (400, 500)]
     params, others = ([torch.nn.Parameter(torch.zeros(shape)) for shape in shapes] for _ in range(2))
     optimizer, resumed = (
         HypergradientOptimizer(own, ROWS, lr=1.0, hyper_lr=hyper_lr, hyper_warmup=0, **options)
