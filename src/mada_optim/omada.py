@@ -53,12 +53,15 @@ class OMADA(WithBetas, name="omada"):
         eps, weight_decay, beta3, rho, c, gamma, lion_betas: as in :class:`MADA`.
         ortho: ω, the weight of the orthogonalized direction in the step of a matrix. Default: 1.0, Muon's step.
         ortho_momentum: μ, the momentum of the orthogonalized direction. Default: 0.95.
+        row_norm: ν, how much of the orthogonalized direction has its rows divided by the root of their running second
+            moment. 1.0 is NorMuon's step and keeps one number more for each row. Default: 0.0, Muon's step.
+        row_beta: β, by which the second moment of the rows decays. Default: 0.95.
         scale: True, the default: learning rates are found in the first steps. False: ``lr`` is the learning rate. A
             mapping: rates that were found, ``{"matrices": 0.009, "rest": 0.009}``, as :meth:`frozen_config` returns it.
         hyper_lr: step sizes of the coefficients, in the forms that :class:`MADA` takes. None, the default: 0, nothing
             is learned but the scale. ``{"ortho": 0.1}`` with ``ortho=0.0`` learns how much of Muon to be. ω's
             hypergradient is normalized: 0.1 is the length of a step when all hypergradients agree.
-        bounds: boxes (low, high) of coefficients by name. The others keep theirs: MADA's, ω [0, 1].
+        bounds: boxes (low, high) of coefficients by name. The others keep theirs: MADA's, ω and ν [0, 1].
         hyper_momentum, hyper_clip, hyper_warmup, hyper_every, hyper_per_group, foreach, maximize, capturable,
             differentiable, fused, state_dtype, stochastic_rounding: see :class:`HypergradientOptimizer`.
 
@@ -85,6 +88,8 @@ class OMADA(WithBetas, name="omada"):
         gamma: float = 1.0,
         ortho: float = 1.0,
         ortho_momentum: float = 0.95,
+        row_norm: float = 0.0,
+        row_beta: float = 0.95,
         hyper_lr: HyperLR = None,
         hyper_momentum: float = 0.0,
         hyper_clip: float = 10.0,
@@ -102,7 +107,7 @@ class OMADA(WithBetas, name="omada"):
         stochastic_rounding: bool = False,
         scale: Scale = True,
     ) -> None:
-        start = {"beta3": beta3, "rho": rho, "c": c, "gamma": gamma, "ortho": ortho}
+        start = {"beta3": beta3, "rho": rho, "c": c, "gamma": gamma, "ortho": ortho, "row_norm": row_norm}
         # Of the model that it was made from: each parameter with its name and whether it is a matrix.
         self._of_model: dict[Tensor, tuple[str, bool]] = {}
         groups: Any = params
@@ -137,6 +142,7 @@ class OMADA(WithBetas, name="omada"):
             eps=eps,
             lion_betas=lion_betas,
             ortho_momentum=ortho_momentum,
+            row_beta=row_beta,
         )
 
     def _learn_scale(self, scale: bool | Mapping[str, float]) -> LearnedScale:

@@ -57,6 +57,15 @@ def scatter_like(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
+def replicate_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor of any shape that every process has all of, as a DTensor on the mesh of ``like`` where that is one."""
+    if not is_dtensor(like):
+        return tensor
+    from torch.distributed.tensor import DTensor, Replicate
+
+    return DTensor.from_local(tensor, like.device_mesh, [Replicate()] * like.device_mesh.ndim, run_check=False)
+
+
 def tell_autograd(tensors: Iterable[Tensor]) -> None:
     """Raise the versions of tensors whose local parts were written, which autograd takes for other tensors."""
     torch.autograd.graph.increment_version(tensor for tensor in tensors if is_dtensor(tensor))

@@ -32,6 +32,7 @@ SAVING = [
     resuming.check_full_state,
     resuming.check_flat_state,
     resuming.check_bfloat16,
+    resuming.check_rows_are_saved,
     resuming.check_state_of_one_process,
     resuming.check_a_state_that_does_not_fit,
 ]

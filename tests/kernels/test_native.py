@@ -304,7 +304,7 @@ def test_the_compiler_may_be_more_than_one_word(tmp_path, monkeypatch):
     library.load.cache_clear()
     try:
         library.load(
-            library.Variant(True, False, False, False, False, False, "float", "float", "float", "float", False)
+            library.Variant(True, False, False, False, False, False, False, "float", "float", "float", "float", False)
         )
     finally:
         library.load.cache_clear()

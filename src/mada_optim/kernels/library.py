@@ -38,6 +38,7 @@ class Variant:
     DIFF: bool
     YOGI: bool
     ORTHO: bool
+    ROWS: bool
     PARAM: str
     GRAD: str
     STATE: str
@@ -45,7 +46,7 @@ class Variant:
     STOCHASTIC: bool
 
 
-_SIMPLE = Variant(True, False, False, False, False, False, "float", "float", "float", "float", False)
+_SIMPLE = Variant(True, False, False, False, False, False, False, "float", "float", "float", "float", False)
 
 
 @lru_cache(maxsize=256)

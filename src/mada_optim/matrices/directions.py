@@ -39,6 +39,11 @@ def orthogonalize(tensors: Sequence[Tensor], layout: Layout | None = None) -> li
     ]
 
 
+def direction_scale(rows: int, columns: int) -> float:
+    """By what :func:`orthogonalize` multiplies the orthogonal matrix."""
+    return 0.2 * math.sqrt(max(rows, columns))
+
+
 def _directions(stacks: Sequence[Tensor]) -> list[Tensor]:
     """Of stacks of matrices, shape (N, rows, columns) each, in their own dtypes."""
     by_shape: dict[tuple[torch.Size, torch.device], list[int]] = {}
@@ -48,7 +53,7 @@ def _directions(stacks: Sequence[Tensor]) -> list[Tensor]:
     for (shape, device), members in by_shape.items():
         dtype = working_dtype(device)
         orthogonal = newton_schulz(torch.cat([stacks[index].to(dtype) for index in members]))
-        scale = 0.2 * math.sqrt(max(shape))
+        scale = direction_scale(*shape)
         counts = [stacks[index].size(0) for index in members]
         for index, part in zip(members, torch.split(orthogonal, counts), strict=True):
             directions[index] = part.to(stacks[index].dtype) * scale

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -116,6 +116,25 @@ class Layout:
             return (torch.cat(list(matrices), dim) if len(matrices) > 1 else matrices[0]).reshape(shape)
         parts = [torch.unflatten(part, dim, (self.repeats, -1)) for part in matrices]
         return torch.cat(parts, dim + 1).reshape(shape)
+
+    def part_sizes(self, shape: torch.Size) -> list[tuple[int, int]]:
+        """Rows and columns of the matrices that :meth:`cut` makes of a tensor of this shape, for each part."""
+        _, rows, columns = self._sizes(shape)
+        if self.dim == 0:
+            return [(length * self.repeats, columns) for length in self._lengths(rows // self.repeats)]
+        return [(rows, length * self.repeats) for length in self._lengths(columns // self.repeats)]
+
+    def row_shape(self, shape: torch.Size) -> tuple[int, ...]:
+        """The shape of a tensor with one number for each row of each matrix: as many columns as lie side by side.
+
+        >>> Layout().row_shape(torch.Size([6, 4, 3])), Layout(dim=1, parts=(1, 1)).row_shape(torch.Size([6, 4]))
+        ((6, 1), (6, 2))
+        """
+        return (*shape[: 1 + self.stacked], len(self.parts) if self.dim == 1 else 1)
+
+    def rows(self) -> Layout:
+        """How the matrices lie in a tensor of :meth:`row_shape`, where each has one column."""
+        return replace(self, parts=(1,) * len(self.parts), repeats=1) if self.dim == 1 else self
 
     def _sizes(self, shape: torch.Size) -> tuple[int, int, int]:
         """How many matrices, rows and columns there are, before they are cut."""
