@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mada_optim.matrices import Layout, orthogonalize
+from mada_optim.matrices import Layout, check_options, orthogonalize
 from mada_optim.sharding import scatter_like, whole
 
 Scalar = Tensor | float
@@ -305,6 +305,9 @@ class OMADAFamily(MADAFamily):
         "matrices": False,
         "split": None,
         "ortho_momentum": 0.95,
+        "ns_steps": None,
+        "ns_coefficients": None,
+        "adjust_lr_fn": "match_rms_adamw",
     }
     prepares: ClassVar[bool] = True
     name: str = field(default="OMADA-2", init=False)  # the first learned a factor of the steps to come
@@ -335,7 +338,7 @@ class OMADAFamily(MADAFamily):
         wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in grads]
         averages = [state["ortho_exp_avg"].to(g.dtype).lerp(g, 1 - mu) for state, g in zip(states, wide, strict=True)]
         ahead = [g.lerp(average, mu) for g, average in zip(wide, averages, strict=True)]
-        found = orthogonalize([whole(tensor) for tensor in ahead], Layout.read(q["split"]))
+        found = orthogonalize([whole(tensor) for tensor in ahead], Layout.read(q["split"]), **_muon_options(q))
         return [
             {"ortho_exp_avg": average, "ortho": scatter_like(o, average)}
             for average, o in zip(averages, found, strict=True)
@@ -362,3 +365,9 @@ class OMADAFamily(MADAFamily):
         if not isinstance(matrices, bool):
             raise ValueError(f"matrices must be a bool, got {matrices!r}")
         Layout.read(constants["split"])
+        check_options(**_muon_options(constants))
+
+
+def _muon_options(constants: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the orthogonalization."""
+    return {name: constants[name] for name in ("ns_steps", "ns_coefficients", "adjust_lr_fn")}

@@ -5,7 +5,7 @@ The name is Greek for a team.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -53,6 +53,8 @@ class OMADA(WithBetas, name="omada"):
         eps, weight_decay, beta3, rho, c, gamma, lion_betas: as in :class:`MADA`.
         ortho: ω, the weight of the orthogonalized direction in the step of a matrix. Default: 1.0, Muon's step.
         ortho_momentum: μ, the momentum of the orthogonalized direction. Default: 0.95.
+        ns_steps, ns_coefficients, adjust_lr_fn: conventions of torch.optim.Muon, see :func:`orthogonalize`. Default:
+            None, None, "match_rms_adamw".
         scale: True, the default: learning rates are found in the first steps. False: ``lr`` is the learning rate. A
             mapping: rates that were found, ``{"matrices": 0.009, "rest": 0.009}``, as :meth:`frozen_config` returns it.
         hyper_lr: step sizes of the coefficients, in the forms that :class:`MADA` takes. None, the default: 0, nothing
@@ -85,6 +87,9 @@ class OMADA(WithBetas, name="omada"):
         gamma: float = 1.0,
         ortho: float = 1.0,
         ortho_momentum: float = 0.95,
+        ns_steps: int | None = None,
+        ns_coefficients: Sequence[float] | None = None,
+        adjust_lr_fn: str = "match_rms_adamw",
         hyper_lr: HyperLR = None,
         hyper_momentum: float = 0.0,
         hyper_clip: float = 10.0,
@@ -137,6 +142,9 @@ class OMADA(WithBetas, name="omada"):
             eps=eps,
             lion_betas=lion_betas,
             ortho_momentum=ortho_momentum,
+            ns_steps=ns_steps,
+            ns_coefficients=ns_coefficients,
+            adjust_lr_fn=adjust_lr_fn,
         )
 
     def _learn_scale(self, scale: bool | Mapping[str, float]) -> LearnedScale:

@@ -329,7 +329,7 @@ const char* mada_implements() {
            "buffers: exp_avg exp_avg_sq mean_exp_avg_sq exp_avg_diff previous_grad lion_exp_avg ortho\n"
            "buffers: ortho_exp_avg\n"                  // prepare() alone reads and writes it
            "constants: eps lion_betas\n"
-           "constants: matrices split ortho_momentum\n"  // which matter to prepare() and buffers() alone
+           "constants: matrices split ortho_momentum ns_steps ns_coefficients adjust_lr_fn\n"  // which matter to prepare() and buffers() alone
            "definition: a315992d66808973\n";           // the checksum of the methods, see CONTRIBUTING.md
 }
 
