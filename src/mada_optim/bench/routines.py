@@ -80,9 +80,8 @@ def singular_values(tensors: Sequence[Tensor], results: Sequence[Tensor]) -> tup
     values = []
     for tensor, result in zip(tensors, results, strict=True):
         scale = 0.2 * max(tensor.shape[-2:]) ** 0.5
-        for before, after in zip(tensor.reshape(-1, *tensor.shape[-2:]), result.reshape(-1, *tensor.shape[-2:])):
-            u, s, vh = torch.linalg.svd(before.double(), full_matrices=False)
-            along = torch.einsum("ik,ij,kj->k", u, after.double() / scale, vh)
-            values.append(along[s >= _SMALL * torch.linalg.vector_norm(s)])
+        u, s, vh = torch.linalg.svd(tensor.double(), full_matrices=False)
+        along = torch.einsum("...ik,...ij,...kj->...k", u, result.double() / scale, vh)
+        values.append(along[s >= _SMALL * torch.linalg.vector_norm(s, dim=-1, keepdim=True)])
     everything = torch.cat(values)
     return float(everything.min()), float(everything.max())

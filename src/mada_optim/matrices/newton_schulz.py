@@ -28,7 +28,7 @@ POLYNOMIALS: tuple[tuple[Row, ...], ...] = (
 
 # Singular values beyond 1 leave the interval of the polynomials: rounding of the norm must not bring them there.
 _SAFETY = 1.001
-# A matrix whose norm is smaller is not enlarged to norm one, as in torch.optim.Muon: a gradient that vanishes fades out.
+# A matrix of a smaller norm is not enlarged to norm one, as by torch.optim.Muon: a gradient that vanishes fades out.
 _SMALLEST = 1e-7
 # Where one side is so many times longer than the other, the iteration on the Gram matrix has less to compute.
 _LONG = 1.6
@@ -63,9 +63,11 @@ def newton_schulz(batch: Tensor, steps: int | None = None, coefficients: Sequenc
         norm = torch.linalg.vector_norm(batch, dim=(1, 2), keepdim=True)
         quintics = [((c, b, a),)] * (TORCH_STEPS if steps is None else steps)
         return _by_matrix(batch / norm.clamp(min=_SMALLEST), None, quintics)
+    if not batch.numel():
+        return batch.clone()
     short, long = sorted(batch.shape[1:])
     iterate = _by_gram if long > _LONG * short else _by_matrix
-    together = max(1, _TOGETHER // max(1, short * short))
+    together = max(1, _TOGETHER // short**2)
     return torch.cat([iterate(*_bounded(some), POLYNOMIALS) for some in batch.split(together)])
 
 

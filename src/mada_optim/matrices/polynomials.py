@@ -8,6 +8,7 @@ whole composition the best one (Amsel, Persson, Musco and Gower, "The Polar Expr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -39,7 +40,7 @@ def nearest_to_one(degree: int, low: float, high: float) -> tuple[list[float], f
         error = 1.0 - grid[:, None] ** powers @ torch.tensor(coefficients, dtype=torch.float64)
         # The largest error between two changes of its sign.
         ends = [0, *(torch.nonzero(error[1:].sign() != error[:-1].sign()).flatten() + 1).tolist(), len(grid)]
-        worst = [start + int(error[start:end].abs().argmax()) for start, end in zip(ends, ends[1:], strict=False)]
+        worst = [start + int(error[start:end].abs().argmax()) for start, end in pairwise(ends)]
         if float(error.abs().max()) <= abs(distance) * (1 + 1e-9):
             return coefficients, abs(distance)
         nodes = grid[worst]
