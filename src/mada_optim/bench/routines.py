@@ -17,22 +17,28 @@ QUINTICS = "Muon's iteration, batched"
 _SMALL = 0.0016
 
 
+def quintics(batch: Tensor) -> Tensor:
+    """Torch.optim.Muon's iteration in the dtype of a batch of matrices, which the former OMADA took on the CPU."""
+    tall = batch.size(1) > batch.size(2)
+    x = batch.mT if tall else batch
+    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    a, b, c = (3.4445, -4.7750, 2.0315)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
 def batched_quintics(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """torch.optim.Muon's iteration in float32, on the CPU; matrices of one shape are one batch: the former OMADA."""
+    """Torch.optim.Muon's iteration in float32, on all matrices of one shape at once."""
     by_shape: dict[torch.Size, list[int]] = {}
     for index, tensor in enumerate(tensors):
         by_shape.setdefault(tensor.shape, []).append(index)
     results = list(tensors)
     for shape, members in by_shape.items():
         batch = torch.cat([tensors[index].reshape(-1, *shape[-2:]) for index in members])
-        x = batch.mT if shape[-2] > shape[-1] else batch
-        x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=1e-7)
-        a, b, c = (3.4445, -4.7750, 2.0315)
-        for _ in range(5):
-            gram = x @ x.mT
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-        x = (x.mT if shape[-2] > shape[-1] else x) * (0.2 * max(shape[-2:]) ** 0.5)
-        for index, part in zip(members, x.chunk(len(members)), strict=True):
+        orthogonal = quintics(batch) * (0.2 * max(shape[-2:]) ** 0.5)
+        for index, part in zip(members, orthogonal.chunk(len(members)), strict=True):
             results[index] = part.reshape(shape)
     return results
 
