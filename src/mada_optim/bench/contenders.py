@@ -99,6 +99,13 @@ def words(buffers: int, kept_grads: int, learning: bool, every: int = 1) -> floa
 
 def contenders() -> list[Contender]:
     """The table. A workload says which of them all others are compared with."""
+    routines: list[tuple[str, str, Routine]] = [
+        (QUINTICS, "torch", batched_quintics),
+        ("orthogonalize", "ours", orthogonalize_each),
+        ("orthogonalize, Muon's iteration", "ours", partial(orthogonalize_each, ns_steps=5)),
+        ("torch.optim.Muon, one by one", "torch", muon_one_by_one),
+        ("SVD", "torch", exact),
+    ]
     found = {"matrices": LR, "rest": LR}
     three = {"beta1": 5e-4, "beta2": 5e-4, "rho": 0.1}
 
@@ -129,16 +136,7 @@ def contenders() -> list[Contender]:
         Contender("OMADA, no search", "ours", partial(_omada, scale=False), workloads=TRAINING),
         Contender("OMADA, Muon's iteration", "ours", partial(_omada, scale=found, ns_steps=5), workloads="j"),
         Contender("Muon and AdamW (torch)", "torch", _muon, workloads=TRAINING),
-        *(
-            Contender(name, kind, routine=routine, workloads="ghi")
-            for name, kind, routine in (
-                (QUINTICS, "torch", batched_quintics),
-                ("orthogonalize", "ours", orthogonalize_each),
-                ("orthogonalize, Muon's iteration", "ours", partial(orthogonalize_each, ns_steps=5)),
-                ("torch.optim.Muon, one by one", "torch", muon_one_by_one),
-                ("SVD", "torch", exact),
-            )
-        ),
+        *(Contender(name, kind, routine=routine, workloads="ghi") for name, kind, routine in routines),
         Contender("schedule-free AdamW", "peer", _schedule_free, package="schedulefree"),
         Contender("Adan (pytorch-optimizer)", "peer", partial(_peer, "Adan"), package="pytorch_optimizer"),
         Contender("Lion (pytorch-optimizer)", "peer", partial(_peer, "Lion"), package="pytorch_optimizer"),

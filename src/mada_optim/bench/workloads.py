@@ -128,11 +128,12 @@ class Matrices(Workload):
         super().__init__(device)
         self.title = f"{title}; ratios to {self.baseline}"
         generator = torch.Generator(device).manual_seed(0)
-        self.params = []
+        matrices: list[Tensor] = []
         for index, shape in enumerate(shapes):
             rows = torch.arange(1.0, shape[-2] + 1, device=device)[:, None]
             fall = rows ** -(0.0, 0.5, 1.0, 2.0)[index % 4]
-            self.params.append(torch.randn(shape, generator=generator, device=device) * fall)
+            matrices.append(torch.randn(shape, generator=generator, device=device) * fall)
+        self.params = matrices
 
     def start(self, contender: Contender) -> Running | None:
         routine = contender.routine
