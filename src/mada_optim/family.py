@@ -291,7 +291,7 @@ class OMADAFamily(MADAFamily):
         O_t = 0.2 √max(rows, columns) orthogonal(μ M_t + (1-μ) g_t)  ortho (Nesterov; see orthogonalize)
         Δ_t = (1-ω) D_t + ω O_t
 
-    (``ns_steps``, ``ns_coefficients`` and ``adjust_lr_fn``: conventions of torch.optim.Muon, see orthogonalize), and for
+    (``ns_steps``, ``ns_coefficients``, ``adjust_lr_fn``: conventions of torch.optim.Muon, see orthogonalize), and for
     all others Δ_t = D_t. At ω = 1 matrices are optimized as by torch.optim.Muon, at ω = 0 this is MADA.
     ∂Δ/∂ω = O_t - D_t: nothing is differentiated through the orthogonalization.
     """
