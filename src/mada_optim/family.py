@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mada_optim.matrices import Layout, normalize_rows, orthogonalize
+from mada_optim.matrices import Layout, check_options, normalize_rows, orthogonalize
 from mada_optim.sharding import scatter_like, whole
 
 Scalar = Tensor | float
@@ -307,12 +307,13 @@ class OMADAFamily(MADAFamily):
 
         M_t = μ M_{t-1} + (1-μ) g_t                                 ortho_exp_avg
         U_t = orthogonal(μ M_t + (1-μ) g_t)                         Nesterov; see orthogonalize
-        O_t = 0.2 √max(rows, columns) U_t                           ortho
+        O_t = 0.2 √max(rows, columns) U_t                           ortho; the factor: ``adjust_lr_fn``
         r_t = β r_{t-1} + (1-β) mean of U_t² over each row          ortho_row_sq, one number a row
         N_t = O_t / (√r_t + 1e-8), rescaled to O_t's norm           ortho_normalized
         Δ_t = (1-ω) D_t + ω ((1-ν) O_t + ν N_t)
 
-    and for all others Δ_t = D_t. At ω = 1 matrices are optimized as by torch.optim.Muon (ν = 0) or by NorMuon (ν = 1;
+    and for all others Δ_t = D_t. (``ns_steps``, ``ns_coefficients``, ``adjust_lr_fn``: conventions of torch.optim.Muon,
+    see :func:`orthogonalize`.) At ω = 1 matrices are optimized as by torch.optim.Muon (ν = 0) or by NorMuon (ν = 1;
     Z. Li et al., "NorMuon: Making Muon more efficient and scalable", 2025, https://arxiv.org/abs/2510.05491), at ω = 0
     this is MADA. Nothing is differentiated through orthogonalization and normalization:
     ∂Δ/∂ω = (1-ν) O_t + ν N_t - D_t and ∂Δ/∂ν = ω (N_t - O_t).
@@ -333,6 +334,9 @@ class OMADAFamily(MADAFamily):
         "split": None,
         "ortho_momentum": 0.95,
         "row_beta": 0.95,
+        "ns_steps": None,
+        "ns_coefficients": None,
+        "adjust_lr_fn": "match_rms_adamw",
     }
     prepares: ClassVar[bool] = True
     name: str = field(default="OMADA-2", init=False)  # the first learned a factor of the steps to come
@@ -371,7 +375,7 @@ class OMADAFamily(MADAFamily):
         wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in grads]
         averages = [state["ortho_exp_avg"].to(g.dtype).lerp(g, 1 - mu) for state, g in zip(states, wide, strict=True)]
         ahead = [g.lerp(average, mu) for g, average in zip(wide, averages, strict=True)]
-        found = orthogonalize([whole(tensor) for tensor in ahead], layout)
+        found = orthogonalize([whole(tensor) for tensor in ahead], layout, **_muon_options(q))
         directions = [scatter_like(o, average) for average, o in zip(averages, found, strict=True)]
         return [
             {"ortho_exp_avg": average, **self._normalize(o, state, q, layout)}
@@ -382,7 +386,7 @@ class OMADAFamily(MADAFamily):
         """O_t and N_t, as far as they are kept, and r_t."""
         if is_special(q["row_norm"], 0.0):
             return {"ortho": o}
-        n, squares = normalize_rows(o, whole(state["ortho_row_sq"]), q["row_beta"], layout)
+        n, squares = normalize_rows(o, whole(state["ortho_row_sq"]), q["row_beta"], layout, q["adjust_lr_fn"])
         kept = {"ortho": n} if is_special(q["row_norm"], 1.0) else {"ortho": o, "ortho_normalized": n}
         return {**kept, "ortho_row_sq": squares}
 
@@ -411,3 +415,9 @@ class OMADAFamily(MADAFamily):
         if not isinstance(matrices, bool):
             raise ValueError(f"matrices must be a bool, got {matrices!r}")
         Layout.read(constants["split"])
+        check_options(**_muon_options(constants))
+
+
+def _muon_options(constants: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the orthogonalization."""
+    return {name: constants[name] for name in ("ns_steps", "ns_coefficients", "adjust_lr_fn")}

@@ -5,7 +5,7 @@ The name is Greek for a team.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,6 +56,8 @@ class OMADA(WithBetas, name="omada"):
         row_norm: ν, how much of the orthogonalized direction has its rows divided by the root of their running second
             moment. 1.0 is NorMuon's step and keeps one number more for each row. Default: 0.0, Muon's step.
         row_beta: β, by which the second moment of the rows decays. Default: 0.95.
+        ns_steps, ns_coefficients, adjust_lr_fn: conventions of torch.optim.Muon, see :func:`orthogonalize`. Default:
+            None, None, "match_rms_adamw".
         scale: True, the default: learning rates are found in the first steps. False: ``lr`` is the learning rate. A
             mapping: rates that were found, ``{"matrices": 0.009, "rest": 0.009}``, as :meth:`frozen_config` returns it.
         hyper_lr: step sizes of the coefficients, in the forms that :class:`MADA` takes. None, the default: 0, nothing
@@ -90,6 +92,9 @@ class OMADA(WithBetas, name="omada"):
         ortho_momentum: float = 0.95,
         row_norm: float = 0.0,
         row_beta: float = 0.95,
+        ns_steps: int | None = None,
+        ns_coefficients: Sequence[float] | None = None,
+        adjust_lr_fn: str = "match_rms_adamw",
         hyper_lr: HyperLR = None,
         hyper_momentum: float = 0.0,
         hyper_clip: float = 10.0,
@@ -143,6 +148,9 @@ class OMADA(WithBetas, name="omada"):
             lion_betas=lion_betas,
             ortho_momentum=ortho_momentum,
             row_beta=row_beta,
+            ns_steps=ns_steps,
+            ns_coefficients=ns_coefficients,
+            adjust_lr_fn=adjust_lr_fn,
         )
 
     def _learn_scale(self, scale: bool | Mapping[str, float]) -> LearnedScale:

@@ -338,7 +338,8 @@ const char* mada_implements() {
            "buffers: exp_avg exp_avg_sq mean_exp_avg_sq exp_avg_diff previous_grad lion_exp_avg ortho ortho_normalized\n"
            "buffers: ortho_exp_avg\n"                  // prepare() alone reads and writes it
            "constants: eps lion_betas\n"
-           "constants: matrices split ortho_momentum row_beta\n"  // which matter to prepare() and buffers() alone
+           "constants: matrices split ortho_momentum row_beta\n"  // these and the next matter to prepare() and buffers() alone
+           "constants: ns_steps ns_coefficients adjust_lr_fn\n"
            "definition: f26783fe9240e8c6\n";           // the checksum of the methods, see CONTRIBUTING.md
 }
 

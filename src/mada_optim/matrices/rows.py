@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mada_optim.matrices.directions import direction_scale
+from mada_optim.matrices.directions import FACTORS
 from mada_optim.matrices.layout import Layout
 from mada_optim.sharding import scatter_like, whole
 
@@ -13,7 +13,11 @@ ROW_EPS = 1e-8  # of NorMuon, beside the root of a row's mean square
 
 
 def normalize_rows(
-    direction: Tensor, squares: Tensor, beta: float, layout: Layout | None = None
+    direction: Tensor,
+    squares: Tensor,
+    beta: float,
+    layout: Layout | None = None,
+    adjust_lr_fn: str = "match_rms_adamw",
 ) -> tuple[Tensor, Tensor]:
     """Divide each row of an orthogonalized direction by the root of its running mean square; keep the matrix's norm.
 
@@ -25,6 +29,7 @@ def normalize_rows(
         squares: r_{t-1}, shape :meth:`Layout.row_shape`, whole on each process.
         beta: β, by which r decays.
         layout: how matrices lie in the direction. None, the default: it is one matrix.
+        adjust_lr_fn: the factor that :func:`orthogonalize` was told.
 
     Returns:
         N_t, placed as the direction, and r_t.
@@ -39,7 +44,7 @@ def normalize_rows(
     sums, before = _sums_of_squares(direction, layout), rows.cut(squares.to(direction.dtype))
     moments, factors = [], []
     for total, moment, (height, width) in zip(sums, before, layout.part_sizes(direction.shape), strict=True):
-        moments.append(moment.lerp(total / (width * direction_scale(height, width) ** 2), 1 - beta))
+        moments.append(moment.lerp(total / (width * FACTORS[adjust_lr_fn](height, width) ** 2), 1 - beta))
         inverse = 1 / (moments[-1].sqrt() + ROW_EPS)
         # The squared norms of the matrix as it was and as it is with its rows divided.
         norm, divided = (x.sum(dim=1, keepdim=True) for x in (total, total * inverse**2))
