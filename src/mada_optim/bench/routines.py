@@ -54,7 +54,7 @@ def muon_one_by_one(tensors: Sequence[Tensor]) -> list[Tensor]:
 
     def one(matrix: Tensor) -> Tensor:
         orthogonal: Tensor = _zeropower_via_newtonschulz(matrix, (3.4445, -4.7750, 2.0315), 5, 1e-7)
-        return orthogonal.to(matrix.dtype) * (0.2 * max(matrix.shape) ** 0.5)
+        return orthogonal.to(matrix.dtype).mul_(0.2 * max(matrix.shape) ** 0.5)
 
     return [_each(tensor, one) for tensor in tensors]
 
@@ -64,7 +64,8 @@ def exact(tensors: Sequence[Tensor]) -> list[Tensor]:
 
     def one(matrix: Tensor) -> Tensor:
         u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
-        return u @ vh * (0.2 * max(matrix.shape) ** 0.5)
+        orthogonal: Tensor = u @ vh
+        return orthogonal.mul_(0.2 * max(matrix.shape) ** 0.5)
 
     return [_each(tensor, one) for tensor in tensors]
 

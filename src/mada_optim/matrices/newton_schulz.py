@@ -68,7 +68,7 @@ def newton_schulz(batch: Tensor, steps: int | None = None, coefficients: Sequenc
     short, long = sorted(batch.shape[1:])
     iterate = _by_gram if long > _LONG * short else _by_matrix
     together = max(1, _TOGETHER // short**2)
-    return torch.cat([iterate(*_bounded(some), POLYNOMIALS) for some in batch.split(together)])
+    return torch.cat([iterate(*_bounded(some), POLYNOMIALS) for some in torch.split(batch, together)])
 
 
 def _bounded(batch: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Processor time of orthogonalization, and of whole training steps, by one thread; the machine may be busy with more.
 
-Run it as ``python docs/results/2026-11-28-orthogonalization/measure.py ghij 9``: letters of workloads, and rounds.
+Run it as ``python benchmarks/orthogonalization.py ghij 9``: letters of workloads, and rounds.
 """
 
 from __future__ import annotations
