@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mada_optim.integrations import scalars
-from mada_optim.omada import OMADA, matrix_groups
+from mada_optim.matrices.groups import matrix_groups
+from mada_optim.omada import OMADA
 
 __all__ = ["LogCoefficients", "OMADATrainer"]
 
