@@ -18,7 +18,7 @@ class Use:
     """One place where a model uses a parameter.
 
     Args:
-        name: of the parameter in the model, as ``named_parameters`` has it.
+        name: of the parameter in the model, with those of wrappers.
         param: the parameter.
         attribute: its name in its module. Of a parametrized or normalized weight, the name of that weight.
         module: the module that has it.

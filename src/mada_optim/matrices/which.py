@@ -306,11 +306,13 @@ def classify(
     """
     walked = walk(model)
     outputs = output_layers(walked)
-    marks = _by_pattern("matrices", matrices or {}, walked.uses)
-    layouts = {param: Layout.read(value) for param, value in _by_pattern("split", split or {}, walked.uses).items()}
+    names = {param: name for name, param in model.named_parameters()}
+    marks = _by_pattern("matrices", matrices or {}, names, walked.uses)
+    splits = _by_pattern("split", split or {}, names, walked.uses)
+    layouts = {param: Layout.read(value) for param, value in splits.items()}
     parameters: dict[Tensor, Parameter] = {}
-    for param, uses in walked.uses.items():
-        parameter = _judge(param, [Site(use, outputs) for use in uses])
+    for param, name in names.items():
+        parameter = _judge(name, param, [Site(use, outputs) for use in walked.uses[param]])
         if param in marks or param in layouts:
             parameter = _as_said(parameter, param, marks.get(param), layouts.get(param))
         parameters[param] = parameter
@@ -348,7 +350,7 @@ def may_be_matrix(param: Tensor) -> bool:
     return min(rows, param.numel() // max(rows, 1)) > 1
 
 
-def _judge(param: Tensor, sites: list[Site]) -> Parameter:
+def _judge(name: str, param: Tensor, sites: list[Site]) -> Parameter:
     """What the rules and the limits say of a parameter."""
     rule, site = next((rule, site) for rule in RULES for site in sites if rule.matches(site))
     why = rule.why if isinstance(rule.why, str) else rule.why(site)
@@ -363,7 +365,7 @@ def _judge(param: Tensor, sites: list[Site]) -> Parameter:
             if all(limit.matches(rows, columns) for _, rows, columns in shapes):
                 what, why, layout = limit.what, limit.why, None
                 break
-    return Parameter(sites[0].use.name, tuple(param.shape), what, why, layout, param.requires_grad)
+    return Parameter(name, tuple(param.shape), what, why, layout, param.requires_grad)
 
 
 def _as_said(parameter: Parameter, param: Tensor, mark: bool | None, layout: Layout | None) -> Parameter:
@@ -383,7 +385,9 @@ def _as_said(parameter: Parameter, param: Tensor, mark: bool | None, layout: Lay
     return replace(parameter, what="matrix", why="as you say", layout=chosen)
 
 
-def _by_pattern(argument: str, values: Mapping[str, Any], uses: Mapping[Tensor, list[Use]]) -> dict[Tensor, Any]:
+def _by_pattern(
+    argument: str, values: Mapping[str, Any], names: Mapping[Tensor, str], uses: Mapping[Tensor, list[Use]]
+) -> dict[Tensor, Any]:
     """Values by parameter, whose names, with or without those of wrappers, match the patterns."""
     by_param: dict[Tensor, Any] = {}
     for pattern, value in values.items():
@@ -391,8 +395,8 @@ def _by_pattern(argument: str, values: Mapping[str, Any], uses: Mapping[Tensor, 
             raise ValueError(f"matrices: values must be True or False, got {value!r} for {pattern!r}")
         matching = [
             param
-            for param, places in uses.items()
-            if any(fnmatch.fnmatchcase(name, pattern) for use in places for name in (use.name, use.clean_name))
+            for param, name in names.items()
+            if any(fnmatch.fnmatchcase(each, pattern) for each in (name, *(use.clean_name for use in uses[param])))
         ]
         if not matching:
             raise ValueError(
