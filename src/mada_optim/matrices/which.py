@@ -259,7 +259,7 @@ RULES: tuple[Rule, ...] = (
     Rule("matrix", _is_linear, "maps activations to activations", _one),
     Rule("vector", lambda site: site.use.param.dim() < 2, "one dimension or none"),
     Rule("positions", _called(_POSITIONS), "a table of positions, by its name"),
-    Rule("table", _called(_TABLES), "one row for each entry, by its name"),
+    Rule("table", _called(_TABLES), "learned vectors, by its name"),
     Rule("scale", _called(_SCALES), "a gate, scale or rate, by its name"),
     Rule("table", lambda site: site.use.param.size(0) == 1, "a first dimension of 1, for the batch"),
     Rule("matrix", lambda site: site.use.param.dim() == 3, "three dimensions: a stack of matrices", _stacked),
