@@ -170,7 +170,10 @@ def test_transformers_with_omada(text: Path, tmp_path: Path) -> None:
     arguments = ["--data", text, "--steps", 4, "--cpu", "--omada"]
     trainer = run("transformers_trainer", *arguments, "--out", tmp_path)
     groups = unwrap(trainer.optimizer).param_groups
-    assert [(group["matrices"], group["weight_decay"]) for group in groups] == [(True, 0.1), (False, 0.1), (False, 0.0)]
+    # Two groups of matrices: each of c_attn's weights holds three.
+    assert [group["matrices"] for group in groups] == [True, True, False, False]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.1, 0.1, 0.0]
+    assert [group["split"] is not None for group in groups] == [False, True, False, False]
     names = {name for group in groups if group["matrices"] for name in group["param_names"]}
     layers = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     assert names >= {f"transformer.h.{number}.{layer}.weight" for number in (0, 1) for layer in layers}

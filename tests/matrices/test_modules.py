@@ -279,6 +279,10 @@ OUTPUTS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "encoder": (lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2), []),
     "attention": (lambda: nn.MultiheadAttention(8, 2), []),
     "recurrent": (lambda: Net(embed=nn.Embedding(50, 8), lstm=nn.LSTM(8, 8)), []),
+    "recurrent, after a layer": (lambda: Net(rise=nn.Linear(5, 8), lstm=nn.LSTM(8, 8)), []),
+    "recurrent, head first": (lambda: Net(words=nn.Linear(8, 5), lstm=nn.LSTM(4, 8)), ["words.weight"]),
+    "attention, after a layer": (lambda: Net(rise=nn.Linear(5, 8), block=nn.TransformerEncoderLayer(8, 2, 16)), []),
+    "norm, then a head": (lambda: Net(rise=nn.Linear(5, 8), norm=nn.LayerNorm(8), up=nn.Linear(8, 3)), ["up.weight"]),
     "says so": (lambda: Timm(top=nn.Linear(8, 5), body=block()), ["top.weight"]),
     "says that there is none": (lambda: Timm(body=block()), []),
 }

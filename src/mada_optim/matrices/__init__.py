@@ -1,8 +1,8 @@
 """The matrices of a model: which parameters are some, how they lie in a tensor, and their orthogonalization."""
 
-from mada_optim.matrices.describe import Description, describe
 from mada_optim.matrices.directions import orthogonalize
 from mada_optim.matrices.layout import Layout
+from mada_optim.matrices.table import Description, describe
 from mada_optim.matrices.which import Parameter, classify, matrix_parameters, may_be_matrix
 
 __all__ = [

@@ -15,6 +15,15 @@ Path = tuple[str, ...]
 
 _HEADS = re.compile(r"(.*_)?(heads?|classifiers?|logits|score|unembed|unembedding|readout|predictor)|fc|out|output")
 _PREDICTORS = re.compile(r"(.*_)?(classifier|predictor)")
+# Modules of torch whose weights are never an output layer.
+_BODIES = (
+    nn.MultiheadAttention,
+    nn.Transformer,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+    nn.RNNBase,
+    nn.RNNCellBase,
+)
 _POSITIONS = re.compile(r"wpe|.*pos.*|.*type.*")
 
 
@@ -26,15 +35,18 @@ def output_layers(walk: Walk) -> dict[Path, str]:
     1. The module says so: ``get_output_embeddings()``, ``get_classifier()``.
     2. A model of transformers has layers around its base model. Those with a row for each label or word are output
        layers. Where none has, the last one is.
-    3. A layer has a row for each entry of an embedding, and no layer reads as many columns.
-    4. The name of the layer, or of the module around it: head, classifier, score, ...
-    5. No layer reads as many columns as the layer has rows, and it stands last or first.
-    6. The last layer, unless it is one of many blocks of the same form: such a model has no output layer.
+    3. A layer has a row for each entry of an embedding, and no layer reads as many columns; or its name, or that of a
+       module around it, is head, classifier, score, ...
+    4. The last layer, and those beside it that read the same, where no layer reads as many columns as these have rows.
+    5. Another layer of which this is true, such as a head that stands first.
+    6. The last layer. Not where it is one of many blocks of the same form, or a recurrent layer or an attention comes
+       later: such a model has no output layer.
     """
     layers = _layers(walk)
     outputs: dict[Path, str] = {}
     described: list[Path] = []
-    for module, path in walk.paths.items():
+    modules: dict[Any, Path] = dict(walk.paths)
+    for module, path in modules.items():
         if hasattr(type(module), "get_output_embeddings"):
             _add(outputs, layers, _path_of(walk, module.get_output_embeddings()), "get_output_embeddings()")
         if hasattr(type(module), "get_classifier"):
@@ -42,7 +54,7 @@ def output_layers(walk: Walk) -> dict[Path, str]:
             heads = module.get_classifier()
             for head in heads if isinstance(heads, (tuple, list)) else [heads]:
                 _add(outputs, layers, _path_of(walk, head), "get_classifier()")
-    for module, path in walk.paths.items():
+    for module, path in modules.items():
         if hasattr(type(module), "base_model_prefix") and not _below(path, described):
             described.append(path)
             _heads_of_pretrained(outputs, layers, walk, module, path)
@@ -61,7 +73,7 @@ def _layers(walk: Walk) -> dict[Path, Use]:
             and not isinstance(use.module, (nn.Embedding, nn.EmbeddingBag))
             and not is_norm(use.module)
             and not any(name.startswith("lora_") for name in use.path)
-            and not any(isinstance(parent, (nn.MultiheadAttention, nn.Transformer)) for parent in use.parents)
+            and not _is_body(use)
         ):
             layers.setdefault(use.path, use)
     return layers
@@ -97,7 +109,7 @@ def _plain_heads(walk: Walk, layers: dict[Path, Use]) -> dict[Path, str]:
     """The output layers among layers of which no module says anything."""
     if not layers:
         return {}
-    read = {_columns(use) for use in layers.values()}
+    read = {_columns(use) for use in layers.values()} | _widths_of_bodies(walk)
     repeated = _repeated(layers)
     single = {path: use for path, use in layers.items() if path not in repeated}
     words = {
@@ -109,7 +121,7 @@ def _plain_heads(walk: Walk, layers: dict[Path, Use]) -> dict[Path, str]:
     } - read
     by_rows = {path: f"one row for each of {_rows(use)} entries" for path, use in single.items() if _rows(use) in words}
     by_name = dict.fromkeys(_named_heads(single), "its name")
-    return by_rows | by_name or _by_place(layers, single, read)
+    return by_rows | by_name or _by_place(layers, single, read, _ends_in_a_body(walk))
 
 
 def _named_heads(single: dict[Path, Use], names: re.Pattern[str] = _HEADS) -> list[Path]:
@@ -124,10 +136,10 @@ def _named_heads(single: dict[Path, Use], names: re.Pattern[str] = _HEADS) -> li
     return list(last.values())
 
 
-def _by_place(layers: dict[Path, Use], single: dict[Path, Use], read: set[int]) -> dict[Path, str]:
+def _by_place(
+    layers: dict[Path, Use], single: dict[Path, Use], read: set[int], ends_in_a_body: bool
+) -> dict[Path, str]:
     """The output layers by their places and the widths that layers read."""
-    if not single:
-        return {}
     unread = [path for path, use in single.items() if _is_linear(use) and _rows(use) not in read]
     last = list(layers)[-1]
     if last in unread:
@@ -135,9 +147,29 @@ def _by_place(layers: dict[Path, Use], single: dict[Path, Use], read: set[int]) 
             path for path in unread if path[:-1] == last[:-1] and _columns(single[path]) == _columns(single[last])
         ]
         return dict.fromkeys(beside, "a last layer, whose width no layer reads")
-    if unread and _is_linear(layers[last]):
+    if unread and (ends_in_a_body or _is_linear(layers[last])):
         return dict.fromkeys(unread[:1], "no layer reads its width")
-    return {last: "the last layer"} if last in single else {}
+    return {last: "the last layer"} if last in single and not ends_in_a_body else {}
+
+
+def _widths_of_bodies(walk: Walk) -> set[int]:
+    """How many numbers recurrent layers, attentions and norms take."""
+    names = ("input_size", "hidden_size", "embed_dim", "kdim", "vdim", "in_features")
+    widths = {getattr(use.module, name, None) for use in walk.all() for name in names if _is_body(use)}
+    return {width for width in widths if isinstance(width, int)} | {
+        use.param.numel() for use in walk.all() if is_norm(use.module)
+    }
+
+
+def _ends_in_a_body(walk: Walk) -> bool:
+    """Whether the last weights of the model are those of a recurrent layer or an attention."""
+    tables = (nn.Embedding, nn.EmbeddingBag)
+    weights = [use for use in walk.all() if use.param.dim() >= 2 and not isinstance(use.module, tables)]
+    return bool(weights) and _is_body(weights[-1])
+
+
+def _is_body(use: Use) -> bool:
+    return any(isinstance(module, _BODIES) for module in (*use.parents, use.module))
 
 
 def _is_linear(use: Use) -> bool:

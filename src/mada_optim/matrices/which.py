@@ -306,7 +306,7 @@ def classify(
     """
     walked = walk(model)
     outputs = output_layers(walked)
-    names = {param: name for name, param in model.named_parameters()}
+    names: dict[Tensor, str] = {param: name for name, param in model.named_parameters()}
     marks = _by_pattern("matrices", matrices or {}, names, walked.uses)
     splits = _by_pattern("split", split or {}, names, walked.uses)
     layouts = {param: Layout.read(value) for param, value in splits.items()}
