@@ -201,6 +201,10 @@ def test_the_trainer_for_omada_makes_other_optimizers_as_the_trainer_does(tmp_pa
     made = OMADATrainer(model, arguments).create_optimizer()
     assert type(made) is OMADA
     assert given_rate(made.param_groups[0]["lr"]) == 2e-3  # what is used is still to be found
+    said = {"matrices": {"*.mlp.*": False}, "split": {"*.wte.weight": 11}}
+    made = OMADATrainer(model, arguments, optimizer_cls_and_kwargs=(OMADA, said)).create_optimizer()
+    names = [name for group in made.param_groups if group["matrices"] for name in group["param_names"]]
+    assert names == [f"transformer.{name}.weight" for name in ("h.0.attn.c_proj", "wte", "h.0.attn.c_attn")]
 
 
 # Of Lightning itself with this torch; its advice on data loaders; that a resumed run is in another folder.

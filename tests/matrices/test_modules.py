@@ -169,6 +169,26 @@ def test_bare_parameters_that_are_matrices():
     assert matrices_of(tables) == {"tables": ONE}
 
 
+class VocabularyEmbedding(With):
+    """The name of the class is what is known of it."""
+
+
+class Scaled(nn.Conv1d):
+    """A convolution with parameters of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 8, 3)
+        self.number = nn.Parameter(torch.ones(()))
+        self.mixer = nn.Parameter(torch.ones(8, 8))
+        self.lora_A, self.lora_B = nn.Parameter(torch.ones(2, 8)), nn.Parameter(torch.ones(8, 2))
+
+
+def test_classes_of_others():
+    assert matrices_of(VocabularyEmbedding(weight=(8, 6))) == {}
+    assert set(matrices_of(With(Scaled()))) == {f"inner.{name}" for name in ("weight", "mixer", "lora_A", "lora_B")}
+    assert matrices_of(With(stack=(0, 4, 4))) == {}
+
+
 def test_experts_in_either_order():
     assert matrices_of(Experts(gate_up_proj=(4, 20, 6), down_proj=(4, 6, 10))) == {
         "gate_up_proj": Layout(stacked=True, parts=(1, 1)),

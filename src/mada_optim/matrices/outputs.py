@@ -47,13 +47,12 @@ def output_layers(walk: Walk) -> dict[Path, str]:
     described: list[Path] = []
     modules: dict[Any, Path] = dict(walk.paths)
     for module, path in modules.items():
-        if hasattr(type(module), "get_output_embeddings"):
-            _add(outputs, layers, _path_of(walk, module.get_output_embeddings()), "get_output_embeddings()")
+        for method in ("get_output_embeddings", "get_classifier"):
+            if hasattr(type(module), method):
+                for head in _returned(module, method):
+                    _add(outputs, layers, _path_of(walk, head), f"{method}()")
         if hasattr(type(module), "get_classifier"):
             described.append(path)
-            heads = module.get_classifier()
-            for head in heads if isinstance(heads, (tuple, list)) else [heads]:
-                _add(outputs, layers, _path_of(walk, head), "get_classifier()")
     for module, path in modules.items():
         if hasattr(type(module), "base_model_prefix") and not _below(path, described):
             described.append(path)
@@ -63,6 +62,15 @@ def output_layers(walk: Walk) -> dict[Path, str]:
     return outputs
 
 
+def _returned(module: Any, method: str) -> Sequence[Any]:
+    """The heads that a module says it has."""
+    try:
+        heads = getattr(module, method)()
+    except (NotImplementedError, AttributeError):
+        return ()
+    return heads if isinstance(heads, (tuple, list)) else (heads,)
+
+
 def _layers(walk: Walk) -> dict[Path, Use]:
     """Layers that may be an output: linear maps and convolutions that are no part of a larger module of torch."""
     layers: dict[Path, Use] = {}
@@ -70,7 +78,7 @@ def _layers(walk: Walk) -> dict[Path, Use]:
         if (
             use.attribute == "weight"
             and use.param.dim() >= 2
-            and not isinstance(use.module, (nn.Embedding, nn.EmbeddingBag))
+            and not is_table(use)
             and not is_norm(use.module)
             and not any(name.startswith("lora_") for name in use.path)
             and not _is_body(use)
@@ -115,9 +123,7 @@ def _plain_heads(walk: Walk, layers: dict[Path, Use]) -> dict[Path, str]:
     words = {
         use.param.size(0)
         for use in walk.all()
-        if isinstance(use.module, (nn.Embedding, nn.EmbeddingBag))
-        and use.param.dim() == 2
-        and not _POSITIONS.fullmatch(use.role)
+        if is_table(use) and use.param.dim() == 2 and not _POSITIONS.fullmatch(use.role)
     } - read
     by_rows = {path: f"one row for each of {_rows(use)} entries" for path, use in single.items() if _rows(use) in words}
     by_name = dict.fromkeys(_named_heads(single), "its name")
@@ -163,8 +169,7 @@ def _widths_of_bodies(walk: Walk) -> set[int]:
 
 def _ends_in_a_body(walk: Walk) -> bool:
     """Whether the last weights of the model are those of a recurrent layer or an attention."""
-    tables = (nn.Embedding, nn.EmbeddingBag)
-    weights = [use for use in walk.all() if use.param.dim() >= 2 and not isinstance(use.module, tables)]
+    weights = [use for use in walk.all() if use.param.dim() >= 2 and not is_table(use)]
     return bool(weights) and _is_body(weights[-1])
 
 
@@ -209,6 +214,14 @@ def _columns(use: Use) -> int:
 def is_conv1d(module: nn.Module) -> bool:
     """Whether a module is GPT-2's linear map in transformers, whose weight is (inputs, outputs)."""
     return has_class(module, "^Conv1D$") and not isinstance(module, nn.modules.conv._ConvNd)
+
+
+def is_table(use: Use) -> bool:
+    """Whether a parameter belongs to an embedding: one of torch, or a module that is called so and has a weight."""
+    if isinstance(use.module, (nn.Embedding, nn.EmbeddingBag)):
+        return True
+    is_map = isinstance(use.module, (nn.Linear, nn.modules.conv._ConvNd))
+    return use.attribute == "weight" and not is_map and has_class(use.module, r"Embeddings?$")
 
 
 def is_norm(module: nn.Module) -> bool:

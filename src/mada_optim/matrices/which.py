@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mada_optim.matrices.fused import fused, gate_and_up, has_class, projection_of
 from mada_optim.matrices.layout import Layout
-from mada_optim.matrices.outputs import Path, is_conv1d, is_norm, output_layers
+from mada_optim.matrices.outputs import Path, is_conv1d, is_norm, is_table, output_layers
 from mada_optim.matrices.uses import Use, walk
 
 # Longest ratio of the sides of a matrix. LoRA's factors may exceed it.
@@ -60,7 +60,7 @@ class Site:
         path = self.use.path
         if "lora_B" in path:
             return self.outputs.get(path[: path.index("lora_B")])
-        return self.outputs.get(path) if self.use.attribute == "weight" else None
+        return self.outputs.get(path) if self.use.attribute in ("weight", "lora_B") else None
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class Rule:
     any_ratio: bool = False
 
 
-def _is_a(*types: type[nn.Module]) -> Callable[[Site], bool]:
-    return lambda site: isinstance(site.use.module, types)
+def _weight_of(*types: type[nn.Module]) -> Callable[[Site], bool]:
+    return lambda site: site.use.attribute == "weight" and isinstance(site.use.module, types)
 
 
 def _is_in(*types: type[nn.Module]) -> Callable[[Site], bool]:
@@ -175,7 +175,9 @@ def _experts_in_rows(site: Site) -> Layout:
 
 
 def _is_linear(site: Site) -> bool:
-    return site.use.param.dim() == 2 and (isinstance(site.use.module, nn.Linear) or is_conv1d(site.use.module))
+    use = site.use
+    is_weight = use.attribute == "weight" and use.param.dim() == 2
+    return is_weight and (isinstance(use.module, nn.Linear) or is_conv1d(use.module))
 
 
 def _is_fused(site: Site) -> bool:
@@ -234,11 +236,13 @@ _SCALES = (
 RULES: tuple[Rule, ...] = (
     Rule("complex", lambda site: site.use.param.is_complex(), "complex numbers"),
     Rule("integers", lambda site: not site.use.param.is_floating_point(), "not floating point"),
-    Rule("embedding", _is_a(nn.Embedding, nn.EmbeddingBag), "one row for each entry"),
+    Rule("embedding", lambda site: is_table(site.use), "one row for each entry"),
     Rule("embedding", _is_factor("lora_embedding_A"), "LoRA of an embedding: one column for each entry"),
     Rule("norm", lambda site: is_norm(site.use.module), "gain or offset of a norm"),
     Rule("bias", _called(_BIASES), "added to activations"),
     Rule("scale", _is_magnitude, "lengths of the rows of a weight"),
+    Rule("vector", lambda site: site.use.param.dim() < 2, "one dimension or none"),
+    Rule("empty", lambda site: site.use.param.numel() == 0, "no numbers"),
     Rule("coordinates", _is_coordinate, "another matrix is computed from it"),
     Rule("output layer", lambda site: site.output is not None, lambda site: str(site.output)),
     Rule("output layer", _is_in(nn.AdaptiveLogSoftmaxWithLoss), "one row for each word"),
@@ -250,14 +254,13 @@ RULES: tuple[Rule, ...] = (
     Rule("matrix", _is_in_projection, "queries, keys and values side by side", lambda _: Layout(parts=(1, 1, 1))),
     Rule("matrix", _is_recurrent, "gates of a recurrent layer side by side", _gates),
     Rule("depthwise", _is_depthwise, "one kernel for each channel"),
-    Rule("matrix", _is_a(nn.modules.conv._ConvTransposeNd), "a transposed convolution: inputs × window", _groups),
-    Rule("matrix", _is_a(nn.modules.conv._ConvNd), "a convolution: outputs × window", _groups),
-    Rule("matrix", _is_a(nn.Bilinear), "one bilinear form for each output", _stacked),
+    Rule("matrix", _weight_of(nn.modules.conv._ConvTransposeNd), "a transposed convolution: inputs × window", _groups),
+    Rule("matrix", _weight_of(nn.modules.conv._ConvNd), "a convolution: outputs × window", _groups),
+    Rule("matrix", _weight_of(nn.Bilinear), "one bilinear form for each output", _stacked),
     Rule("matrix", _is_stack_of_experts, _stack_why, _stack),
     Rule("matrix", _has_experts_in_rows, "the rows of one expert below those of another", _experts_in_rows),
     Rule("matrix", _is_fused, _fused_why, _fused_layout),
     Rule("matrix", _is_linear, "maps activations to activations", _one),
-    Rule("vector", lambda site: site.use.param.dim() < 2, "one dimension or none"),
     Rule("positions", _called(_POSITIONS), "a table of positions, by its name"),
     Rule("table", _called(_TABLES), "learned vectors, by its name"),
     Rule("scale", _called(_SCALES), "a gate, scale or rate, by its name"),
@@ -277,8 +280,8 @@ class Limit:
     why: str
 
 
-# Two rows span too little to even out. A ratio beyond 256 is that of a table or of a layer that reads or writes a few
-# coordinates. Fewer than 16 numbers are weights that mix or gate a few things.
+# A single row or column is only rescaled, which AdamW does for each number by itself. A ratio beyond 256 is that of a
+# table, or of a layer that reads or writes a few coordinates. Fewer than 16 numbers mix or gate a few things.
 LIMITS: tuple[Limit, ...] = (
     Limit("row or column", lambda rows, columns: min(rows, columns) < 2, "has one singular value"),
     Limit(
