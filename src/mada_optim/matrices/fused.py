@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from torch import Tensor, nn
 
@@ -211,7 +212,12 @@ def fused(projection: Projection, dim: int) -> tuple[Layout, str] | None:
 
 def has_class(module: nn.Module, pattern: str) -> bool:
     """Whether the name of a module's class, or of one of its bases, matches a regular expression."""
-    return any(re.search(pattern, base.__name__) for base in type(module).__mro__)
+    return _matches(type(module), pattern)
+
+
+@lru_cache(maxsize=4096)
+def _matches(kind: type, pattern: str) -> bool:
+    return any(re.search(pattern, base.__name__) for base in kind.__mro__)
 
 
 def gate_and_up(use: Use, layout: Layout) -> Layout:
