@@ -212,12 +212,12 @@ def fused(projection: Projection, dim: int) -> tuple[Layout, str] | None:
 
 def has_class(module: nn.Module, pattern: str) -> bool:
     """Whether the name of a module's class, or of one of its bases, matches a regular expression."""
-    return _matches(type(module), pattern)
+    return _any_matches(tuple(base.__name__ for base in type(module).__mro__), pattern)
 
 
 @lru_cache(maxsize=4096)
-def _matches(kind: type, pattern: str) -> bool:
-    return any(re.search(pattern, base.__name__) for base in kind.__mro__)
+def _any_matches(names: tuple[str, ...], pattern: str) -> bool:
+    return any(re.search(pattern, name) for name in names)
 
 
 def gate_and_up(use: Use, layout: Layout) -> Layout:
