@@ -189,6 +189,13 @@ def test_classes_of_others():
     assert matrices_of(With(stack=(0, 4, 4))) == {}
 
 
+def test_what_is_too_small_may_be_said_to_be_matrices():
+    """With the layout that it would have if it were larger."""
+    model = With(nn.Conv2d(8, 8, 1, groups=4))
+    assert matrices_of(model) == {}
+    assert describe(model, matrices={"inner.weight": True})[0].layout == side_by_side(4)
+
+
 def test_experts_in_either_order():
     assert matrices_of(Experts(gate_up_proj=(4, 20, 6), down_proj=(4, 6, 10))) == {
         "gate_up_proj": Layout(stacked=True, parts=(1, 1)),

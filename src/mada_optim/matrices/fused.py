@@ -201,10 +201,9 @@ def fused(projection: Projection, dim: int) -> tuple[Layout, str] | None:
     """How the matrices of a fused projection lie along a dimension, and what they are; None: it is one matrix."""
     for entry in FUSED:
         if projection.role in entry.roles and has_class(projection.parent, entry.classes):
-            parts = entry.parts(projection)
-            if parts is None:
+            sizes, repeats = entry.parts(projection) or ((), 1)
+            if not sizes or projection.outputs % (sum(sizes) * repeats):
                 continue
-            sizes, repeats = parts
             divisor = math.gcd(*sizes)
             return Layout(dim=dim, parts=tuple(size // divisor for size in sizes), repeats=repeats), entry.why
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -171,7 +171,8 @@ def _has_experts_in_rows(site: Site) -> bool:
 
 
 def _experts_in_rows(site: Site) -> Layout:
-    return Layout(parts=(1,) * (_experts(site) or 1))
+    experts = _experts(site) or 1
+    return Layout(parts=(1,) * experts) if site.use.param.size(0) % experts == 0 else Layout()
 
 
 def _is_linear(site: Site) -> bool:
@@ -287,7 +288,7 @@ LIMITS: tuple[Limit, ...] = (
     Limit(
         "too thin",
         lambda rows, columns: max(rows, columns) > WIDEST * min(rows, columns),
-        f"a side {WIDEST} times the other",
+        f"one side over {WIDEST} times the other",
     ),
     Limit("too small", lambda rows, columns: rows * columns < SMALLEST, f"fewer than {SMALLEST} numbers"),
 )
@@ -315,10 +316,15 @@ def classify(
     layouts = {param: Layout.read(value) for param, value in splits.items()}
     parameters: dict[Tensor, Parameter] = {}
     for param, name in names.items():
-        parameter = _judge(name, param, [Site(use, outputs) for use in walked.uses[param]])
+        sites = [Site(use, outputs) for use in walked.uses[param]]
+        rule, site = next((rule, site) for rule in RULES for site in sites if rule.matches(site))
+        layout = rule.layout(site) if rule.layout else None
         if param in marks or param in layouts:
-            parameter = _as_said(parameter, param, marks.get(param), layouts.get(param))
-        parameters[param] = parameter
+            what, why = ("matrix" if marks.get(param, True) else "no matrix"), "as you say"
+            layout = _as_said(name, param, marks.get(param), layouts.get(param), layout)
+        else:
+            what, why, layout = _judge(rule, site, sites, layout)
+        parameters[param] = Parameter(name, tuple(param.shape), what, why, layout, param.requires_grad)
     return parameters
 
 
@@ -353,39 +359,36 @@ def may_be_matrix(param: Tensor) -> bool:
     return min(rows, param.numel() // max(rows, 1)) > 1
 
 
-def _judge(name: str, param: Tensor, sites: list[Site]) -> Parameter:
-    """What the rules and the limits say of a parameter."""
-    rule, site = next((rule, site) for rule in RULES for site in sites if rule.matches(site))
+def _judge(rule: Rule, site: Site, sites: list[Site], layout: Layout | None) -> tuple[str, str, Layout | None]:
+    """What a parameter is, why, and its layout, by a rule and the limits."""
     why = rule.why if isinstance(rule.why, str) else rule.why(site)
-    what, layout = rule.what, rule.layout(site) if rule.layout else None
     if rule.what == "embedding" and any(other.output for other in sites):
         why += ", also the output layer"
     if layout is not None:
-        shapes = layout.shapes(param.shape)
+        shapes = layout.shapes(site.use.param.shape)
         for limit in LIMITS:
             if rule.any_ratio and limit.what == "too thin":
                 continue
             if all(limit.matches(rows, columns) for _, rows, columns in shapes):
-                what, why, layout = limit.what, limit.why, None
-                break
-    return Parameter(name, tuple(param.shape), what, why, layout, param.requires_grad)
+                return limit.what, limit.why, None
+    return rule.what, why, layout
 
 
-def _as_said(parameter: Parameter, param: Tensor, mark: bool | None, layout: Layout | None) -> Parameter:
-    """The parameter as the user says that it is."""
+def _as_said(name: str, param: Tensor, mark: bool | None, said: Layout | None, layout: Layout | None) -> Layout | None:
+    """The layout of a parameter of which the user says whether it is a matrix, or how several lie in it, or both."""
     if mark is False:
-        return replace(parameter, what="no matrix", why="as you say", layout=None)
-    chosen = layout or parameter.layout or Layout()
+        return None
     if not param.is_floating_point() or param.dim() < 2:
         raise ValueError(
-            f"{'matrices' if layout is None else 'split'}: {parameter.name!r} is {param.dtype} of shape "
-            f"{parameter.shape}; matrices are real and have 2 or more dimensions"
+            f"{'matrices' if said is None else 'split'}: {name!r} is {param.dtype} of shape {tuple(param.shape)}; "
+            "matrices are real and have 2 or more dimensions"
         )
+    chosen = said or layout or Layout()
     try:
         chosen.check(param.shape)
     except ValueError as error:
-        raise ValueError(f"{error} ({parameter.name})") from None
-    return replace(parameter, what="matrix", why="as you say", layout=chosen)
+        raise ValueError(f"{error} ({name})") from None
+    return chosen
 
 
 def _by_pattern(
