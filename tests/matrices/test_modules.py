@@ -189,6 +189,28 @@ def test_classes_of_others():
     assert matrices_of(With(stack=(0, 4, 4))) == {}
 
 
+class Attention(With):
+    """As nanoGPT's, timm's and GQA of one's own."""
+
+    num_heads, num_kv_heads, head_dim = 4, 2, 2
+
+
+def test_fused_projections_of_others():
+    cases: dict[tuple[str, int], Layout] = {
+        ("c_attn", 24): side_by_side(3),
+        ("qkv", 24): side_by_side(3),
+        ("qkv", 16): Layout(parts=(2, 1, 1)),
+        ("qkv", 17): ONE,
+        ("gate_up_proj", 20): side_by_side(2),
+        ("in_proj", 24): ONE,
+        ("anything", 24): ONE,
+    }
+    for (name, rows), layout in cases.items():
+        model = Attention()
+        model.add_module(name, nn.Linear(8, rows))
+        assert matrices_of(model) == {f"{name}.weight": layout}, (name, rows)
+
+
 def test_what_is_too_small_may_be_said_to_be_matrices():
     """With the layout that it would have if it were larger."""
     model = With(nn.Conv2d(8, 8, 1, groups=4))

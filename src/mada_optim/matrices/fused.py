@@ -77,8 +77,10 @@ def _each_head(projection: Projection) -> Parts | None:
 
 def _query_groups(projection: Projection) -> Parts | None:
     heads, key_heads = projection.number(*HEADS), projection.number(*KEY_HEADS)
-    if heads and key_heads and heads != key_heads and projection.outputs % (heads + 2 * key_heads) == 0:
-        return (heads, key_heads, key_heads), 1
+    if heads and key_heads and heads != key_heads:
+        count, width = heads + 2 * key_heads, projection.number("head_dim")
+        if projection.outputs == count * width if width else projection.outputs % count == 0:
+            return (heads, key_heads, key_heads), 1
     return _thirds(projection)
 
 

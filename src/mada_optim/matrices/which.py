@@ -127,8 +127,10 @@ def _is_router(site: Site) -> bool:
     use = site.use
     if use.attribute != "weight" or use.param.dim() != 2:
         return False
-    named = use.role in ("gate", "router", "wg") or has_class(use.parent, r"(Router|Gate|Gating)$")
-    return has_class(use.module, r"(Router|Gate|Gating)$") or (named and use.param.size(0) == _experts(site))
+    if has_class(use.module, r"(Router|Gate|Gating)$") or has_class(use.parent, r"Router$"):
+        return True
+    named = use.role in ("gate", "router", "wg") or has_class(use.parent, r"(Gate|Gating)$")
+    return named and use.param.size(0) == _experts(site)
 
 
 def _is_depthwise(site: Site) -> bool:
@@ -199,13 +201,13 @@ def _fused(site: Site) -> tuple[Layout, str] | None:
 
 
 def _fused_layout(site: Site) -> Layout:
-    found = _fused(site)
-    return found[0] if found else Layout()
+    layout_and_reason = _fused(site)
+    return layout_and_reason[0] if layout_and_reason else Layout()
 
 
 def _fused_why(site: Site) -> str:
-    found = _fused(site)
-    return found[1] if found else ""
+    layout_and_reason = _fused(site)
+    return layout_and_reason[1] if layout_and_reason else ""
 
 
 def _groups(site: Site) -> Layout:
