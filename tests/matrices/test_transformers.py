@@ -364,6 +364,28 @@ def test_the_parts_of_gpt2s_attention_step_alike():
     assert all(0.15 < step.square().mean().sqrt() < 0.25 for step in (fused - before).chunk(3, 1))
 
 
+@pytest.mark.parametrize("name", ["bloom", "falcon", "falcon, new"])
+def test_the_rows_of_a_part_are_those_that_the_module_takes(name: str):
+    """Modules take apart what their projection returns; here, the numbers of its rows."""
+    model: Any = CASES[name].make()
+    attention = model.transformer.h[0].self_attention
+    rows = torch.arange(attention.query_key_value.weight.size(0))
+    taken = (attention._reshape if name == "bloom" else attention._split_heads)(rows.view(1, 1, -1))
+    described = next(parameter for parameter in describe(model) if "query_key_value.weight" in parameter.name)
+    ours = described.layout.cut(rows.view(-1, 1))  # type: ignore[union-attr]
+    for part, theirs in zip(ours, taken, strict=True):
+        assert torch.equal(part.flatten().sort().values, theirs.unique())
+
+
+def test_the_columns_of_gates_are_those_that_gpt_oss_takes():
+    """Its output is 0 where the up projection is -1, whatever the gates are."""
+    model: Any = CASES["gpt-oss"].make()
+    described = next(parameter for parameter in describe(model) if parameter.name.endswith("gate_up_proj"))
+    ones = torch.ones(4, 32, 48)
+    outputs = described.layout.join([ones, -ones], described.shape)  # type: ignore[union-attr,arg-type]
+    assert not model.model.layers[0].mlp.experts._apply_gate(outputs).any()
+
+
 def test_a_backbone_in_a_model_of_ones_own():
     """Its last layer is no output, wherever the head stands."""
     backbone: Any = hf.BertModel(hf.BertConfig(**WORDS))
