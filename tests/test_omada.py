@@ -289,6 +289,6 @@ def test_single_rows_and_columns_are_no_matrices():
 
 
 def test_complex_weights_are_no_matrices():
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4, dtype=torch.complex64), nn.Linear(4, 4), nn.Linear(4, 2))
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, dtype=torch.complex64), nn.Linear(4, 4), nn.Linear(4, 2))
     assert matrix_parameters(model) == [model[0].weight, model[2].weight]
     OMADA(model)

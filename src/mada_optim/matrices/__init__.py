@@ -3,6 +3,18 @@
 from mada_optim.matrices.directions import check_options, orthogonalize
 from mada_optim.matrices.layout import Layout
 from mada_optim.matrices.rows import normalize_rows
-from mada_optim.matrices.which import matrix_parameters, may_be_matrix
+from mada_optim.matrices.table import Description, describe
+from mada_optim.matrices.which import Parameter, classify, matrix_parameters, may_be_matrix
 
-__all__ = ["Layout", "check_options", "matrix_parameters", "may_be_matrix", "normalize_rows", "orthogonalize"]
+__all__ = [
+    "Description",
+    "Layout",
+    "Parameter",
+    "check_options",
+    "classify",
+    "describe",
+    "matrix_parameters",
+    "may_be_matrix",
+    "normalize_rows",
+    "orthogonalize",
+]

@@ -96,6 +96,17 @@ class Layout:
                 f"{sum(self.parts)} parts, repeated {self.repeats} times, do not divide"
             )
 
+    def shapes(self, shape: Sequence[int]) -> list[tuple[int, int, int]]:
+        """How many matrices there are of each part, and their rows and columns.
+
+        >>> Layout(stacked=True, parts=(1, 1)).shapes((8, 6, 4))
+        [(8, 3, 4), (8, 3, 4)]
+        """
+        count, rows, columns = self._sizes(shape)
+        if self.dim:
+            return [(count, rows, length) for length in self._lengths(columns)]
+        return [(count, length, columns) for length in self._lengths(rows)]
+
     def cut(self, tensor: Tensor) -> list[Tensor]:
         """The matrices of a tensor: for each part a stack, shape (N, rows, columns), which may share its memory."""
         matrices = tensor.reshape(self._sizes(tensor.shape))
@@ -117,13 +128,6 @@ class Layout:
         parts = [torch.unflatten(part, dim, (self.repeats, -1)) for part in matrices]
         return torch.cat(parts, dim + 1).reshape(shape)
 
-    def part_sizes(self, shape: torch.Size) -> list[tuple[int, int]]:
-        """Rows and columns of the matrices that :meth:`cut` makes of a tensor of this shape, for each part."""
-        _, rows, columns = self._sizes(shape)
-        if self.dim == 0:
-            return [(length * self.repeats, columns) for length in self._lengths(rows // self.repeats)]
-        return [(rows, length * self.repeats) for length in self._lengths(columns // self.repeats)]
-
     def row_shape(self, shape: torch.Size) -> tuple[int, ...]:
         """The shape of a tensor with one number for each row of each matrix: as many columns as lie side by side.
 
@@ -136,7 +140,7 @@ class Layout:
         """How the matrices lie in a tensor of :meth:`row_shape`, where each has one column."""
         return replace(self, parts=(1,) * len(self.parts), repeats=1) if self.dim == 1 else self
 
-    def _sizes(self, shape: torch.Size) -> tuple[int, int, int]:
+    def _sizes(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """How many matrices, rows and columns there are, before they are cut."""
         if self.stacked:
             return shape[0], shape[1], math.prod(shape[2:])

@@ -43,7 +43,7 @@ def normalize_rows(
     rows = layout.rows()
     sums, before = _sums_of_squares(direction, layout), rows.cut(squares.to(direction.dtype))
     moments, factors = [], []
-    for total, moment, (height, width) in zip(sums, before, layout.part_sizes(direction.shape), strict=True):
+    for total, moment, (_, height, width) in zip(sums, before, layout.shapes(direction.shape), strict=True):
         moments.append(moment.lerp(total / (width * FACTORS[adjust_lr_fn](height, width) ** 2), 1 - beta))
         inverse = 1 / (moments[-1].sqrt() + ROW_EPS)
         # The squared norms of the matrix as it was and as it is with its rows divided.
@@ -64,7 +64,7 @@ def _sums_of_squares(direction: Tensor, layout: Layout) -> list[Tensor]:
 def _of_elements(factors: list[Tensor], layout: Layout, shape: torch.Size) -> Tensor:
     """Factors of rows as factors of the elements of a tensor of this shape."""
     if layout.dim == 1 and len(layout.parts) > 1:
-        widths = [width for _, width in layout.part_sizes(shape)]
+        widths = [width for _, _, width in layout.shapes(shape)]
         return layout.join([x.expand(-1, -1, width) for x, width in zip(factors, widths, strict=True)], shape)
     of_rows = layout.rows().join(factors, torch.Size(layout.row_shape(shape)))
     return of_rows.view(*of_rows.shape[:-1], *[1] * (len(shape) - of_rows.dim() + 1)).expand(shape)
