@@ -230,6 +230,11 @@ def test_experts_in_either_order():
     assert matrices_of(TopKRouter(weight=(4, 8))) == {}
 
 
+def first_momentum(grad: Tensor) -> Tensor:
+    """What OMADA orthogonalizes at its first step. Another multiple of the gradient would be rounded in another way."""
+    return grad.lerp(torch.zeros_like(grad).lerp(grad, 0.05), 0.95)
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_stack_of_experts_steps_as_each_alone(transposed: bool):
     """Also one whose gradients are a thousand times smaller."""
@@ -242,7 +247,7 @@ def test_a_stack_of_experts_steps_as_each_alone(transposed: bool):
     OMADA(model, 1.0, weight_decay=0.0, scale=False).step()
     steps = before - model.down_proj.detach()
     for step, grad in zip(steps, grads, strict=True):
-        (alone,) = orthogonalize([grad])
+        (alone,) = orthogonalize([first_momentum(grad)])
         torch.testing.assert_close(step, alone, rtol=1e-4, atol=1e-5)
     sizes = steps.square().mean((1, 2)).sqrt()
     assert sizes.min() > 0.9 * sizes.max()
@@ -262,7 +267,7 @@ def test_a_module_steps_as_its_matrices_alone(name: str):
     for each, layout in matrices_of(model).items():
         param = model.get_parameter(each)
         (grad,) = [param.grad]
-        parts = grad.flatten(1).chunk(len(layout.parts))  # type: ignore[union-attr]
+        parts = first_momentum(grad).flatten(1).chunk(len(layout.parts))
         alone = torch.cat(orthogonalize([part.contiguous() for part in parts])).view_as(param)
         torch.testing.assert_close(before[each] - param.detach(), alone, rtol=1e-4, atol=1e-5)
 
