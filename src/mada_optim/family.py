@@ -19,8 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mada_optim.matrices import Layout, orthogonalize
-from mada_optim.sharding import scatter_like, whole
+from mada_optim.matrices import Layout, orthogonalize_shared
 
 Scalar = Tensor | float
 Buffers = Mapping[str, Tensor]
@@ -293,6 +292,9 @@ class OMADAFamily(MADAFamily):
 
     and for all others Δ_t = D_t. At ω = 1 matrices are optimized as by torch.optim.Muon, at ω = 0 this is MADA.
     ∂Δ/∂ω = O_t - D_t: nothing is differentiated through the orthogonalization.
+
+    Args:
+        distribute: whether all ranks hold the same plain parameters and divide their orthogonalization. Default: False.
     """
 
     coefficients: ClassVar[tuple[Coefficient, ...]] = (
@@ -307,6 +309,7 @@ class OMADAFamily(MADAFamily):
         "ortho_momentum": 0.95,
     }
     prepares: ClassVar[bool] = True
+    distribute: bool = False
     name: str = field(default="OMADA-2", init=False)  # the first learned a factor of the steps to come
 
     def buffers(self, q: Mapping[str, Any]) -> tuple[str, ...]:
@@ -328,17 +331,17 @@ class OMADAFamily(MADAFamily):
     def prepare(
         self, states: Sequence[Buffers], grads: Sequence[Tensor], q: Mapping[str, Any]
     ) -> Sequence[Mapping[str, Tensor]]:
-        """See :meth:`Family.prepare`. Matrices that are spread over processes are gathered; each process does all."""
+        """See :meth:`Family.prepare`. Ranks over which matrices are spread divide the orthogonalization."""
         if not q["matrices"] or is_special(q["ortho"], 0.0):
             return [{} for _ in states]
         mu = q["ortho_momentum"]
         wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in grads]
         averages = [state["ortho_exp_avg"].to(g.dtype).lerp(g, 1 - mu) for state, g in zip(states, wide, strict=True)]
         ahead = [g.lerp(average, mu) for g, average in zip(wide, averages, strict=True)]
-        found = orthogonalize([whole(tensor) for tensor in ahead], Layout.read(q["split"]))
+        directions = orthogonalize_shared(ahead, Layout.read(q["split"]), self.distribute)
         return [
-            {"ortho_exp_avg": average, "ortho": scatter_like(o, average)}
-            for average, o in zip(averages, found, strict=True)
+            {"ortho_exp_avg": average, "ortho": direction}
+            for average, direction in zip(averages, directions, strict=True)
         ]
 
     def update(
