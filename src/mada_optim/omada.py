@@ -55,10 +55,10 @@ class OMADA(WithBetas, name="omada"):
         ortho_momentum: μ, the momentum of the orthogonalized direction. Default: 0.95.
         scale: True, the default: learning rates are found in the first steps. False: ``lr`` is the learning rate. A
             mapping: rates that were found, ``{"matrices": 0.009, "rest": 0.009}``, as :meth:`frozen_config` returns it.
-        distribute: whether the ranks of ``DistributedDataParallel`` divide the orthogonalization of plain matrices: each
-            does its share, and all gather the directions. Set it only where all ranks of the job train the same model
-            and take the same steps; a rank that skips a step leaves the others waiting. Ranks always divide DTensors,
-            with either value. Default: False.
+        distribute: whether the ranks of ``DistributedDataParallel`` divide the orthogonalization of plain matrices:
+            each does its share, and all gather the directions. Set it only where all ranks of the job train the same
+            model and take the same steps; a rank that skips a step leaves the others waiting. Ranks always divide
+            DTensors, with either value. Default: False.
         hyper_lr: step sizes of the coefficients, in the forms that :class:`MADA` takes. None, the default: 0, nothing
             is learned but the scale. ``{"ortho": 0.1}`` with ``ortho=0.0`` learns how much of Muon to be. ω's
             hypergradient is normalized: 0.1 is the length of a step when all hypergradients agree.

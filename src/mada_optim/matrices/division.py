@@ -88,8 +88,8 @@ def task_layout(layout: Layout, dims: int) -> Layout:
 def divide(spreads: tuple[Spread, ...], layout: Layout, limit: int) -> list[Task]:
     """Divide matrices among ranks so that all have about the same to compute.
 
-    The next matrix, the largest first, goes to the rank that has least to do. Only ranks that hold a part of a matrix
-    are asked, so that experts stay where they are, unless that would leave most ranks idle.
+    The next matrix, the largest first, goes to the rank that has least to do. Experts go to ranks that hold a part of
+    them, unless that would leave most ranks idle.
 
     Args:
         spreads: of each tensor.
@@ -113,8 +113,8 @@ def divide(spreads: tuple[Spread, ...], layout: Layout, limit: int) -> list[Task
     for index in sorted(range(len(pieces)), key=lambda index: (-costs[index], shape_of(pieces[index][1]), index)):
         tensor, ranges = pieces[index]
         spread = spreads[tensor]
-        owners = range(count) if leaves_most_idle(spread) else _holders(spread, ranges)
-        owner = min(owners, key=lambda rank: (loads[rank], rank))
+        at_home = layout.stacked and not leaves_most_idle(spread)
+        owner = min(_holders(spread, ranges) if at_home else range(count), key=lambda rank: (loads[rank], rank))
         size = math.prod(shape_of(ranges)) * len(set(spread.copies))
         if filled[owner] and filled[owner] + size > limit:
             filled[owner] = 0

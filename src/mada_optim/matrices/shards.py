@@ -119,8 +119,8 @@ def _gathered(tensors: Sequence[Tensor], layout: Layout) -> list[Tensor]:
 def _at_home(tensors: Sequence[DTensor], layout: Layout) -> list[Tensor]:
     """Every rank orthogonalizes the matrices that it holds.
 
-    Only tensors with the same placements are worked on together. The bits of a direction may depend on how many matrices
-    there are, and copies must get the same bits on all ranks.
+    Only tensors with the same placements are worked on together. The bits of a direction may depend on how many
+    matrices there are, and copies must get the same bits on all ranks.
     """
     device = torch.device(tensors[0].device_mesh.device_type)
     directions = [torch.empty_like(tensor) for tensor in tensors]
@@ -217,7 +217,8 @@ def _check_part(tensor: Tensor, part: Tensor, ranges: tuple[Ranges, ...]) -> Non
     if part.shape != expected and part.numel() + expected.numel():
         raise RuntimeError(
             f"a DTensor of shape {tuple(tensor.shape)}, placed {tensor.placements}, has a local part of shape "
-            f"{tuple(part.shape)}, where torch.chunk makes it {tuple(expected)}; OMADA cannot tell which elements it has"
+            f"{tuple(part.shape)}, where torch.chunk gives it {tuple(expected)}; "
+            "OMADA cannot tell which elements it holds"
         )
 
 
