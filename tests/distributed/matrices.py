@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from checks import assert_same_on_all_ranks, whole
+from checks import EvenNet, assert_same_on_all_ranks, omada, sharded, train_alone, train_share, whole
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -93,6 +93,20 @@ def check_directions_in_float32_and_bfloat16(world: World) -> None:
         assert_as_alone(world, [tensor], Layout())
 
 
+def check_what_is_sent_in_bfloat16(world: World) -> None:
+    """As on accelerators, whose iteration works in it: half of the bytes, and its rounding in the directions."""
+    mesh = init_device_mesh("cpu", (world.size,))
+    weight = random(9, 5, dtype=torch.float32)
+    tensor = distribute_tensor(weight, mesh, [Shard(0)], src_data_rank=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "_sent_dtype", lambda dtype, device: torch.bfloat16)
+        found = [*orthogonalize_shared([tensor], Layout()), *orthogonalize_shared([weight], Layout(), distribute=True)]
+    for direction in found:
+        assert direction.dtype == torch.float32
+        difference = (whole(direction) - orthogonalize([weight])[0]).abs().max().item()
+        assert 0 < difference < 0.02
+
+
 def check_directions_of_unknown_placements(world: World) -> None:
     """Tensor parallelism that cuts unevenly: gathered, as torch gathers it."""
     tensor = distribute_tensor(
@@ -138,6 +152,28 @@ def check_parts_that_torch_would_not_make(world: World) -> None:
     tensor = DTensor.from_local(part, mesh, [Shard(0)], shape=torch.Size((sum(sizes), 3)), stride=(3, 1))
     with pytest.raises(RuntimeError, match="has a local part of shape"):
         orthogonalize_shared([tensor], Layout())
+
+
+def check_omada_on_meshes_of_two_dimensions(world: World) -> None:
+    """Copies of shards, and FSDP2 over tensor parallelism."""
+
+    def copies(model: nn.Module) -> nn.Module:
+        return sharded(model, mesh=init_device_mesh("cpu", (2, world.size // 2), mesh_dim_names=("copy", "shard")))
+
+    def tensor_parallel(model: nn.Module) -> nn.Module:
+        mesh = grid(world)
+        parallelize_module(model, mesh["tensor"], {"hidden": ColwiseParallel(), "out": RowwiseParallel()})
+        return sharded(model, mesh=mesh["data"])
+
+    for spread, shares in ((copies, world.size), (tensor_parallel, world.size // 2)):
+        alone, together = EvenNet(), spread(EvenNet())
+        one, other = (omada(model.parameters(), (8, 6)) for model in (alone, together))
+        expected = train_alone(alone, one, 6)
+        losses, sent = train_share(world, together, other, 6, shares=shares)
+        assert losses == pytest.approx(expected, rel=0, abs=1e-9)
+        whole_copies = spread is copies and world.size == 2
+        assert [calls.get("alltoall_base_", 0) for calls in sent] == [0 if whole_copies else 2] * 6
+        assert not any("gather" in name for calls in sent for name in calls)
 
 
 # ---- Who does what, and what is sent.
