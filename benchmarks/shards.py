@@ -4,7 +4,7 @@
 
 prints what the busiest rank sends, computes and needs, for hidden matrices like GPT-2's and for stacks of experts. Sent
 are elements that go to other ranks, times their size; a gather counts as a ring. FLOP are those of matrix products. The
-peak is the largest sum of storages of tensors that exist at a time, beside the inputs. All of that is exact. Seconds are
+peak is the largest sum of the storages of tensors at a time, beside the inputs. All of that is exact. Seconds are
 medians.
 """
 
@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from mada_optim.matrices import Layout, orthogonalize, orthogonalize_shared
+from mada_optim.matrices import Layout, orthogonalize, orthogonalize_shared, shards
 from mada_optim.sharding import scatter_like, whole
 
 Work = Callable[[list[Tensor], Layout], Sequence[Tensor]]
@@ -102,6 +102,7 @@ def measure(rank: int, size: int, arguments: argparse.Namespace, store: str) -> 
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     torch.manual_seed(0)
+    shards.BATCH_BYTES = arguments.batch * 2**20
     line = init_device_mesh("cpu", (size,))
     hidden, stacks = hidden_matrices(arguments.width, arguments.layers), experts(arguments.width, arguments.layers)
     one, stacked = Layout(), Layout(stacked=True)
@@ -157,6 +158,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4], help="numbers of processes")
     parser.add_argument("--width", type=int, default=256, help="width of the model")
     parser.add_argument("--layers", type=int, default=12, help="number of layers")
+    parser.add_argument("--batch", type=int, default=shards.BATCH_BYTES // 2**20, help="MiB of a batch")
     parser.add_argument("--repeats", type=int, default=5, help="how often to measure seconds")
     arguments = parser.parse_args()
     print("| ranks | matrices | work | MiB sent | MiB peak | GFLOP | seconds |")

@@ -92,23 +92,23 @@ def _spread(shape: torch.Size, mesh: DeviceMesh, placements: tuple[Placement, ..
         for index, count, place in zip(coordinate, mesh.shape, placements, strict=True):
             if place.is_replicate():
                 continue
-            stride = _stride(place)
-            if stride is None or _length(ranges[place.dim]) % stride:
+            cut = _cut(place)
+            if cut is None or _length(ranges[cut[0]]) % cut[1]:
                 return None
-            pieces = [_chunk(ranges[place.dim], stride, piece) for piece in range(stride)]
-            ranges[place.dim] = tuple(span for piece in pieces for span in _chunk(piece, count, index))
+            dim, stride = cut
+            pieces = [_chunk(ranges[dim], stride, piece) for piece in range(stride)]
+            ranges[dim] = tuple(span for piece in pieces for span in _chunk(piece, count, index))
         held.append(tuple(ranges))
         copies.append(tuple(index for index, place in zip(coordinate, placements, strict=True) if place.is_replicate()))
     return Spread(shape, tuple(held), tuple(copies))
 
 
-def _stride(place: Placement) -> int | None:
-    """Into how many pieces, each of which is then cut, a placement divides its dimension; None if it is unknown."""
+def _cut(place: Placement) -> tuple[int, int] | None:
+    """Which dimension a placement cuts, and into how many pieces, each of which is cut; None if the type is unknown."""
     from torch.distributed.tensor import Shard
 
-    if type(place) is Shard:
-        return 1
-    return int(place.split_factor) if type(place).__name__ == "_StridedShard" else None
+    known = type(place) is Shard or type(place).__name__ == "_StridedShard"
+    return (getattr(place, "dim", 0), getattr(place, "split_factor", 1)) if known else None
 
 
 def _chunk(ranges: Ranges, count: int, index: int) -> Ranges:
@@ -266,8 +266,8 @@ class Team:
         """Number of this process."""
         return torch.distributed.get_rank(self.group)
 
-    def exchange(self, sent: Tensor, sent_counts: Sequence[int], received_counts: Sequence[int]) -> Tensor:
-        """Send each process a part of a flat tensor, and return what all have sent, one after the other.
+    def exchange(self, sent: Tensor, sent_counts: list[int], received_counts: list[int]) -> Sequence[Tensor]:
+        """Send each process a part of a flat tensor, and return what each of them has sent to this one.
 
         Args:
             sent: on the team's device.
@@ -275,16 +275,16 @@ class Team:
             received_counts: how many elements come from each process.
         """
         received = sent.new_empty(sum(received_counts))
-        torch.distributed.all_to_all_single(received, sent, list(received_counts), list(sent_counts), group=self.group)
-        return received
+        torch.distributed.all_to_all_single(received, sent, received_counts, sent_counts, group=self.group)
+        return received.split(received_counts)
 
-    def gather(self, sent: Tensor) -> list[Tensor]:
+    def gather(self, sent: Tensor) -> Sequence[Tensor]:
         """Return the flat tensors of all processes, which have the same number of elements."""
         gathered = sent.new_empty(self.size * sent.numel())
         # torch 2.13 has a new name for it, and warns of the old one.
         gather = getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor
         gather(gathered, sent, group=self.group)
-        return list(gathered.chunk(self.size))
+        return gathered.chunk(self.size)
 
     def agrees(self, number: int) -> bool:
         """Whether all processes have the same number."""

@@ -255,7 +255,7 @@ def check_experts_stay_among_the_ranks_that_hold_them(world: World) -> None:
     experts = distribute_tensor(random(4, 6, 5), square, [Shard(0), Shard(1)], src_data_rank=None)
     crossed = []
 
-    def send(self: Any, sent: Tensor, sent_counts: Sequence[int], received_counts: Sequence[int]) -> Tensor:
+    def send(self: Any, sent: Tensor, sent_counts: list[int], received_counts: list[int]) -> Sequence[Tensor]:
         crossed.extend(sent_counts[other] for other in range(world.size) if other // 2 != world.rank // 2)
         return exchange(self, sent, sent_counts, received_counts)
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 
@@ -17,6 +16,7 @@ from mada_optim.matrices.layout import Layout
 from mada_optim.sharding import Ranges, Spread
 
 Box = tuple[slice, ...]
+View = tuple[int, Box]
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,15 @@ class Message:
     """What a rank packs for all ranks, or unpacks from all ranks.
 
     Args:
-        views: index of a tensor and a box in it, one rank after the other.
-        counts: number of elements for each rank.
+        views: for each rank, indices of tensors and boxes in them.
     """
 
-    views: tuple[tuple[int, Box], ...]
-    counts: tuple[int, ...]
+    views: tuple[tuple[View, ...], ...]
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """Number of elements for each rank."""
+        return [sum(box_size(box) for _, box in views) for views in self.views]
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def divide(spreads: tuple[Spread, ...], layout: Layout, limit: int) -> list[Task
     for index in sorted(range(len(pieces)), key=lambda index: (-costs[index], shape_of(pieces[index][1]), index)):
         tensor, ranges = pieces[index]
         spread = spreads[tensor]
-        at_home = layout.stacked and not leaves_most_idle(spread)
+        at_home = layout.stacked and not _leaves_most_idle(spread)
         owner = min(_holders(spread, ranges) if at_home else range(count), key=lambda rank: (loads[rank], rank))
         size = math.prod(shape_of(ranges)) * len(set(spread.copies))
         if filled[owner] and filled[owner] + size > limit:
@@ -144,7 +147,15 @@ def boxes(held: tuple[Ranges, ...], wanted: tuple[Ranges, ...]) -> list[tuple[Bo
     ]
 
 
-def leaves_most_idle(spread: Spread) -> bool:
+@lru_cache(maxsize=1024)
+def stays_at_home(spread: Spread, layout: Layout) -> bool:
+    """Whether ranks hold whole matrices and can orthogonalize those without a message."""
+    first = 1 if layout.stacked else 0
+    complete = everything(spread.shape)[first:]
+    return not _leaves_most_idle(spread) and all(ranges[first:] == complete for ranges in spread.held)
+
+
+def _leaves_most_idle(spread: Spread) -> bool:
     """Whether more than half of the ranks hold no element."""
     return 2 * sum(not all(ranges) for ranges in spread.held) > len(spread.held)
 
@@ -191,7 +202,10 @@ def _cost(shape: torch.Size, layout: Layout) -> int:
 
 def _batch(spreads: tuple[Spread, ...], tasks: list[Task], rank: int) -> Batch:
     own = [task for task in tasks if task.owner == rank]
-    parts_sent, parts_received, directions_sent, directions_received = ([[] for _ in spreads[0].held] for _ in range(4))
+    parts_sent: list[list[View]] = [[] for _ in spreads[0].held]
+    parts_received: list[list[View]] = [[] for _ in spreads[0].held]
+    directions_sent: list[list[View]] = [[] for _ in spreads[0].held]
+    directions_received: list[list[View]] = [[] for _ in spreads[0].held]
     for task in tasks:
         spread = spreads[task.tensor]
         for mine, _ in boxes(spread.held[rank], task.ranges):
@@ -211,11 +225,8 @@ def _batch(spreads: tuple[Spread, ...], tasks: list[Task], rank: int) -> Batch:
     )
 
 
-def _message(views: Sequence[Sequence[tuple[int, Box]]]) -> Message:
-    return Message(
-        tuple(itertools.chain.from_iterable(views)),
-        tuple(sum(box_size(box) for _, box in to_rank) for to_rank in views),
-    )
+def _message(views: list[list[View]]) -> Message:
+    return Message(tuple(map(tuple, views)))
 
 
 def box_size(box: Box) -> int:

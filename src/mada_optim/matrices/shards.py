@@ -19,13 +19,12 @@ from torch import Tensor
 
 from mada_optim.matrices.directions import orthogonalize
 from mada_optim.matrices.division import (
-    Box,
     Message,
     box_size,
     copied,
-    leaves_most_idle,
     plan,
     shape_of,
+    stays_at_home,
     task_layout,
 )
 from mada_optim.matrices.layout import Layout
@@ -92,16 +91,9 @@ def _work_for(tensor: Tensor, layout: Layout, distribute: bool) -> tuple[Any, ..
     spread = spread_of(tensor)
     if spread is None or tensor.requires_grad:  # autograd does not follow what is sent here
         return (_gathered, tensor.device_mesh)
-    if _holds_whole_matrices(tensor, layout) and not leaves_most_idle(spread):
+    if stays_at_home(spread, layout):
         return (_at_home, spread_like(tensor))
     return (_exchanged, tensor.device_mesh, *kind)
-
-
-def _holds_whole_matrices(tensor: DTensor, layout: Layout) -> bool:
-    return all(
-        place.is_replicate() or size == 1 or (layout.stacked and place.dim == 0)
-        for size, place in zip(tensor.device_mesh.shape, tensor.placements, strict=True)
-    )
 
 
 def _left_alone(tensors: Sequence[Tensor], layout: Layout) -> Sequence[Tensor]:  # noqa: ARG001
@@ -161,15 +153,15 @@ def _divided(tensors: Sequence[Tensor], layout: Layout) -> list[Tensor]:
     spreads = tuple(copied(shape, team.size) for shape in shapes)
     for batch in plan(spreads, layout, BATCH_BYTES // dtype.itemsize, team.rank):
         matrices = [torch.empty(shape, dtype=dtype, device=team.device) for shape in batch.shapes]
-        _unpack(_pack(batch.parts_sent.views, tensors, dtype, team.device), batch.parts_received.views, matrices)
+        own = _pack(batch.parts_sent, tensors, dtype, team.device)  # sent to itself
+        _unpack(own.split(batch.parts_sent.counts), batch.parts_received, matrices)
         matrices = orthogonalize(matrices, task_layout(layout, tensors[0].dim()))
         counts = batch.directions_received.counts
         # Every rank gets the same, so what is for the first one is for all. A gather wants it equally long.
-        views = batch.directions_sent.views[: len(batch.directions_sent.views) // team.size]
-        packed = _pack(views, matrices, dtype, team.device)
-        gathered = team.gather(torch.nn.functional.pad(packed, (0, max(counts) - packed.numel())))
-        received = torch.cat([flat[:count] for flat, count in zip(gathered, counts, strict=True)])
-        _unpack(received, batch.directions_received.views, directions)
+        for_each = Message(batch.directions_sent.views[:1])
+        gathered = team.gather(_pack(for_each, matrices, dtype, team.device, length=max(counts)))
+        received = [flat[:count] for flat, count in zip(gathered, counts, strict=True)]
+        _unpack(received, batch.directions_received, directions)
     return directions
 
 
@@ -181,8 +173,8 @@ def _send(
 ) -> None:
     """Send parts of tensors to all ranks, and copy what they send to parts of other tensors."""
     (sent, sources), (received, destinations) = outgoing, incoming
-    packed = _pack(sent.views, sources, dtype, team.device)
-    _unpack(team.exchange(packed, sent.counts, received.counts), received.views, destinations)
+    packed = _pack(sent, sources, dtype, team.device)
+    _unpack(team.exchange(packed, sent.counts, received.counts), received, destinations)
 
 
 def _sent_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -191,20 +183,21 @@ def _sent_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def _pack(
-    views: Sequence[tuple[int, Box]], tensors: Sequence[Tensor], dtype: torch.dtype, device: torch.device
+    message: Message, tensors: Sequence[Tensor], dtype: torch.dtype, device: torch.device, length: int = 0
 ) -> Tensor:
-    """Elements of tensors end to end."""
-    if not views:
-        return torch.empty(0, dtype=dtype, device=device)
-    return torch.cat([tensors[index][box].to(device, dtype).flatten() for index, box in views])
+    """Elements of tensors end to end, for one rank after the other, filled up to a length."""
+    flat = [tensors[index][box].to(device, dtype).flatten() for views in message.views for index, box in views]
+    missing = max(length - sum(message.counts), 0)
+    return torch.cat([*flat, torch.zeros(missing, dtype=dtype, device=device)])
 
 
-def _unpack(packed: Tensor, views: Sequence[tuple[int, Box]], tensors: Sequence[Tensor]) -> None:
-    """Copy to tensors what :func:`_pack` put end to end."""
-    sizes = [box_size(box) for _, box in views]
-    for (index, box), elements in zip(views, torch.split(packed, sizes), strict=True):
-        view = tensors[index][box]
-        view.copy_(elements.view(view.shape))
+def _unpack(packed: Sequence[Tensor], message: Message, tensors: Sequence[Tensor]) -> None:
+    """Copy to tensors what :func:`_pack` put end to end on each rank."""
+    for elements, views in zip(packed, message.views, strict=True):
+        sizes = [box_size(box) for _, box in views]
+        for (index, box), part in zip(views, elements.split(sizes), strict=True):
+            view = tensors[index][box]
+            view.copy_(part.view(view.shape))
 
 
 def _known(spread: Spread | None) -> Spread:
@@ -212,7 +205,7 @@ def _known(spread: Spread | None) -> Spread:
     return spread
 
 
-def _check_part(tensor: Tensor, part: Tensor, ranges: tuple[Ranges, ...]) -> None:
+def _check_part(tensor: DTensor, part: Tensor, ranges: tuple[Ranges, ...]) -> None:
     expected = shape_of(ranges)
     if part.shape != expected and part.numel() + expected.numel():
         raise RuntimeError(
