@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mada_optim.matrices import Layout
+from mada_optim import OMADA
+from mada_optim.matrices import Layout, orthogonalize, orthogonalize_shared
 from mada_optim.matrices.division import Task, copied, divide, plan
 from mada_optim.sharding import Spread
 
@@ -90,3 +91,13 @@ def test_copies_are_divided() -> None:
 def test_tensors_without_elements_make_no_task() -> None:
     assert divide((in_rows((4, 3), 2), copied(torch.Size((0, 3)), 2)), Layout(), NO_LIMIT)[0].tensor == 0
     assert plan((copied(torch.Size((0, 3)), 2),), Layout(), NO_LIMIT, 0) == []
+
+
+def test_one_process_has_nothing_to_divide() -> None:
+    tensors = [torch.randn(4, 3), torch.randn(3, 4)]
+    for alone, shared in zip(
+        orthogonalize(tensors), orthogonalize_shared(tensors, Layout(), distribute=True), strict=True
+    ):
+        assert torch.equal(alone, shared)
+    with pytest.raises(TypeError, match="distribute must be a bool"):
+        OMADA(torch.nn.Linear(3, 4), distribute="ddp")  # type: ignore[arg-type]

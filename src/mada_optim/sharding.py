@@ -276,7 +276,7 @@ class Team:
         """
         received = sent.new_empty(sum(received_counts))
         torch.distributed.all_to_all_single(received, sent, received_counts, sent_counts, group=self.group)
-        return received.split(received_counts)
+        return torch.split(received, received_counts)
 
     def gather(self, sent: Tensor) -> Sequence[Tensor]:
         """Return the flat tensors of all processes, which have the same number of elements."""

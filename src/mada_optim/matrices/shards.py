@@ -154,7 +154,7 @@ def _divided(tensors: Sequence[Tensor], layout: Layout) -> list[Tensor]:
     for batch in plan(spreads, layout, BATCH_BYTES // dtype.itemsize, team.rank):
         matrices = [torch.empty(shape, dtype=dtype, device=team.device) for shape in batch.shapes]
         own = _pack(batch.parts_sent, tensors, dtype, team.device)  # sent to itself
-        _unpack(own.split(batch.parts_sent.counts), batch.parts_received, matrices)
+        _unpack(torch.split(own, batch.parts_sent.counts), batch.parts_received, matrices)
         matrices = orthogonalize(matrices, task_layout(layout, tensors[0].dim()))
         counts = batch.directions_received.counts
         # Every rank gets the same, so what is for the first one is for all. A gather wants it equally long.
@@ -195,7 +195,7 @@ def _unpack(packed: Sequence[Tensor], message: Message, tensors: Sequence[Tensor
     """Copy to tensors what :func:`_pack` put end to end on each rank."""
     for elements, views in zip(packed, message.views, strict=True):
         sizes = [box_size(box) for _, box in views]
-        for (index, box), part in zip(views, elements.split(sizes), strict=True):
+        for (index, box), part in zip(views, torch.split(elements, sizes), strict=True):
             view = tensors[index][box]
             view.copy_(part.view(view.shape))
 
