@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mada_optim.matrices import Layout, check_options, normalize_rows, orthogonalize
-from mada_optim.sharding import scatter_like, whole
+from mada_optim.matrices import Layout, check_options, normalize_rows, orthogonalize_shared
+from mada_optim.sharding import whole
 
 Scalar = Tensor | float
 Buffers = Mapping[str, Tensor]
@@ -320,6 +320,9 @@ class OMADAFamily(MADAFamily):
 
     Frozen at ν = 0, nothing of N_t is computed or kept. Frozen at ν = 1, ``ortho`` is N_t, and the numbers of the rows
     are all that is kept beside what Muon keeps.
+
+    Args:
+        distribute: whether all ranks hold the same plain parameters and divide their orthogonalization. Default: False.
     """
 
     coefficients: ClassVar[tuple[Coefficient, ...]] = (
@@ -339,6 +342,7 @@ class OMADAFamily(MADAFamily):
         "adjust_lr_fn": "match_rms_adamw",
     }
     prepares: ClassVar[bool] = True
+    distribute: bool = False
     name: str = field(default="OMADA-2", init=False)  # the first learned a factor of the steps to come
 
     def buffers(self, q: Mapping[str, Any]) -> tuple[str, ...]:
@@ -368,15 +372,14 @@ class OMADAFamily(MADAFamily):
     def prepare(
         self, states: Sequence[Buffers], grads: Sequence[Tensor], q: Mapping[str, Any]
     ) -> Sequence[Mapping[str, Tensor]]:
-        """See :meth:`Family.prepare`. Matrices that are spread over processes are gathered; each process does all."""
+        """See :meth:`Family.prepare`. Ranks over which matrices are spread divide the orthogonalization."""
         if not q["matrices"] or is_special(q["ortho"], 0.0):
             return [{} for _ in states]
         mu, layout = q["ortho_momentum"], Layout.read(q["split"])
         wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in grads]
         averages = [state["ortho_exp_avg"].to(g.dtype).lerp(g, 1 - mu) for state, g in zip(states, wide, strict=True)]
         ahead = [g.lerp(average, mu) for g, average in zip(wide, averages, strict=True)]
-        found = orthogonalize([whole(tensor) for tensor in ahead], layout, **_muon_options(q))
-        directions = [scatter_like(o, average) for average, o in zip(averages, found, strict=True)]
+        directions = orthogonalize_shared(ahead, layout, self.distribute, **_muon_options(q))
         return [
             {"ortho_exp_avg": average, **self._normalize(o, state, q, layout)}
             for average, o, state in zip(averages, directions, states, strict=True)

@@ -69,6 +69,10 @@ class OMADA(WithBetas, name="omada"):
             ``parts``, ``repeats``. Parameters with a split are matrices. Groups have the same option.
         scale: True, the default: learning rates are found in the first steps. False: ``lr`` is the learning rate. A
             mapping: rates that were found, ``{"matrices": 0.009, "rest": 0.009}``, as :meth:`frozen_config` returns it.
+        distribute: whether the ranks of ``DistributedDataParallel`` divide the orthogonalization of plain matrices:
+            each does its share, and all gather the directions. Set it only where all ranks of the job train the same
+            model and take the same steps; a rank that skips a step leaves the others waiting. Ranks always divide
+            DTensors, with either value. Default: False.
         hyper_lr: step sizes of the coefficients, in the forms that :class:`MADA` takes. None, the default: 0, nothing
             is learned but the scale. ``{"ortho": 0.1}`` with ``ortho=0.0`` learns how much of Muon to be. ω's
             hypergradient is normalized: 0.1 is the length of a step when all hypergradients agree.
@@ -123,7 +127,10 @@ class OMADA(WithBetas, name="omada"):
         scale: Scale = True,
         matrices: Mapping[str, bool] | None = None,
         split: Mapping[str, Any] | None = None,
+        distribute: bool = False,
     ) -> None:
+        if not isinstance(distribute, bool):
+            raise TypeError(f"distribute must be a bool, got {distribute!r}")
         start = {"beta3": beta3, "rho": rho, "c": c, "gamma": gamma, "ortho": ortho, "row_norm": row_norm}
         # Of the model that it was made from.
         self._of_model: dict[Tensor, Parameter] = {}
@@ -142,7 +149,7 @@ class OMADA(WithBetas, name="omada"):
             _warn_of_missing_marks(groups)
         super().__init__(
             groups,
-            OMADAFamily(),
+            OMADAFamily(distribute),
             lr,
             weight_decay,
             start={**split_betas(betas), **start},

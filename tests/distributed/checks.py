@@ -205,11 +205,11 @@ def check_the_hypergradient_of_the_unclipped_gradient(world: World) -> None:
     assert_same_on_all_ranks(world, learned(found))
 
 
-def omada(params: Any) -> HypergradientOptimizer:
-    """With the hidden layer's weight as its one matrix."""
+def omada(params: Any, shape: tuple[int, int] = (9, 6)) -> HypergradientOptimizer:
+    """With the hidden layer's weight, which has this shape, as its one matrix."""
     params = list(params)
-    hidden = [param for param in params if param.shape == (9, 6)]
-    others = [param for param in params if param.shape != (9, 6)]
+    hidden = [param for param in params if param.shape == shape]
+    others = [param for param in params if param.shape != shape]
     assert len(hidden) == 1
     return OMADA(
         [{"params": hidden, "matrices": True}, {"params": others}], lr=1e-2, ortho=0.2, hyper_lr={"ortho": 0.1}
@@ -217,7 +217,7 @@ def omada(params: Any) -> HypergradientOptimizer:
 
 
 def check_omada_with_a_matrix_that_is_cut_up(world: World) -> None:
-    """Its direction needs the whole matrix, which is gathered; its scale needs the way that all shards have gone."""
+    """Its direction needs the whole matrix, which one rank gets; its scale needs the way that all shards have gone."""
     for spread in (data_parallel, sharded):
         alone, together = Net(), spread(Net())
         one, other = omada(alone.parameters()), omada(together.parameters())

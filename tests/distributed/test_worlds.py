@@ -9,6 +9,7 @@ from pathlib import Path
 import accelerated
 import checks
 import divided
+import matrices
 import pytest
 import resuming
 import scaled
@@ -19,7 +20,9 @@ from worlds import run_world
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch without distributed, or without gloo"
 )
-TOGETHER = [value for module in (checks, scaled) for name, value in vars(module).items() if name.startswith("check_")]
+TOGETHER = [
+    value for module in (checks, matrices, scaled) for name, value in vars(module).items() if name.startswith("check_")
+]
 DIVIDED = [
     divided.check_fsdp1_does_not_learn,
     divided.check_fsdp1_after_the_optimizer,

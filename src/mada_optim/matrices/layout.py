@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -118,6 +119,19 @@ class Layout:
         pattern = torch.unflatten(matrices, dim, (self.repeats, -1))
         return [
             part.flatten(dim, dim + 1) for part in torch.split(pattern, self._lengths(pattern.size(dim + 1)), dim + 1)
+        ]
+
+    def ranges(self, length: int) -> list[tuple[tuple[int, int], ...]]:
+        """Where each part lies along ``dim``, which has this length: elements [start, stop), for each repeat.
+
+        >>> Layout(parts=(2, 1), repeats=2).ranges(12)
+        [((0, 4), (6, 10)), ((4, 6), (10, 12))]
+        """
+        period = length // self.repeats
+        stops = list(itertools.accumulate(self._lengths(period)))
+        return [
+            tuple((first + start, first + stop) for first in range(0, length, period))
+            for start, stop in zip([0, *stops], stops, strict=False)
         ]
 
     def join(self, matrices: Sequence[Tensor], shape: torch.Size) -> Tensor:
