@@ -101,10 +101,10 @@ def check_what_is_sent_in_bfloat16(world: World) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "_sent_dtype", lambda dtype, device: torch.bfloat16)
         found = [*orthogonalize_shared([tensor], Layout()), *orthogonalize_shared([weight], Layout(), distribute=True)]
+    (rounded,), (exact,) = orthogonalize([weight.bfloat16()]), orthogonalize([weight])
     for direction in found:
-        assert direction.dtype == torch.float32
-        difference = (whole(direction) - orthogonalize([weight])[0]).abs().max().item()
-        assert 0 < difference < 0.02
+        torch.testing.assert_close(whole(direction), rounded.float(), rtol=2**-7, atol=0.0)  # the last bit
+        assert not torch.equal(whole(direction), exact)
 
 
 def check_directions_of_unknown_placements(world: World) -> None:
