@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -16,6 +16,15 @@ from mada_optim.experiments.pool import Pool
 from mada_optim.experiments.run_folder import RunFolder
 from mada_optim.experiments.train import train
 from mada_optim.tasks import InputError
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    """One for all: it takes seconds to start."""
+    with Pool(2) as pool:
+        assert pool.run(lambda: "", {"first": ()}, lambda *_: None)
+        yield
+
 
 # Functions are made here and thus travel by value: the other processes cannot import test modules.
 
