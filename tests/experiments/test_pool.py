@@ -158,8 +158,15 @@ seed = [0, 1, 2]
 """
 
 
+def end(process: subprocess.Popen[str]) -> None:
+    """End what a test that failed has left."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no process groups on this system")
-def test_ctrl_c_stops_at_checkpoints_and_leaves_no_process(tmp_path: Path) -> None:
+def test_ctrl_c_stops_at_checkpoints_and_leaves_no_process(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     (tmp_path / "file.toml").write_text(EXPERIMENT)
     out = tmp_path / "out"
     # SIGINT as a shell hands it to what it runs in the foreground.
@@ -174,6 +181,7 @@ def test_ctrl_c_stops_at_checkpoints_and_leaves_no_process(tmp_path: Path) -> No
         text=True,
         start_new_session=True,
     )
+    request.addfinalizer(lambda: end(process))
     runs = [RunFolder(out / "tune" / "runs" / f"adamw-seed{seed}") for seed in (0, 1)]
     deadline = time.monotonic() + 60
     while not all(run.metrics() for run in runs):
