@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from forked import TIMEOUT
 from tiny import assert_same_run, tiny_config
 
 from mada_optim.experiments.pool import Pool
@@ -183,7 +184,7 @@ def test_ctrl_c_stops_at_checkpoints_and_leaves_no_process(tmp_path: Path, reque
     )
     request.addfinalizer(lambda: end(process))
     runs = [RunFolder(out / "tune" / "runs" / f"adamw-seed{seed}") for seed in (0, 1)]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + TIMEOUT
     while not all(run.metrics() for run in runs):
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -191,7 +192,7 @@ def test_ctrl_c_stops_at_checkpoints_and_leaves_no_process(tmp_path: Path, reque
     family = psutil.Process(process.pid).children(recursive=True)
     assert family
     os.killpg(process.pid, signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130, printed
     assert printed == f"Interrupted. The same command with --out {out} goes on.\n"
     assert psutil.wait_procs(family, timeout=10)[1] == []
