@@ -23,6 +23,9 @@ pytestmark = pytest.mark.skipif(
 TOGETHER = [
     value for module in (checks, matrices, scaled) for name, value in vars(module).items() if name.startswith("check_")
 ]
+# That ranks agree is harder for four, which may add up in several orders. A state is saved alike by any number.
+ON_2 = [check for check in TOGETHER if check is not checks.check_500_steps_bit_for_bit]
+ON_4 = [check for check in TOGETHER if check is not scaled.check_scale_resumes]
 DIVIDED = [
     divided.check_fsdp1_does_not_learn,
     divided.check_fsdp1_after_the_optimizer,
@@ -40,8 +43,8 @@ SAVING = [
     resuming.check_a_state_that_does_not_fit,
 ]
 WORLDS = {
-    "2": (2, [*TOGETHER, *SAVING]),
-    "4": (4, [*TOGETHER, resuming.check_resume_on_4]),
+    "2": (2, [*ON_2, *SAVING]),
+    "4": (4, [*ON_4, resuming.check_resume_on_4]),
     "2-again": (2, [resuming.check_resume_on_2, *DIVIDED, accelerated.check_accelerate_fsdp2]),
 }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import torchrun
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mada_optim import HypergradientOptimizer
@@ -96,14 +97,9 @@ def test_accelerate(text: Path, tmp_path: Path) -> None:
 def test_accelerate_on_two_processes(text: Path, tmp_path: Path) -> None:
     """DDP. An epoch has half as many batches for each process; it is to be as long as for one."""
     text.write_text(2 * text.read_text("utf-8"), "utf-8")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     example = importlib.import_module("accelerate_loop").__file__
     arguments = ["--data", text, "--steps", STEPS, "--log-every", EVERY, "--out", tmp_path / "out", "--cpu"]
-    subprocess.run(
-        [sys.executable, *launch, str(example), *map(str, arguments)],
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {})},
-    )
+    torchrun(*map(str, [example, *arguments]))
     check_log(tmp_path / "out", [20, 40, 60])
 
 
