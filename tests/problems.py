@@ -13,7 +13,10 @@ from mada_optim import MADA, OMADA, AVGrad, HypergradientOptimizer, load_optimiz
 # Every coefficient inside its box, none neutral.
 INTERIOR = {"beta1": 0.8, "beta2": 0.9, "beta3": 0.3, "rho": 0.4, "c": 0.6, "gamma": 0.7}
 # Step sizes with which OMADA learns all that it can.
-OMADA_HYPER_LR = {"beta1": 5e-4, "beta2": 5e-4, **dict.fromkeys(("beta3", "rho", "c", "gamma", "ortho"), 0.1)}
+OMADA_HYPER_LR = {
+    **{"beta1": 5e-4, "beta2": 5e-4},
+    **dict.fromkeys(("beta3", "rho", "c", "gamma", "ortho", "row_norm"), 0.1),
+}
 ADAM = {"beta1": 0.9, "beta2": 0.999, "beta3": 0.0, "rho": 1.0, "c": 1.0, "gamma": 1.0}
 
 
@@ -65,7 +68,7 @@ TABLE = [
     Row(
         "omada",
         OMADA,
-        ADAM | {"ortho": 0.0},
+        ADAM | {"ortho": 0.0, "row_norm": 0.0},
         7,
         learns=True,
         kwargs={"hyper_lr": OMADA_HYPER_LR, "hyper_warmup": 3, "betas": (0.9, 0.999), "ortho": 0.0, "scale": False},

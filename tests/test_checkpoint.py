@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 from problems import IDS, TABLE, Net, Row, train
-from torch import nn
+from torch import Tensor, nn
 
 from mada_optim import MADA, HypergradientOptimizer, engine, load_optimizer
 
@@ -205,6 +205,23 @@ def test_what_other_libraries_do_to_a_state_dict():
         train(model, optimizer, 5, first=5)
     assert_same(*models)
     assert optimizers[0].coefficients() == optimizers[1].coefficients()
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_coefficients_in_another_precision_are_loaded_in_that_of_the_device(fused):
+    """``torch.load`` followed by a cast of all tensors, or a file from a device without float64."""
+    model = Net()
+    optimizer = MADA(model.parameters(), hyper_warmup=0, fused=fused)
+    train(model, optimizer, 3)
+    saved = copy.deepcopy(optimizer.state_dict())
+    kept = {key: value for key, value in saved["param_groups"][0].items() if isinstance(value, Tensor)}
+    saved["param_groups"][0].update(
+        {key: value.float() if value.is_floating_point() else value.int() for key, value in kept.items()}
+    )
+    optimizer.load_state_dict(saved)
+    for key, value in kept.items():
+        assert optimizer.param_groups[0][key].dtype == value.dtype, key
+    train(model, optimizer, 3, first=3)
 
 
 @pytest.mark.parametrize("damage", ["shape", "missing", "coefficients"])

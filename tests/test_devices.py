@@ -74,7 +74,7 @@ def make(row: Row, model: Parameters, **options: Any) -> HypergradientOptimizer:
     return row(groups, **options)
 
 
-def take_steps(model: Parameters, optimizer: HypergradientOptimizer, count: int = 4) -> None:
+def take_steps(model: Parameters, optimizer: HypergradientOptimizer, count: int = 3) -> None:
     for _ in range(count):
         for param in model.parameters():
             param.grad = torch.ones_like(param)

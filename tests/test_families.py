@@ -85,6 +85,78 @@ def test_a_buffer_may_be_handed_on(shapes, hyper_lr, fused):
         torch.testing.assert_close(old - param.detach(), torch.full_like(old, sizes[-1] + 0.5 * sizes[-3]))
 
 
+class RowsByTheirLargest(Family):
+    """The gradient over a learned power of the largest element that its row has had: one number a row is kept."""
+
+    coefficients = (Coefficient("power", 0.5, box=(0.0, 1.0), hyper_lr=1e-2),)
+    prepares = True
+
+    def buffers(self, q):
+        return ("inverse",)
+
+    def statistics(self, q):
+        return {"largest": lambda shape: shape[:1]}
+
+    def prepare(self, states, grads, q):
+        found = []
+        for state, grad in zip(states, grads, strict=True):
+            rows = torch.maximum(state["largest"], grad.reshape(len(grad), -1).abs().amax(1).to(state["largest"].dtype))
+            inverse = rows.reciprocal().view(-1, *[1] * (grad.dim() - 1)).expand_as(grad)
+            found.append({"largest": rows, "inverse": inverse})
+        return found
+
+    def update(self, state, grad, q, step):
+        assert state.keys() == {"inverse"}
+        return grad * state["inverse"] ** q["power"], {}
+
+
+ROWS = RowsByTheirLargest()
+
+
+@pytest.mark.parametrize("hyper_lr", [0.0, 1e-300], ids=["fixed", "learned"])
+@pytest.mark.parametrize("options", [{"fused": False}, {"fused": True}, {"state_dtype": torch.bfloat16}], ids=str)
+def test_statistics_have_shapes_of_their_own(hyper_lr, options):
+    """Small tensors are put together and large ones cut, and their statistics are not."""
+    shapes = [(3, 4), (5,), (3, 4), (400, 500)]
+    params, others = ([torch.nn.Parameter(torch.zeros(shape)) for shape in shapes] for _ in range(2))
+    optimizer, resumed = (
+        HypergradientOptimizer(own, ROWS, lr=1.0, hyper_lr=hyper_lr, hyper_warmup=0, **options)
+        for own in (params, others)
+    )
+    expected, largest = [torch.zeros(shape) for shape in shapes], [torch.zeros(shape[0]) for shape in shapes]
+    for step in range(4):
+        generator = torch.Generator().manual_seed(step)
+        for index, shape in enumerate(shapes):
+            grad = torch.randn(shape, generator=generator)
+            params[index].grad, others[index].grad = grad, grad.clone()
+            for row in range(len(grad)):
+                largest[index][row] = max(largest[index][row], grad[row].abs().max())
+                expected[index][row] -= grad[row] / largest[index][row].sqrt()
+        optimizer.step()
+        if step < 2:
+            continue
+        if step == 2:
+            resumed.load_state_dict(optimizer.state_dict())
+            for one, other in zip(params, others, strict=True):
+                other.data.copy_(one.data)
+        else:
+            resumed.step()
+    rtol = 0.02 if "state_dtype" in options else 1e-5
+    for one, other, by_hand, rows in zip(params, others, expected, largest, strict=True):
+        torch.testing.assert_close(one.detach(), by_hand, rtol=rtol, atol=rtol)
+        assert torch.equal(one, other)
+        assert torch.equal(optimizer.state[one]["largest"], rows)
+
+
+def test_a_statistic_with_the_name_of_a_buffer():
+    class Twice(RowsByTheirLargest):
+        def buffers(self, q):
+            return ("largest",)
+
+    with pytest.raises(ValueError, match="Twice has a buffer 'largest', a name that is taken"):
+        HypergradientOptimizer([torch.nn.Parameter(torch.zeros(2))], Twice(), lr=1.0)
+
+
 def test_learning_improves_a_bad_start():
     """From no momentum at a small learning rate: what is learned trains faster than what was given."""
     losses = []

@@ -101,6 +101,7 @@ def test_hypergradients_equal_finite_differences():
         "c": 0.6,
         "gamma": 0.7,
         "ortho": 0.3,
+        "row_norm": 0.4,
         "scale": False,
         "lr": 1e-2,
     }
@@ -156,6 +157,8 @@ def test_groups_that_are_not_matrices():
         OMADA([{"params": [nn.Parameter(torch.zeros(3, 3))], "matrices": 1}])
     with pytest.raises(ValueError, match=r"ortho_momentum must be a number in \[0, 1\), got 1.0"):
         OMADA(Deep(), ortho_momentum=1.0)
+    with pytest.raises(ValueError, match=r"row_beta must be a number in \[0, 1\), got 1.0"):
+        OMADA(Deep(), row_beta=1.0)
 
 
 def test_a_loss_of_another_size_learns_the_same():
@@ -286,6 +289,6 @@ def test_single_rows_and_columns_are_no_matrices():
 
 
 def test_complex_weights_are_no_matrices():
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4, dtype=torch.complex64), nn.Linear(4, 4), nn.Linear(4, 2))
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, dtype=torch.complex64), nn.Linear(4, 4), nn.Linear(4, 2))
     assert matrix_parameters(model) == [model[0].weight, model[2].weight]
     OMADA(model)

@@ -11,7 +11,7 @@ import torch
 from mada_optim.experiments.online import ADAM, AVGRAD, FROM_ADAM, Setting
 from mada_optim.tasks.online import PROBLEMS, Trace, average_regret, play
 
-PERIOD, PERIODS, BETAS = 101, 300, (0.95, 0.99)
+PERIOD, BETAS = 101, (0.95, 0.99)
 
 
 def played(name: str, setting: Setting) -> Trace:
@@ -27,16 +27,16 @@ def final_iterate(trace: Trace) -> float:
 
 
 def test_adam_runs_to_the_wrong_end():
-    assert final_iterate(played(ADAM, Setting(betas=BETAS, steps=PERIOD * PERIODS))) > 0.9
+    assert final_iterate(played(ADAM, Setting(betas=BETAS, steps=75 * PERIOD))) > 0.9
 
 
 def test_avgrad_goes_to_the_right_end():
-    assert final_iterate(played(AVGRAD, Setting(betas=BETAS, steps=PERIOD * PERIODS))) < -0.9
+    assert final_iterate(played(AVGRAD, Setting(betas=BETAS, steps=75 * PERIOD))) < -0.9
 
 
 def test_mada_that_starts_as_adam_and_learns_rho_turns_to_the_right_end():
     """With the default step size of ρ; its first thousands of steps, near Adam's point, have to be made good."""
-    trace = played(FROM_ADAM, Setting(betas=BETAS, steps=PERIOD * PERIODS))
+    trace = played(FROM_ADAM, Setting(betas=BETAS, steps=240 * PERIOD))
     assert final_iterate(trace) < -0.4
     assert trace.rho[0].item() == 1.0
     assert trace.rho[-1].item() == pytest.approx(0.0, abs=0.1)

@@ -5,6 +5,8 @@ Written from the formulas, independently of ``mada_optim``: no shared helper, no
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -68,6 +70,44 @@ class Twin:
             self.x[i].mul_(1 - self.lr * self.wd).sub_(self.lr * delta)
             self.states[i] = state
         self.t += 1
+
+
+class MatrixTwin(Twin):
+    """OMADA with matrices alone. ``orthogonal`` makes U of a matrix; μ and β are those of its momentum and its rows."""
+
+    def __init__(
+        self,
+        x: list[Tensor],
+        lr: float,
+        q: dict[str, float],
+        orthogonal: Callable[[Tensor], Tensor],
+        mu: float = 0.95,
+        beta: float = 0.95,
+        wd: float = 0.0,
+    ) -> None:
+        super().__init__(x, lr, q, wd=wd)
+        self.orthogonal, self.mu, self.beta = orthogonal, mu, beta
+        for p, s in zip(x, self.states, strict=True):
+            s["M"], s["r"] = torch.zeros_like(p), torch.zeros_like(p[:, :1])
+
+    def directions(self, gradients: list[Tensor], q: dict[str, float] | None = None):
+        q = q or self.q
+        omega, nu, mu, beta = q["ortho"], q["row_norm"], self.mu, self.beta
+        out = []
+        for (D, state), g, s in zip(super().directions(gradients, q), gradients, self.states, strict=True):
+            M = mu * s["M"] + (1 - mu) * g
+            U = self.orthogonal(mu * M + (1 - mu) * g)
+            r = beta * s["r"] + (1 - beta) * (U**2).mean(1, keepdim=True)
+            O = 0.2 * max(U.shape) ** 0.5 * U  # noqa: E741
+            N = normuon_rows(U, r) * (O.norm() / U.norm())
+            out.append(((1 - omega) * D + omega * ((1 - nu) * O + nu * N), {**state, "M": M, "r": r}))
+        return out
+
+
+def normuon_rows(U: Tensor, r: Tensor) -> Tensor:
+    """NorMuon's step of a matrix: rows of U over the roots of their second moments r, with the norm of U."""
+    divided = U / (r.sqrt() + 1e-8)
+    return divided * (U.norm() / divided.norm())
 
 
 def closed_form_alignment(twin: Twin, gradients: list[Tensor], next_gradients: list[Tensor]) -> dict[str, float]:

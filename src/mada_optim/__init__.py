@@ -2,8 +2,9 @@
 
 from mada_optim.coefficients import CoefficientSettings, LearningRule
 from mada_optim.family import Coefficient, Family, MADAFamily, OMADAFamily, is_special, root
-from mada_optim.matrices import matrix_parameters, orthogonalize
-from mada_optim.omada import OMADA, matrix_groups
+from mada_optim.matrices import describe, matrix_parameters, orthogonalize
+from mada_optim.matrices.groups import matrix_groups
+from mada_optim.omada import OMADA
 from mada_optim.optimizer import HypergradientOptimizer
 from mada_optim.points import MADA, AVGrad, available_optimizers, load_optimizer
 from mada_optim.scale import LearnedScale, SearchSettings
@@ -24,6 +25,7 @@ __all__ = [
     "OMADAFamily",
     "SearchSettings",
     "available_optimizers",
+    "describe",
     "is_special",
     "load_optimizer",
     "matrix_groups",

@@ -25,6 +25,7 @@ from mada_optim.engine import (
     move_shared,
 )
 from mada_optim.family import Family
+from mada_optim.kernels.base import family_statistics
 from mada_optim.sharding import fill
 
 # Arguments that came to torch's optimizers after their first release, or are ours alone; what a checkpoint written
@@ -108,6 +109,8 @@ def check_fits(family: Family, saved: Mapping[str, Any], own: list[Group], argum
             names = _stored_names(family, other, buffers)
             for name in names:
                 _check_shape(name, buffers.get(name), param.shape, where_param)
+            for name, shape in family_statistics(family, other).items():
+                _check_shape(name, buffers.get(name), torch.Size(shape(param.shape)), where_param)
             if "pending_grad" in names:
                 _check_shape("pending", buffers.get("pending"), torch.Size(), where_param)
 

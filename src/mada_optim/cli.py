@@ -85,6 +85,8 @@ _BENCH_EPILOG = """\
 workloads:
   a  one tensor of 20 M        b  the 148 tensors of GPT-2 124M        c  training steps of a GPT of 10.8 M
   d  240 tensors of 64 x 64    e  10,000 tensors of 8                  f  300 tensors in 60 parameter groups
+  orthogonalization alone: g  GPT-2's matrices, width 256    h  width 768    i  experts
+  j  training steps of the default GPT of 'mada train', 0.8 M
 
 Written: results.json, table.md and figure.png. Let nothing else run meanwhile.
 """
@@ -289,7 +291,7 @@ def _add_workers(parser: argparse._ActionsContainer) -> None:
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workloads", metavar="ABC", default="abcdef", help="which of a to f (default: all)")
+    parser.add_argument("--workloads", metavar="ABC", default="abcdef", help="which of a to j (default: a to f)")
     parser.add_argument("--only", metavar="NAME", default=None, help="contenders with this in their name")
     parser.add_argument(
         "--seconds", type=float, metavar="X", default=10.0, help="to time each against the baseline (default: 10)"

@@ -26,6 +26,17 @@ def has_float64(device: torch.device) -> bool:
     return device.type not in WITHOUT_FLOAT64
 
 
+def is_capturing(device: torch.device) -> bool:
+    """Whether what is launched on a device now is recorded into a graph and not run."""
+    if device.type == "cuda":
+        return torch.cuda.is_current_stream_capturing()
+    return (
+        device.type == "xpu"
+        and hasattr(torch.xpu, "is_current_stream_capturing")
+        and torch.xpu.is_current_stream_capturing()
+    )
+
+
 def has_values(device: torch.device) -> bool:
     """Whether tensors on a device have values, which those on the meta device do not."""
     return device.type not in WITHOUT_VALUES
@@ -52,9 +63,9 @@ def device_with_values(params: Iterable[Tensor]) -> torch.device:
 
 
 def move_numbers(numbers: Tensor, device: torch.device) -> Tensor:
-    """Numbers on a device, in its precision; integers and truth values keep theirs."""
+    """Numbers on a device, in its precision: integers in int64, truth values as they are."""
     if not numbers.is_floating_point():
-        return numbers.to(device)
+        return numbers.to(device, numbers.dtype if numbers.dtype == torch.bool else torch.int64)
     dtype = number_dtype(device)
     # Each conversion on the side that has both dtypes.
     return numbers.to(device).to(dtype) if dtype == torch.float64 else numbers.to(dtype).to(device)

@@ -22,7 +22,7 @@ from mada_optim.coefficients import LearnedTensors, LearningRule
 from mada_optim.devices import device_of, has_float64, has_values, move_numbers, number_on
 from mada_optim.family import Coefficient, Family
 from mada_optim.kernels import Batch, Kernels, select_kernels
-from mada_optim.kernels.base import SCALAR_STATE, coefficients_and_constants, family_buffers
+from mada_optim.kernels.base import SCALAR_STATE, coefficients_and_constants, family_buffers, family_statistics
 from mada_optim.kernels.rounding import noise_seed, round_stochastically
 from mada_optim.sharding import (
     PLAIN,
@@ -31,6 +31,7 @@ from mada_optim.sharding import (
     check_placements,
     find_team,
     local,
+    replicate_like,
     spread_like,
     tell_autograd,
 )
@@ -72,8 +73,9 @@ def check_step_sizes(family: Family, group: Group) -> None:
 
 def check_buffer_names(family: Family, group: Group) -> None:
     """Raise ValueError where a buffer of the family would have the name of something else in a parameter's state."""
-    for name in family_buffers(family, group):
-        if name in ("param", "grad", *SCALAR_STATE, *PENDING):
+    names = [*family_buffers(family, group), *family_statistics(family, group)]
+    for name in names:
+        if name in ("param", "grad", *SCALAR_STATE, *PENDING) or names.count(name) > 1:
             raise ValueError(f"family: {family.name} has a buffer {name!r}, a name that is taken")
 
 
@@ -93,7 +95,7 @@ def prepare_state(family: Family, group: Group, state: State) -> None:
 
     That is all of it before their first step, and later what coefficients need that were not learned until now.
     """
-    needed = {"step", *buffer_names(family, group)}
+    needed = {"step", *buffer_names(family, group), *family_statistics(family, group)}
     incomplete = [
         param for param in group["params"] if param.grad is not None and not needed <= (state.get(param) or {}).keys()
     ]
@@ -107,10 +109,11 @@ def prepare_state(family: Family, group: Group, state: State) -> None:
 
 
 def init_state(family: Family, param: Tensor, group: Group, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """State of a parameter before its first step: ``names``, or what the group's coefficients need."""
+    """State of a parameter before its first step. Buffers: ``names``, or what the group's coefficients need."""
     if names is None:
         names = buffer_names(family, group)
-    real = group["state_dtype"] or torch.promote_types(param.dtype.to_real(), torch.float32)
+    exact = torch.promote_types(param.dtype.to_real(), torch.float32)
+    real = group["state_dtype"] or exact
     dtype = real.to_complex() if param.is_complex() else real
     device = param.device if group["capturable"] else torch.device("cpu")
     # As torch.optim counts.
@@ -121,6 +124,9 @@ def init_state(family: Family, param: Tensor, group: Group, names: Sequence[str]
         state["pending"] = torch.zeros((), dtype=torch.bool, device="cpu")
     for name in names:
         state[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+    for name, shape in family_statistics(family, group).items():
+        statistic = torch.zeros(tuple(shape(param.shape)), dtype=exact, device=param.device)
+        state[name] = replicate_like(statistic, param)
     return state
 
 
@@ -323,6 +329,7 @@ def _batches(family: Family, group: Group, states: list[dict[str, Any]]) -> Batc
     """The parameters whose step is pending, or that have a gradient, and who works on them."""
     params: list[Tensor] = group["params"]
     grads = [param.grad for param in params]
+    buffers = {*family_buffers(family, group), "pending_grad"}
     pending = [own["pending"].item() if "pending" in own else False for own in states]
     counts: list[Any] = params if group["capturable"] else [own["step"].item() if own else None for own in states]
     keys = (
@@ -346,6 +353,7 @@ def _batches(family: Family, group: Group, states: list[dict[str, Any]]) -> Batc
             [params[index] for index in members],
             None if grads[first] is None else [grads[index] for index in members],  # type: ignore[misc]
             [states[index] for index in members],
+            buffers,
             step,
             pending[first],
             first,

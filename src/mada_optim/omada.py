@@ -5,7 +5,7 @@ The name is Greek for a team.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,8 @@ from mada_optim.coefficients import Bounds, HyperLR
 from mada_optim.engine import Group
 from mada_optim.family import OMADAFamily
 from mada_optim.groups import as_list, tensor_of
-from mada_optim.matrices import Layout, matrix_parameters, may_be_matrix
+from mada_optim.matrices import Layout, Parameter, classify, may_be_matrix
+from mada_optim.matrices.groups import by_layout
 from mada_optim.optimizer import Scale
 from mada_optim.points import WithBetas
 from mada_optim.scale import LearnedScale
@@ -34,16 +35,18 @@ class OMADA(WithBetas, name="omada"):
     """Muon for matrices and AdamW for the rest, at learning rates that are found in the first steps, and then held.
 
     The update is that of :class:`OMADAFamily`, the search that of :class:`LearnedScale`, with a scale for matrices and
-    another for the rest. Give it the model, and it sees which parameters are matrices (:func:`matrix_parameters`:
-    weights of two and more dimensions, but for embeddings and the output layer)::
+    another for the rest. Give it the model, and it sees which parameters are matrices: weights that map activations to
+    activations, each expert's of a stack and each part of a fused projection by itself. :func:`mada_optim.describe`
+    prints what it sees::
 
         optimizer = OMADA(model)
         ...  # after 150 steps
         optimizer.scale.values  # {'matrices': 0.0091, 'rest': 0.0089}, for example
 
-    Or say so by parameter group: ``[{"params": hidden, "matrices": True}, {"params": others}]``. Groups written for
-    Muon, with ``use_muon`` in place of ``matrices``, are understood. Parameters of the model that are added later, once
-    they are unfrozen, need no mark: :meth:`add_param_group` knows them.
+    Your word is last. By patterns of names: ``OMADA(model, matrices={"*.gate.weight": False}, split={"*.qkv.weight":
+    3})``. Or by parameter group: ``[{"params": hidden, "matrices": True, "split": 3}, {"params": others}]``. Groups
+    written for Muon, with ``use_muon`` in place of ``matrices``, are understood. Parameters of the model that are added
+    later, once they are unfrozen, need no mark: :meth:`add_param_group` knows them.
 
     Args:
         params: a model, or as in torch.optim. Without any mark no parameter is a matrix, which is warned of.
@@ -53,17 +56,33 @@ class OMADA(WithBetas, name="omada"):
         eps, weight_decay, beta3, rho, c, gamma, lion_betas: as in :class:`MADA`.
         ortho: ω, the weight of the orthogonalized direction in the step of a matrix. Default: 1.0, Muon's step.
         ortho_momentum: μ, the momentum of the orthogonalized direction. Default: 0.95.
+        row_norm: ν, how much of the orthogonalized direction has its rows divided by the root of their running second
+            moment. 1.0 is NorMuon's step and keeps one number more for each row. Default: 0.0, Muon's step.
+        row_beta: β, by which the second moment of the rows decays. Default: 0.95.
+        ns_steps, ns_coefficients, adjust_lr_fn: conventions of torch.optim.Muon, see :func:`orthogonalize`. Default:
+            None, None, "match_rms_adamw".
+        matrices: which parameters of the model are matrices, True or False by patterns of names (``fnmatch``). The last
+            pattern that matches holds. Each has to match a parameter. Default: as :func:`mada_optim.describe` says.
+        split: how several matrices lie in one parameter of the model, by patterns of names. A number: as many of the
+            same size along the rows (12: the heads of a projection). A sequence: their relative sizes, such as
+            (4, 1, 1). A mapping: ``stacked`` (the first dimension counts matrices), ``dim`` (1: along the columns),
+            ``parts``, ``repeats``. Parameters with a split are matrices. Groups have the same option.
         scale: True, the default: learning rates are found in the first steps. False: ``lr`` is the learning rate. A
             mapping: rates that were found, ``{"matrices": 0.009, "rest": 0.009}``, as :meth:`frozen_config` returns it.
+        distribute: whether the ranks of ``DistributedDataParallel`` divide the orthogonalization of plain matrices:
+            each does its share, and all gather the directions. Set it only where all ranks of the job train the same
+            model and take the same steps; a rank that skips a step leaves the others waiting. Ranks always divide
+            DTensors, with either value. Default: False.
         hyper_lr: step sizes of the coefficients, in the forms that :class:`MADA` takes. None, the default: 0, nothing
             is learned but the scale. ``{"ortho": 0.1}`` with ``ortho=0.0`` learns how much of Muon to be. ω's
             hypergradient is normalized: 0.1 is the length of a step when all hypergradients agree.
-        bounds: boxes (low, high) of coefficients by name. The others keep theirs: MADA's, ω [0, 1].
+        bounds: boxes (low, high) of coefficients by name. The others keep theirs: MADA's, ω and ν [0, 1].
         hyper_momentum, hyper_clip, hyper_warmup, hyper_every, hyper_per_group, foreach, maximize, capturable,
             differentiable, fused, state_dtype, stochastic_rounding: see :class:`HypergradientOptimizer`.
 
     Raises:
-        ValueError: a parameter of a group with ``matrices=True`` is not one, or ``use_muon`` says otherwise.
+        ValueError: a parameter of a group with ``matrices=True`` is not one, or ``use_muon`` says otherwise; a pattern
+            matches no parameter; ``matrices`` or ``split`` without a model.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
     >>> optimizer = OMADA(model, lr=1e-2)
@@ -85,6 +104,11 @@ class OMADA(WithBetas, name="omada"):
         gamma: float = 1.0,
         ortho: float = 1.0,
         ortho_momentum: float = 0.95,
+        row_norm: float = 0.0,
+        row_beta: float = 0.95,
+        ns_steps: int | None = None,
+        ns_coefficients: Sequence[float] | None = None,
+        adjust_lr_fn: str = "match_rms_adamw",
         hyper_lr: HyperLR = None,
         hyper_momentum: float = 0.0,
         hyper_clip: float = 10.0,
@@ -101,21 +125,31 @@ class OMADA(WithBetas, name="omada"):
         state_dtype: torch.dtype | None = None,
         stochastic_rounding: bool = False,
         scale: Scale = True,
+        matrices: Mapping[str, bool] | None = None,
+        split: Mapping[str, Any] | None = None,
+        distribute: bool = False,
     ) -> None:
-        start = {"beta3": beta3, "rho": rho, "c": c, "gamma": gamma, "ortho": ortho}
-        # Of the model that it was made from: each parameter with its name and whether it is a matrix.
-        self._of_model: dict[Tensor, tuple[str, bool]] = {}
+        if not isinstance(distribute, bool):
+            raise TypeError(f"distribute must be a bool, got {distribute!r}")
+        start = {"beta3": beta3, "rho": rho, "c": c, "gamma": gamma, "ortho": ortho, "row_norm": row_norm}
+        # Of the model that it was made from.
+        self._of_model: dict[Tensor, Parameter] = {}
         groups: Any = params
         if isinstance(params, nn.Module):
-            matrices = set(matrix_parameters(params))
-            self._of_model = {param: (name, param in matrices) for name, param in params.named_parameters()}
-            groups = matrix_groups(params)
+            self._of_model = classify(params, matrices, split)
+            named = [(name, param) for name, param in params.named_parameters() if param.requires_grad]
+            groups = by_layout({"params": named}, self._layouts())
+        elif matrices is not None or split is not None:
+            raise ValueError(
+                "matrices and split are patterns of names in a model, so params must be the model; without one, "
+                "give parameter groups with the options matrices and split"
+            )
         elif not isinstance(params, Tensor):
             groups = list(params)
             _warn_of_missing_marks(groups)
         super().__init__(
             groups,
-            OMADAFamily(),
+            OMADAFamily(distribute),
             lr,
             weight_decay,
             start={**split_betas(betas), **start},
@@ -137,6 +171,10 @@ class OMADA(WithBetas, name="omada"):
             eps=eps,
             lion_betas=lion_betas,
             ortho_momentum=ortho_momentum,
+            row_beta=row_beta,
+            ns_steps=ns_steps,
+            ns_coefficients=ns_coefficients,
+            adjust_lr_fn=adjust_lr_fn,
         )
 
     def _learn_scale(self, scale: bool | Mapping[str, float]) -> LearnedScale:
@@ -160,7 +198,7 @@ class OMADA(WithBetas, name="omada"):
             raise
 
     def _parts(self, param_group: Any) -> list[Any]:
-        """A parameter group as the user wrote it, with names and marks, as one or two groups."""
+        """A parameter group as the user wrote it, with names and marks, as one or more groups."""
         if not isinstance(param_group, dict) or "params" not in param_group:
             return [param_group]  # refused further on
         group: Group = {**param_group, "params": as_list(param_group["params"])}
@@ -168,6 +206,8 @@ class OMADA(WithBetas, name="omada"):
             group["matrices"] = _read_mark(group)
         if "split" in group:
             group["split"] = Layout.read(group["split"]).plain()
+            if group["split"] is not None:
+                group.setdefault("matrices", True)
         if not self._of_model:
             return [group]
         if self.param_groups and "param_names" in self.param_groups[0]:
@@ -176,15 +216,18 @@ class OMADA(WithBetas, name="omada"):
             return [group]
         if any(tensor_of(param) not in self._of_model for param in group["params"]):
             _warn_of_missing_marks([group])
-        matrices = {param for param, (_, is_matrix) in self._of_model.items() if is_matrix}
-        return _split(group, matrices, (False, True)) or [group]
+        return by_layout(group, self._layouts(), rest_first=True) or [group]
+
+    def _layouts(self) -> dict[Tensor, Layout | None]:
+        """How matrices lie in the parameters of the model that it was made from."""
+        return {param: parameter.layout for param, parameter in self._of_model.items()}
 
     def _named(self, index: int, param: Any) -> Any:
         """With the name that the parameter has in the model, or with one that says where it is."""
         if isinstance(param, tuple):
             return param
-        name, _ = self._of_model.get(param, (f"param_groups.{len(self.param_groups)}.{index}", False))
-        return name, param
+        known = self._of_model.get(param)
+        return known.name if known else f"param_groups.{len(self.param_groups)}.{index}", param
 
     def _check_group(self, group: Group) -> None:
         super()._check_group(group)
@@ -225,7 +268,8 @@ def _read_mark(group: Group) -> bool:
 
 def _warn_of_missing_marks(groups: list[Any]) -> None:
     """Warn where nothing says which of the parameters are matrices, and some may be."""
-    if any(isinstance(group, dict) and not group.keys().isdisjoint(("matrices", "use_muon")) for group in groups):
+    marks = ("matrices", "use_muon", "split")
+    if any(isinstance(group, dict) and not group.keys().isdisjoint(marks) for group in groups):
         return
     params = [
         param
@@ -239,23 +283,3 @@ def _warn_of_missing_marks(groups: list[Any]) -> None:
             "'matrices': True}. For the Trainer of transformers there is "
             "mada_optim.integrations.transformers.OMADATrainer"
         )
-
-
-def matrix_groups(model: nn.Module) -> list[Group]:
-    """Return two parameter groups of a model: its matrices, marked so, and the other parameters. No group is empty.
-
-    Args:
-        model: whose trained parameters they are.
-    """
-    named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    return _split({"params": named}, set(matrix_parameters(model)), (True, False))
-
-
-def _split(group: Group, matrices: set[Tensor], order: tuple[bool, bool]) -> list[Group]:
-    """The group's matrices and its other parameters, in the order wanted, where there are any."""
-    parts: list[Group] = [
-        {**group, "params": [param for param in group["params"] if (tensor_of(param) in matrices) == wanted]}
-        | {"matrices": wanted}
-        for wanted in order
-    ]
-    return [part for part in parts if part["params"]]

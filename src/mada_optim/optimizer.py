@@ -26,7 +26,15 @@ from mada_optim.betas import (
 )
 from mada_optim.checkpoint import LATER_ARGUMENTS, check_fits, complete_groups, fill_state
 from mada_optim.coefficients import Bounds, HyperLR
-from mada_optim.devices import as_floats, device_with_values, has_values, number_dtype, number_on
+from mada_optim.devices import (
+    as_floats,
+    device_of,
+    device_with_values,
+    has_values,
+    is_capturing,
+    number_dtype,
+    number_on,
+)
 from mada_optim.engine import (
     PREVIOUS_LR,
     SET_SETTINGS,
@@ -349,7 +357,8 @@ class HypergradientOptimizer(Optimizer):
             What the closure returned.
 
         Raises:
-            RuntimeError: a gradient is sparse, or not spread over the same processes as its parameter.
+            RuntimeError: a gradient is sparse, or not spread over the same processes as its parameter; or the step is
+                captured in a CUDA graph without ``capturable=True``.
             ValueError: a gradient in float16 is scaled by ``torch.amp.GradScaler``, a coefficient is to be learned
                 that has been frozen where part of the update is left out, or a group's ``betas`` were set that are
                 learned.
@@ -375,6 +384,7 @@ class HypergradientOptimizer(Optimizer):
 
     def _take_step(self) -> None:
         with torch.no_grad():
+            self._check_capture()
             self._check_gradients()
             for group in self.param_groups:
                 check_step_sizes(self.family, group)
@@ -428,6 +438,16 @@ class HypergradientOptimizer(Optimizer):
             for param in group["params"]:
                 if param.grad is not None:
                     yield param, group
+
+    def _check_capture(self) -> None:
+        """As torch's optimizers do: a graph would replay the step count, seeds and learning rate of its capture."""
+        if all(group["capturable"] for group in self.param_groups):
+            return
+        if is_capturing(device_of(param for group in self.param_groups for param in group["params"])):
+            raise RuntimeError(
+                f"{type(self).__name__}: step() is being captured in a graph, which needs capturable=True in all "
+                "parameter groups; make the optimizer with capturable=True"
+            )
 
     def _check_gradients(self) -> None:
         scaled = getattr(self, "grad_scale", None) is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeGuard
@@ -19,8 +19,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor import DTensor, Placement
 
+# Elements [start, stop) of one dimension; several stand in the order in which they lie in memory.
+Ranges = tuple[tuple[int, int], ...]
 
 PLAIN = {Tensor, torch.nn.Parameter}  # what most are; asking further takes time
 
@@ -55,6 +57,88 @@ def scatter_like(tensor: Tensor, like: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def replicate_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor of any shape that every process has all of, as a DTensor on the mesh of ``like`` where that is one."""
+    if not is_dtensor(like):
+        return tensor
+    from torch.distributed.tensor import DTensor, Replicate
+
+    return DTensor.from_local(tensor, like.device_mesh, [Replicate()] * like.device_mesh.ndim, run_check=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """Which elements of a tensor each rank holds. Ranks are numbered as in :class:`Team`.
+
+    Args:
+        shape: shape of the whole tensor.
+        held: for each rank, the ranges of each dimension of the tensor.
+        copies: for each rank, which copy of the tensor its elements belong to.
+    """
+
+    shape: torch.Size
+    held: tuple[tuple[Ranges, ...], ...]
+    copies: tuple[tuple[int, ...], ...]
+
+
+def spread_of(tensor: DTensor) -> Spread | None:
+    """How a tensor is spread over the ranks of its mesh.
+
+    None for partial sums, for placements of other libraries, and for strided shards (FSDP2 over tensor parallelism)
+    where tensor parallelism cuts unevenly.
+    """
+    return _spread(tensor.shape, tensor.device_mesh, tensor.placements)
+
+
+@lru_cache(maxsize=1024)
+def _spread(shape: torch.Size, mesh: DeviceMesh, placements: tuple[Placement, ...]) -> Spread | None:
+    held, copies = [], []
+    for rank in _ranks(mesh):
+        coordinate = (mesh.mesh == rank).nonzero()[0].tolist()
+        ranges: list[Ranges] = [((0, size),) for size in shape]
+        for index, count, place in zip(coordinate, mesh.shape, placements, strict=True):
+            if place.is_replicate():
+                continue
+            cut = _cut(place)
+            if cut is None or _length(ranges[cut[0]]) % cut[1]:
+                return None
+            dim, stride = cut
+            pieces = [_chunk(ranges[dim], stride, piece) for piece in range(stride)]
+            ranges[dim] = tuple(span for piece in pieces for span in _chunk(piece, count, index))
+        held.append(tuple(ranges))
+        copies.append(tuple(index for index, place in zip(coordinate, placements, strict=True) if place.is_replicate()))
+    return Spread(shape, tuple(held), tuple(copies))
+
+
+def _cut(place: Placement) -> tuple[int, int] | None:
+    """Which dimension a placement cuts, and into how many pieces, each of which is cut; None if the type is unknown."""
+    from torch.distributed.tensor import Shard
+
+    known = type(place) is Shard or type(place).__name__ == "_StridedShard"
+    return (getattr(place, "dim", 0), getattr(place, "split_factor", 1)) if known else None
+
+
+def _chunk(ranges: Ranges, count: int, index: int) -> Ranges:
+    """One of ``count`` chunks, of the sizes that torch.chunk gives them.
+
+    >>> _chunk(((0, 3), (8, 12)), 2, 0)
+    ((0, 3), (8, 9))
+    """
+    size = -(-_length(ranges) // count)
+    before, chunk = 0, []
+    for start, stop in ranges:
+        first = start + max(index * size - before, 0)
+        last = start + min((index + 1) * size - before, stop - start)
+        before += stop - start
+        if first < last:
+            chunk.append((first, last))
+    return tuple(chunk)
+
+
+def _length(ranges: Ranges) -> int:
+    return sum(stop - start for start, stop in ranges)
 
 
 def tell_autograd(tensors: Iterable[Tensor]) -> None:
@@ -167,7 +251,7 @@ def fill(target: Tensor, source: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Team:
-    """The processes over which parameters are spread.
+    """The processes over which parameters are spread, numbered in ascending order, as torch numbers those of a group.
 
     All of them get the same bits from :meth:`sum`, for it is one reduction over all: had copies of a parameter been
     left out, each group of shards would add up on its own, and two groups may do so in a different order.
@@ -185,6 +269,37 @@ class Team:
     def share(self, param: Tensor) -> float:
         """By what to multiply the process's own part of a sum over all elements of ``param``, before :meth:`sum`."""
         return parts(param) / self.size
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        return torch.distributed.get_rank(self.group)
+
+    def exchange(self, sent: Tensor, sent_counts: list[int], received_counts: list[int]) -> Sequence[Tensor]:
+        """Send each process a part of a flat tensor, and return what each of them has sent to this one.
+
+        Args:
+            sent: on the team's device.
+            sent_counts: how many elements each process gets.
+            received_counts: how many elements come from each process.
+        """
+        received = sent.new_empty(sum(received_counts))
+        torch.distributed.all_to_all_single(received, sent, received_counts, sent_counts, group=self.group)
+        return torch.split(received, received_counts)
+
+    def gather(self, sent: Tensor) -> Sequence[Tensor]:
+        """Return the flat tensors of all processes, which have the same number of elements."""
+        gathered = sent.new_empty(self.size * sent.numel())
+        # torch 2.13 has a new name for it, and warns of the old one.
+        gather = getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor
+        gather(gathered, sent, group=self.group)
+        return gathered.chunk(self.size)
+
+    def agrees(self, number: int) -> bool:
+        """Whether all processes have the same number."""
+        extremes = torch.tensor([number, -number], device=self.device)
+        torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX, group=self.group)
+        return extremes.tolist() == [number, -number]
 
     def sum(self, numbers: Tensor) -> Tensor:
         """Sum over the processes. A NaN or infinity on one of them reaches all."""
@@ -211,7 +326,15 @@ def find_team(params: Iterable[Tensor]) -> Team | None:
         )
     if torch.distributed.get_rank() not in ranks:
         raise RuntimeError(f"this process has no part of parameters that are spread over {largest}")
-    return _team(largest)
+    return team_of(largest)
+
+
+def team_of_all(device: torch.device) -> Team | None:
+    """All processes, which communicate on a device; None where there is only one."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return None
+    world, size = torch.distributed.group.WORLD, torch.distributed.get_world_size()
+    return None if world is None or size == 1 else Team(world, size, device)
 
 
 def any_process(params: Iterable[Tensor], found: bool) -> bool:
@@ -221,7 +344,7 @@ def any_process(params: Iterable[Tensor], found: bool) -> bool:
     """
     for mesh in _meshes(params):
         if torch.distributed.get_rank() in _ranks(mesh):
-            found = bool(_team(mesh).sum(torch.tensor(float(found), device="cpu")))
+            found = bool(team_of(mesh).sum(torch.tensor(float(found), device="cpu")))
     return found
 
 
@@ -230,7 +353,8 @@ def _meshes(params: Iterable[Tensor]) -> list[DeviceMesh]:
     return list(dict.fromkeys(param.device_mesh for param in params if is_dtensor(param)))
 
 
-def _team(mesh: DeviceMesh) -> Team:
+def team_of(mesh: DeviceMesh) -> Team:
+    """The processes of a mesh."""
     ranks = _ranks(mesh)
     return Team(_group(mesh, ranks), len(ranks), torch.device(mesh.device_type))
 

@@ -46,7 +46,7 @@ def test_bench_writes_what_it_prints(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workloads", "ax"], "workloads must be letters of abcdef, got 'ax'"),
+        (["--workloads", "ax"], "workloads must be letters of abcdefghij, got 'ax'"),
         (["--only", "Frodo"], "only must be part of a contender's name, got 'Frodo'"),
         (["--only", "gdtuo", "--workloads", "ab"], "runs on workloads ab, got 'gdtuo'"),
         (["--only", "OMADA", "--workloads", "de"], "runs on workloads de, got 'OMADA'"),
@@ -132,3 +132,36 @@ def test_gpt2_has_the_tensors_that_it_should():
     shapes = workloads.gpt2_shapes()
     assert len(shapes) == 148
     assert sum(shape.numel() for shape in shapes) == 124_439_808
+
+
+def test_orthogonalization_is_timed_beside_where_singular_values_arrive(tmp_path, capsys, monkeypatch):
+    shapes = [(16, 16), (48, 16), (16, 48)]
+    monkeypatch.setitem(workloads.WORKLOADS, "g", lambda device: workloads.Matrices(device, "few matrices", shapes))
+    monkeypatch.setattr(measure, "COPIED", 1000)
+    out = tmp_path / "bench"
+    assert main(["bench", "--workloads", "g", "--seconds", "0", "--out", str(out)]) == 0
+    results = {result["name"]: result for result in json.loads((out / "results.json").read_text())["results"]}
+    assert list(results) == [
+        "Muon's iteration, batched",
+        "orthogonalize",
+        "orthogonalize, Muon's iteration",
+        "torch.optim.Muon, one by one",
+        "SVD",
+    ]
+    for name, result in results.items():
+        low, high = result["singular_values"]
+        margin = 0.03 if "one by one" in name else 0.0  # of bfloat16
+        assert 0.68 - margin <= low <= high <= 1.21 + margin, name
+    assert results["SVD"]["singular_values"] == pytest.approx([1.0, 1.0], abs=1e-5)
+    assert "values" in capsys.readouterr().out
+
+
+def test_training_steps_of_the_recipe_know_which_parameters_are_matrices():
+    groups = workloads.WORKLOADS["j"]("cpu").groups()
+    assert [group["matrices"] for group in groups] == [True, False]
+    assert all(param.dim() == 2 for param in groups[0]["params"])
+
+
+@pytest.mark.parametrize(("letter", "count"), [("g", 24), ("h", 6), ("i", 8)])
+def test_the_matrices_to_orthogonalize(letter, count):
+    assert len(workloads.WORKLOADS[letter]("cpu").params) == count

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from worlds import World
 
 from mada_optim import MADA, OMADA, Family, HypergradientOptimizer
+from mada_optim.matrices import Layout, normalize_rows
 
 STEPS = 14
 ROWS = {row.name: row for row in TABLE}
@@ -204,11 +205,11 @@ def check_the_hypergradient_of_the_unclipped_gradient(world: World) -> None:
     assert_same_on_all_ranks(world, learned(found))
 
 
-def omada(params: Any) -> HypergradientOptimizer:
-    """With the hidden layer's weight as its one matrix."""
+def omada(params: Any, shape: tuple[int, int] = (9, 6)) -> HypergradientOptimizer:
+    """With the hidden layer's weight, which has this shape, as its one matrix."""
     params = list(params)
-    hidden = [param for param in params if param.shape == (9, 6)]
-    others = [param for param in params if param.shape != (9, 6)]
+    hidden = [param for param in params if param.shape == shape]
+    others = [param for param in params if param.shape != shape]
     assert len(hidden) == 1
     return OMADA(
         [{"params": hidden, "matrices": True}, {"params": others}], lr=1e-2, ortho=0.2, hyper_lr={"ortho": 0.1}
@@ -216,7 +217,7 @@ def omada(params: Any) -> HypergradientOptimizer:
 
 
 def check_omada_with_a_matrix_that_is_cut_up(world: World) -> None:
-    """Its direction needs the whole matrix, which is gathered; its scale needs the way that all shards have gone."""
+    """Its direction needs the whole matrix, which one rank gets; its scale needs the way that all shards have gone."""
     for spread in (data_parallel, sharded):
         alone, together = Net(), spread(Net())
         one, other = omada(alone.parameters()), omada(together.parameters())
@@ -229,6 +230,50 @@ def check_omada_with_a_matrix_that_is_cut_up(world: World) -> None:
         assert other.scale is not None
         assert other.scale.values == pytest.approx(one.scale.values, rel=1e-9)
         assert_same_on_all_ranks(world, learned(other))
+
+
+def check_rows_of_a_matrix_that_is_cut_up(world: World) -> None:
+    """By rows, by columns, both, unevenly; as stacks and as matrices side by side."""
+    meshes = [init_device_mesh("cpu", (world.size,)), init_device_mesh("cpu", (2, world.size // 2))]
+    generator = torch.Generator().manual_seed(0)
+    for shape, layout in (
+        ((9, 6), Layout()),
+        ((9, 5, 2), Layout()),
+        ((3, 4, 5), Layout(stacked=True)),
+        ((8, 5), Layout(parts=(2, 1, 1))),
+        ((5, 8), Layout(dim=1, parts=(1, 1), repeats=2)),
+    ):
+        direction, rows = (torch.rand(size, generator=generator).double() for size in (shape, layout.row_shape(shape)))
+        expected = normalize_rows(direction, rows, 0.9, layout)
+        for mesh, placements in (
+            (meshes[0], [Shard(0)]),
+            (meshes[0], [Shard(1)]),
+            (meshes[0], [Replicate()]),
+            (meshes[1], [Shard(0), Shard(0)]),
+            (meshes[1], [Shard(1), Shard(0)]),
+            (meshes[1], [Replicate(), Shard(1)]),
+        ):
+            found, moments = normalize_rows(distribute_tensor(direction, mesh, placements), rows, 0.9, layout)
+            assert isinstance(found, DTensor)
+            assert list(found.placements) == placements
+            torch.testing.assert_close((whole(found), moments), expected, **TOLERANCE)
+            assert_same_on_all_ranks(world, moments)
+
+
+def check_rows_under_tensor_parallel_and_fsdp(world: World) -> None:
+    """The rows of one matrix are dealt out twice (strided shards), of the other rows and columns."""
+    mesh = init_device_mesh("cpu", (world.size // 2, 2), mesh_dim_names=("data", "tensor"))
+    alone, together = EvenNet(), EvenNet()
+    parallelize_module(together, mesh["tensor"], {"hidden": ColwiseParallel(), "out": RowwiseParallel()})
+    sharded(together, mesh=mesh["data"])
+
+    def make(model: nn.Module) -> OMADA:
+        groups = [{"params": [model.hidden.weight, model.out.weight], "matrices": True}]
+        return OMADA(groups, lr=1e-2, scale=False, row_norm=1.0)
+
+    train_alone(alone, make(alone), 6)
+    train_share(world, together, make(together), 6, shares=world.size // 2)
+    assert_close_models(together, alone)
 
 
 def check_fsdp_mixed_with_plain(world: World) -> None:

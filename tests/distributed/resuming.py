@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from checks import learned, sharded, train_alone, train_share, whole
+from checks import assert_same_on_all_ranks, learned, sharded, train_alone, train_share, whole
 from problems import Net
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -18,11 +18,13 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
     set_state_dict,
 )
+from torch.distributed.tensor import DTensor
 from worlds import World
 
-from mada_optim import MADA, HypergradientOptimizer
+from mada_optim import MADA, OMADA, HypergradientOptimizer
 
 CUT, STEPS = 5, 10
+DIVIDED_COLUMNS = {"dim": 1, "parts": (1, 1)}
 
 
 def three_groups(model: nn.Module) -> MADA:
@@ -149,6 +151,37 @@ def check_bfloat16(world: World) -> None:
         for name, tensor in one.items():
             assert other[name].dtype == tensor.dtype
             assert torch.equal(whole(other[name]), whole(tensor)), name
+
+
+def rows_normalized(model: nn.Module) -> OMADA:
+    """The hidden layer's weight is one matrix, (9, 6), and the embedding's two of them side by side, (11, 3) each."""
+    hidden, tables = [model.hidden.weight], [model.embedding.weight]
+    groups = [{"params": hidden, "matrices": True}, {"params": tables, "matrices": True, "split": DIVIDED_COLUMNS}]
+    return OMADA(groups, lr=5e-3, scale=False, ortho=0.7, row_norm=0.3, hyper_lr={"row_norm": 0.1})
+
+
+def check_rows_are_saved(world: World) -> None:
+    """One number for each row, whole on each process, through torch.distributed.checkpoint; as in one process."""
+    alone, models = Net(), [sharded(Net(seed=seed)) for seed in (0, 1)]
+    expected, *optimizers = (rows_normalized(model) for model in (alone, *models))
+    train_alone(alone, expected, STEPS)
+    train_share(world, models[0], optimizers[0], CUT)
+    states = dict(zip(("model", "optimizer"), get_state_dict(models[0], optimizers[0]), strict=True))
+    dcp.save(states, checkpoint_id=world.folder / "rows")
+    load(world.folder / "rows", models[1], optimizers[1])
+    for model, optimizer in zip(models, optimizers, strict=True):
+        train_share(world, model, optimizer, STEPS - CUT, first=CUT)
+        for weight, one, shape in (
+            (model.hidden.weight, alone.hidden.weight, (9, 1)),
+            (model.embedding.weight, alone.embedding.weight, (11, 2)),
+        ):
+            rows = optimizer.state[weight]["ortho_row_sq"]
+            assert isinstance(rows, DTensor)
+            assert rows.to_local().shape == shape
+            assert_same_on_all_ranks(world, rows.to_local())
+            torch.testing.assert_close(rows.to_local(), expected.state[one]["ortho_row_sq"], rtol=0, atol=1e-12)
+            torch.testing.assert_close(whole(weight.detach()), one.detach(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(*(result(*pair) for pair in zip(models, optimizers, strict=True)), rtol=0, atol=0)
 
 
 def assert_result(folder: Path, model: nn.Module, optimizer: HypergradientOptimizer, exact: bool) -> None:

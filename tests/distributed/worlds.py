@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import forked
 import torch
 import torch.distributed as dist
 
@@ -39,8 +40,10 @@ def run_world(size: int, checks: Sequence[Check], folder: Path) -> dict[str, str
         For each check "" or what went wrong: tracebacks by rank.
     """
     store = folder / f"store{size}-{os.urandom(4).hex()}"
-    context = torch.multiprocessing.spawn(_process, (size, list(checks), folder, store), nprocs=size, join=False)
-    while not context.join():
+    forked.context()
+    arguments = (size, list(checks), folder, store)
+    processes = torch.multiprocessing.start_processes(_process, arguments, size, False, start_method=forked.METHOD)
+    while not processes.join():
         pass
     reports = [json.loads(Path(f"{store}-{rank}.json").read_text()) for rank in range(size)]
     found = {}

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mada_optim.experiments.pool import Pool
+from mada_optim.tasks import InputError
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -20,9 +22,25 @@ def tiny_shakespeare() -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """One for all: it takes seconds to start."""
-    with Pool(2) as pool:
-        assert pool.run(lambda: "", {"first": ()}, lambda *_: None)
+@pytest.fixture(scope="module")
+def without_ray() -> Iterator[None]:
+    """What a sweep calls is called here, one after the other. Ray takes seconds to start; test_pool.py has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pool, "run", _call_here)
         yield
+
+
+def _call_here(
+    pool: Pool,
+    function: Callable[..., str],
+    calls: Mapping[str, tuple[Any, ...]],
+    on_over: Callable[[str, str], None],
+    cuda: bool = False,
+) -> bool:
+    for name, values in calls.items():
+        try:
+            ended = function(*values)
+        except InputError as error:
+            ended = f"failed: {error}"
+        on_over(name, ended)
+    return True

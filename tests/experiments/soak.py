@@ -1,4 +1,4 @@
-"""Train in processes that are killed at random moments until the run is over: python soak.py FOLDER KILLS SEED
+"""Train in processes that are killed at random moments until the run is over.
 
 Every attempt is a fork of this process, which has imported everything: what is tested is what comes after that.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,6 +44,7 @@ def attempt(config: RunConfig, folder: Path) -> tuple[int, int]:
 
 
 def soak(folder: Path, kills: int, seed: int) -> None:
+    torch.set_num_threads(1)
     moments = random.Random(seed)
     config, killed = soak_config(kills), 0
     with TemporaryDirectory() as other:
@@ -64,8 +64,3 @@ def soak(folder: Path, kills: int, seed: int) -> None:
             print(f"{killed} kills, then exit code {os.waitstatus_to_exitcode(status)}")
             return
         killed += 1
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    soak(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -30,7 +30,7 @@ name = "mada"
 TEXT = "To be, or not to be, that is the question: " * 40
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("without_ray")
 def test_a_packed_sweep_goes_on_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "file.toml"
     file.write_text(FILE)

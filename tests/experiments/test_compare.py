@@ -39,7 +39,7 @@ def compare(grid: Experiment, out: Path, on_run: Callable[[RunReport], None] = _
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+def out(tmp_path_factory: pytest.TempPathFactory, without_ray: None) -> Path:
     folder = tmp_path_factory.mktemp("compare") / "grid"
     seen: list[str] = []
     compare(GRID, folder, lambda run: seen.append(f"{run.status} {run.done}/{run.total}"))

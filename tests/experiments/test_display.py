@@ -15,8 +15,7 @@ from mada_optim.experiments.config import OptimizerConfig
 from mada_optim.experiments.display import SYMBOLS, Display, StepsDisplay, values_in_rows
 from mada_optim.experiments.train import StepReport, train
 
-EIGHT = dict.fromkeys(list(SYMBOLS)[:8], 0.5)
-EIGHT["scale"] = 1.234e-4
+EIGHT = {**dict.fromkeys(list(SYMBOLS)[:7], 0.5), "scale": 1.234e-4}
 WIDTHS = (60, 80, 120)
 
 

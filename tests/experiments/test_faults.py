@@ -8,12 +8,12 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from tiny import assert_same_run, tiny_config
@@ -21,11 +21,11 @@ from tiny import assert_same_run, tiny_config
 from mada_optim.cli import main
 from mada_optim.experiments.config import RunConfig
 from mada_optim.experiments.run_folder import RunFolder
-from mada_optim.experiments.train import train
+from mada_optim.experiments.train import StepReport, train
+from mada_optim.tasks import InputError
 from mada_optim.tasks.language import LanguageTask
 from mada_optim.tasks.stored import write_json
 
-HERE = Path(__file__).parent
 REAL_SAVE = torch.save
 KILLS = int(os.environ.get("MADA_SOAK_KILLS", "20"))
 
@@ -33,10 +33,9 @@ KILLS = int(os.environ.get("MADA_SOAK_KILLS", "20"))
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_model(tmp_path: Path) -> None:
     """MADA_SOAK_KILLS says how often."""
-    from soak import soak_config
+    from soak import soak, soak_config
 
-    command = [sys.executable, str(HERE / "soak.py"), str(tmp_path / "killed"), str(KILLS), "0"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = forked.run(soak, tmp_path / "killed", KILLS, 0, timeout=None)
     assert done.stdout == f"{KILLS} kills, then exit code 0\n", done.stderr
     train(soak_config(KILLS), tmp_path / "whole", draw=False)
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
@@ -87,30 +86,25 @@ def test_a_result_that_cannot_be_written_leaves_no_half_of_it(
     assert not list(tmp_path.iterdir())
 
 
-# From step 15 on, no file may become larger than half a checkpoint: the system refuses to write the next one.
-FULL = """
-import resource, sys
-sys.path.insert(0, sys.argv[2])
-from pathlib import Path
-from tiny import tiny_config
-from mada_optim.experiments.train import train
-from mada_optim.tasks import InputError
-def on_step(report):
-    if report.step == 15:
-        size = (Path(sys.argv[1]) / "checkpoint.pt").stat().st_size // 2
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-try:
-    train(tiny_config(), sys.argv[1], on_step=on_step)
-except InputError as error:
-    sys.exit(str(error))
-"""
+def train_on_a_full_disk(folder: Path) -> None:
+    """From step 15 on, no file may become larger than half a checkpoint: the system refuses to write the next one."""
+    import resource
+
+    def on_step(report: StepReport) -> None:
+        if report.step == 15:
+            size = (folder / "checkpoint.pt").stat().st_size // 2
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    try:
+        train(tiny_config(), folder, on_step=on_step)
+    except InputError as error:
+        sys.exit(str(error))
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limit of file sizes on this system")
 def test_a_full_disk_ends_the_run_with_a_message_and_it_can_be_resumed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    command = [sys.executable, "-c", FULL, str(folder), str(HERE)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = forked.run(train_on_a_full_disk, folder)
     assert done.returncode == 1
     assert f"{folder} cannot be written at step 20: File too large" in done.stderr.splitlines()[-1]
     assert not list(folder.glob("*.tmp"))

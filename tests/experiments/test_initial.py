@@ -284,7 +284,7 @@ name = "adamw"
 """
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("without_ray")
 def test_sweep(earlier: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Data are looked up in the root of the data, an earlier run where the command is given."""
     monkeypatch.chdir(earlier.parent)

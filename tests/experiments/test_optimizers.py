@@ -73,6 +73,23 @@ def test_muon_is_torchs_muon_and_adamw() -> None:
         assert torch.equal(param, theirs.get_parameter(name)), name
 
 
+def test_muon_takes_each_expert_of_a_stack_as_a_matrix() -> None:
+    """And a fused projection as one, as torch's Muon by itself does."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"experts": nn.Bilinear(4, 5, 3), "attention": nn.MultiheadAttention(8, 2)})
+    model["head"] = nn.Linear(8, 2)
+    fused = model["attention"].in_proj_weight
+    for param in model.parameters():
+        param.grad = torch.randn_like(param)
+    alone = [nn.Parameter(expert.detach().clone()) for expert in (*model["experts"].weight, fused)]
+    for param, grad in zip(alone, (*model["experts"].weight.grad, fused.grad), strict=True):
+        param.grad = grad.clone()
+    _muon(model).step()
+    torch.optim.Muon(alone, 1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw").step()
+    for expert, other in zip((*model["experts"].weight, fused), alone, strict=True):
+        assert torch.equal(expert, other)
+
+
 def test_muon_takes_a_convolution_as_a_matrix() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))

@@ -5,17 +5,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from forked import TIMEOUT
 from tiny import assert_same_run, tiny_config
 
 from mada_optim.experiments.pool import Pool
 from mada_optim.experiments.run_folder import RunFolder
 from mada_optim.experiments.train import train
 from mada_optim.tasks import InputError
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    """One for all: it takes seconds to start."""
+    with Pool(2) as pool:
+        assert pool.run(lambda: "", {"first": ()}, lambda *_: None)
+        yield
+
 
 # Functions are made here and thus travel by value: the other processes cannot import test modules.
 
@@ -149,8 +159,15 @@ seed = [0, 1, 2]
 """
 
 
+def end(process: subprocess.Popen[str]) -> None:
+    """End what a test that failed has left."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no process groups on this system")
-def test_ctrl_c_stops_at_checkpoints_and_leaves_no_process(tmp_path: Path) -> None:
+def test_ctrl_c_stops_at_checkpoints_and_leaves_no_process(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     (tmp_path / "file.toml").write_text(EXPERIMENT)
     out = tmp_path / "out"
     # SIGINT as a shell hands it to what it runs in the foreground.
@@ -165,8 +182,9 @@ def test_ctrl_c_stops_at_checkpoints_and_leaves_no_process(tmp_path: Path) -> No
         text=True,
         start_new_session=True,
     )
+    request.addfinalizer(lambda: end(process))
     runs = [RunFolder(out / "tune" / "runs" / f"adamw-seed{seed}") for seed in (0, 1)]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + TIMEOUT
     while not all(run.metrics() for run in runs):
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -174,7 +192,7 @@ def test_ctrl_c_stops_at_checkpoints_and_leaves_no_process(tmp_path: Path) -> No
     family = psutil.Process(process.pid).children(recursive=True)
     assert family
     os.killpg(process.pid, signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130, printed
     assert printed == f"Interrupted. The same command with --out {out} goes on.\n"
     assert psutil.wait_procs(family, timeout=10)[1] == []

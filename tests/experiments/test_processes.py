@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import torchrun
 from tiny import assert_same_run, tiny_config
 
 from mada_optim.experiments.run_folder import RunFolder
@@ -44,6 +45,12 @@ result = train(tiny_config(dtype="float64"), sys.argv[1], on_step=on_step, draw=
 os.write(1, f"{os.environ['RANK']} {result.status} {result.step}\\n".encode())
 """
 
+COMMAND = """
+import sys
+from mada_optim.cli import main
+assert main(sys.argv[1:]) == 0
+"""
+
 APART = """
 import os, sys
 sys.path.insert(0, sys.argv[2])
@@ -57,14 +64,10 @@ except InputError as error:
 """
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", **more}
-
-
 def outputs(*commands: tuple[list[str], dict[str, str]]) -> list[str]:
     """What commands that run at the same time print, each in its environment; all must succeed."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    started = [subprocess.Popen(command, env=env, **pipes) for command, env in commands]  # type: ignore[call-overload]
+    started = [subprocess.Popen(command, env={**os.environ, **env}, **pipes) for command, env in commands]  # type: ignore[call-overload]
     try:
         said = [process.communicate(timeout=TIMEOUT) for process in started]
     finally:
@@ -73,10 +76,6 @@ def outputs(*commands: tuple[list[str], dict[str, str]]) -> list[str]:
             process.communicate()
     assert all(process.returncode == 0 for process in started), said
     return [out for out, _ in said]
-
-
-def torchrun(*arguments: str, processes: int = 2) -> str:
-    return outputs(([*TORCHRUN, "--standalone", "--nproc-per-node", f"{processes}", *arguments], environment()))[0]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +121,8 @@ def test_two_processes_stop_together_and_go_on(alone: Path, program: Path, tmp_p
     assert sorted(said.split("\n")) == ["", "0 interrupted 17", "1 interrupted 17"]
     assert len([line for line in RunFolder(stopped).metrics() if "loss" in line]) == 17
     assert len(list((stopped / "tensorboard").iterdir())) == 1
-    said = torchrun("-m", "mada_optim.cli", "train", "--resume", str(stopped))
+    (command := tmp_path / "command.py").write_text(COMMAND)
+    said = torchrun(str(command), "train", "--resume", str(stopped))
     assert said.count("Going on from step 17.") == said.count("Validation loss") == 1
     assert_same_run(stopped, whole)
 
@@ -209,6 +209,6 @@ def test_two_hosts(alone: Path, program: Path, tmp_path: Path) -> None:
             where = ["--nnodes", "2", "--node-rank", str(rank), "--nproc-per-node", "1", "--local-addr", address]
             meet = ["--master-addr", both[0][1], "--master-port", "29511"]
             command = ["ip", "netns", "exec", name, *TORCHRUN, *where, *meet, str(program), str(folder), str(HERE)]
-            commands.append((command, environment(GLOO_SOCKET_IFNAME=device)))
+            commands.append((command, {"GLOO_SOCKET_IFNAME": device, "OMP_NUM_THREADS": "1"}))
         assert outputs(*commands) == ["0 finished 30\n", "1 finished 30\n"]
     assert_close_run(folder, alone)

@@ -60,7 +60,7 @@ axes = {{ "optimizer.lr" = [1e-2], "optimizer.betas" = [[0.1, 0.5], [0.1, 0.9], 
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+def out(tmp_path_factory: pytest.TempPathFactory, without_ray: None) -> Path:
     folder = tmp_path_factory.mktemp("report")
     (folder / "file.toml").write_text(TINY, "utf-8")
     stages = {stage: folder / "sweep" / stage for stage in (TUNE, CONFIRM)}

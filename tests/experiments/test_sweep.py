@@ -212,7 +212,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def out(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+def out(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory, without_ray: None) -> Path:
     out = tmp_path_factory.mktemp("sweep")
     seen: list[RunReport] = []
     ending = run_stages(experiment, folders(out), 2, seen.append)
@@ -263,7 +263,7 @@ def test_fixed_coefficients_are_the_means_of_the_learned_ones(out: Path, stage: 
         assert result.coefficients == pytest.approx(means, rel=1e-6)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("without_ray")
 def test_each_optimizer_has_its_own_schedule(experiment: Experiment, tmp_path: Path) -> None:
     contenders = {
         name: dataclasses.replace(experiment.contenders["adamw"], name=name) for name in ("adamw", "schedulefree")
@@ -272,7 +272,7 @@ def test_each_optimizer_has_its_own_schedule(experiment: Experiment, tmp_path: P
     assert [config.final_lr for name in contenders for config in both.tune(name).values()] == [None] * 12
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("without_ray")
 def test_again_trains_nothing_and_more_seeds_are_added(experiment: Experiment, out: Path) -> None:
     again = run_stages(experiment, folders(out), 2, lambda _: pytest.fail("trained again"))
     assert not again.failed
@@ -284,7 +284,7 @@ def test_again_trains_nothing_and_more_seeds_are_added(experiment: Experiment, o
     assert ending.left_out == ["confirm of wild: wild has a diverged run at each learning rate"]
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("without_ray")
 def test_a_stage_stored_before_a_field_existed_goes_on(experiment: Experiment, out: Path, tmp_path: Path) -> None:
     shutil.copytree(out, tmp_path / "older")
     for stage in folders(tmp_path / "older").values():
@@ -340,7 +340,7 @@ name = "hyperadam"
 """
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("without_ray")
 def test_command_on_betas_and_a_run_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["sweep", str(write(tmp_path, BETAS)), "--out", str(tmp_path / "out"), "--workers", "2"]
     assert main(command) == 0

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from forked import torchrun
 from packed import make_packed, tiny_tokens
-from test_processes import assert_close_run, torchrun
+from test_processes import assert_close_run
 from tiny import assert_same, assert_same_run
 from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -5,11 +5,10 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -24,17 +23,6 @@ from mada_optim.tasks import InputError
 from mada_optim.tasks.language import LanguageTask
 
 KILL_AT = 17
-# A process of its own, which kills itself in the middle of a run, as kill -9 would.
-KILLED = f"""
-import os, signal, sys
-sys.path.insert(0, sys.argv[2])
-from tiny import tiny_config
-from mada_optim.experiments.train import train
-def on_step(report):
-    if report.step == {KILL_AT}:
-        os.kill(os.getpid(), signal.SIGKILL)
-train(tiny_config(), sys.argv[1], on_step=on_step)
-"""
 
 
 @pytest.fixture(scope="session")
@@ -96,11 +84,20 @@ def test_dropout_is_drawn_again_after_a_resume_and_not_in_validation(whole: dict
     assert without[1]["loss"] != with_dropout[1]["loss"]
 
 
+def train_until_killed(folder: Path) -> None:
+    """In a process of its own, which kills itself in the middle of a run, as kill -9 would."""
+
+    def on_step(report: StepReport) -> None:
+        if report.step == KILL_AT:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(tiny_config(), folder, on_step=on_step)
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this system")
 def test_killed_run_goes_on_bit_for_bit(whole: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "killed"
-    command = [sys.executable, "-c", KILLED, str(folder), str(Path(__file__).parent)]
-    assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    assert forked.run(train_until_killed, folder).returncode == -signal.SIGKILL
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 10
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 18, "lo')

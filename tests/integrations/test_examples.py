@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import torchrun
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mada_optim import HypergradientOptimizer
@@ -96,14 +97,9 @@ def test_accelerate(text: Path, tmp_path: Path) -> None:
 def test_accelerate_on_two_processes(text: Path, tmp_path: Path) -> None:
     """DDP. An epoch has half as many batches for each process; it is to be as long as for one."""
     text.write_text(2 * text.read_text("utf-8"), "utf-8")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     example = importlib.import_module("accelerate_loop").__file__
     arguments = ["--data", text, "--steps", STEPS, "--log-every", EVERY, "--out", tmp_path / "out", "--cpu"]
-    subprocess.run(
-        [sys.executable, *launch, str(example), *map(str, arguments)],
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {})},
-    )
+    torchrun(*map(str, [example, *arguments]))
     check_log(tmp_path / "out", [20, 40, 60])
 
 
@@ -170,7 +166,10 @@ def test_transformers_with_omada(text: Path, tmp_path: Path) -> None:
     arguments = ["--data", text, "--steps", 4, "--cpu", "--omada"]
     trainer = run("transformers_trainer", *arguments, "--out", tmp_path)
     groups = unwrap(trainer.optimizer).param_groups
-    assert [(group["matrices"], group["weight_decay"]) for group in groups] == [(True, 0.1), (False, 0.1), (False, 0.0)]
+    # Two groups of matrices: each of c_attn's weights holds three.
+    assert [group["matrices"] for group in groups] == [True, True, False, False]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.1, 0.1, 0.0]
+    assert [group["split"] is not None for group in groups] == [False, True, False, False]
     names = {name for group in groups if group["matrices"] for name in group["param_names"]}
     layers = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     assert names >= {f"transformer.h.{number}.{layer}.weight" for number in (0, 1) for layer in layers}
@@ -198,6 +197,10 @@ def test_the_trainer_for_omada_makes_other_optimizers_as_the_trainer_does(tmp_pa
     made = OMADATrainer(model, arguments).create_optimizer()
     assert type(made) is OMADA
     assert given_rate(made.param_groups[0]["lr"]) == 2e-3  # what is used is still to be found
+    said = {"matrices": {"*.mlp.*": False}, "split": {"*.wte.weight": 11}}
+    made = OMADATrainer(model, arguments, optimizer_cls_and_kwargs=(OMADA, said)).create_optimizer()
+    names = [name for group in made.param_groups if group["matrices"] for name in group["param_names"]]
+    assert names == [f"transformer.{name}.weight" for name in ("h.0.attn.c_proj", "wte", "h.0.attn.c_attn")]
 
 
 # Of Lightning itself with this torch; its advice on data loaders; that a resumed run is in another folder.

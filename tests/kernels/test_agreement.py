@@ -95,7 +95,9 @@ def test_each_coefficient_counts(name, seed, learned):
 
 @pytest.mark.parametrize("name", [name for name in OMADAFamily.constants if name != "matrices"])
 def test_each_constant_counts(name):
-    changed = {name: {"eps": 0.3, "lion_betas": (0.4, 0.7), "ortho_momentum": 0.5, "split": 3}[name]}
+    values = {"eps": 0.3, "lion_betas": (0.4, 0.7), "ortho_momentum": 0.5, "row_beta": 0.5, "split": 3}
+    values |= {"ns_steps": 3, "ns_coefficients": (3.0, -3.2, 1.2), "adjust_lr_fn": "original"}
+    changed = {name: values[name]}
     ours, theirs = (result(draw(0), True, fused, **changed) for fused in (None, False))
     assert_counts_alike(result(draw(0), True, None), ours, theirs)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mada_optim import MADA
 from mada_optim.kernels import select
 
 
@@ -44,9 +45,14 @@ class NoTransfer(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("lr", [1e-2, torch.tensor(1e-2, device="meta")], ids=["number", "tensor"])
-@pytest.mark.parametrize("capturable", [False, True])
-@pytest.mark.parametrize("compiled", [False, True])
+# Every pair of the three choices: each kind of kernels with each kind of learning rate, capturable or not.
+NUMBER, TENSOR = 1e-2, torch.tensor(1e-2, device="meta")
+CHOICES = [(False, False, NUMBER), (False, True, TENSOR), (True, False, TENSOR), (True, True, NUMBER)]
+
+
+@pytest.mark.parametrize(
+    ("compiled", "capturable", "lr"), CHOICES, ids=["plain", "plain-capturable", "compiled", "compiled-capturable"]
+)
 @pytest.mark.parametrize("row", TABLE, ids=IDS)
 def test_a_step_never_waits_for_the_device(row: Row, capturable, compiled, lr, monkeypatch):
     """The device is played by "meta", whose tensors have no values that a program could read."""
@@ -64,9 +70,20 @@ def test_a_step_never_waits_for_the_device(row: Row, capturable, compiled, lr, m
 
     step()  # a checkpoint's pretended step is told from a first one by looking at the learning rate
     optimizer.param_groups[0]["lr"] = lr
-    for _ in range(4):  # traces, and copies constants once
+    for _ in range(3):  # traces, and copies constants once
         step()
     with NoTransfer():
-        for _ in range(4):
+        for _ in range(3):
             step()
     select._make.cache_clear()
+
+
+def test_capturing_needs_capturable(monkeypatch):
+    """A graph that is captured otherwise replays one step count, seed and learning rate for ever."""
+    monkeypatch.setattr("mada_optim.optimizer.is_capturing", lambda device: True)
+    model = Net()
+    optimizer = MADA(model.parameters(), hyper_warmup=0)
+    with pytest.raises(RuntimeError, match="capturable=True in all parameter groups"):
+        train(model, optimizer, 1)
+    assert not optimizer.state
+    train(model, MADA(model.parameters(), capturable=True), 1)

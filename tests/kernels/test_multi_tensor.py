@@ -161,6 +161,26 @@ def test_stochastic_rounding_is_right_on_average(make, launches, monkeypatch):
     assert launches[0] > 0
 
 
+@pytest.mark.parametrize("row_norm", [{"row_norm": 1.0}, {"hyper_lr": {"ortho": 0.1, "row_norm": 0.1}}], ids=str)
+def test_normalized_rows_agree_with_plain(row_norm, launches):
+    """The numbers of the rows are no concern of the kernels."""
+    results = []
+    for kernels in (engine.select_kernels, select.select_kernels):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "select_kernels", kernels)
+            generator = torch.Generator().manual_seed(0)
+            params = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((4, 9), (9, 4))]
+            groups = [{"params": params, "matrices": True}]
+            optimizer = OMADA(groups, lr=1e-2, ortho=0.6, scale=False, fused=None, **row_norm)
+            for _ in range(5):
+                for param in params:
+                    param.grad = torch.randn(param.shape, generator=generator)
+                optimizer.step()
+            results.append((params, optimizer.coefficients()))
+    torch.testing.assert_close(results[0], results[1], rtol=FLOAT32, atol=FLOAT32)
+    assert launches[0] > 0
+
+
 def test_gradients_that_are_not_finite_are_not_hidden(launches):
     x = nn.Parameter(torch.zeros(40))
     optimizer = MADA([x], hyper_warmup=0)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
 
+import forked
 import pytest
 import torch
 from cases import FLOAT32, assert_same, run
@@ -132,30 +130,26 @@ def test_a_new_variant_is_compiled_only_once(tmp_path, monkeypatch):
         library.load.cache_clear()
 
 
-ENVIRONMENT = {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "OMP_NUM_THREADS": "1"}
-WITHOUT_COMPILER = """
-import warnings, torch
-from mada_optim import MADA
-warnings.simplefilter("always")
-with warnings.catch_warnings(record=True) as caught:
-    for kwargs in ({}, {}, {"fused": False}):
-        x = torch.nn.Parameter(torch.ones(5))
-        optimizer = MADA([x], lr=0.1, hyper_warmup=0, **kwargs)
-        for _ in range(3):
-            x.grad = x.detach() * 2
-            optimizer.step()
-        print(x.tolist())
-print(len(caught), caught[0].message)
-try:
-    MADA([x], fused=True)
-except RuntimeError as error:
-    print(error)
-"""
+def train_without_kernels() -> None:
+    """Twice as by default, once with the plain kernels, and in vain with ``fused=True``; says what happens."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for kwargs in ({}, {}, {"fused": False}):
+            x = nn.Parameter(torch.ones(5))
+            optimizer = MADA([x], lr=0.1, hyper_warmup=0, **kwargs)
+            for _ in range(3):
+                x.grad = x.detach() * 2
+                optimizer.step()
+            print(x.tolist())
+    print(len(caught), caught[0].message)
+    try:
+        MADA([x], fused=True)
+    except RuntimeError as error:
+        print(error)
 
 
 def test_without_a_compiler_there_is_one_warning_and_the_plain_kernels(tmp_path):
-    env = ENVIRONMENT | {"CXX": "no-such-compiler", "MADA_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], env=env, capture_output=True, text=True, check=True)
+    done = forked.run(train_without_kernels, CXX="no-such-compiler", MADA_CACHE_DIR=str(tmp_path))
     first, second, plain, warning, refused = done.stdout.strip().splitlines()
     assert first == second == plain
     assert warning.startswith("1 MADA's fused kernels cannot be built")
@@ -168,16 +162,13 @@ def test_a_compiler_that_fails_is_no_compiler(tmp_path):
     broken = tmp_path / "c++"
     broken.write_text("#!/bin/sh\necho in main: >&2\necho internal error >&2\necho ' 3 | x' >&2\nexit 1\n")
     broken.chmod(0o755)
-    env = ENVIRONMENT | {"CXX": str(broken), "MADA_CACHE_DIR": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], env=env, capture_output=True, text=True, check=True)
+    done = forked.run(train_without_kernels, CXX=str(broken), MADA_CACHE_DIR=str(tmp_path / "cache"))
     assert f"are slower: {broken}: internal error. Install a C++17 compiler" in done.stdout  # its last line alone
 
 
 def test_a_cache_that_cannot_be_written_is_no_missing_compiler(tmp_path):
     (tmp_path / "file").touch()
-    env = ENVIRONMENT | {"MADA_CACHE_DIR": str(tmp_path / "file" / "cache"), "TMPDIR": str(tmp_path)}
-    env["PATH"] = os.environ["PATH"]
-    done = subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], env=env, capture_output=True, text=True, check=True)
+    done = forked.run(train_without_kernels, MADA_CACHE_DIR=str(tmp_path / "file" / "cache"), TMPDIR=str(tmp_path))
     warning = done.stdout.splitlines()[3]
     assert warning.startswith(f"1 MADA's compiled kernels are kept in {tmp_path}/mada-optim-")
     assert "compiler" not in warning
@@ -304,7 +295,7 @@ def test_the_compiler_may_be_more_than_one_word(tmp_path, monkeypatch):
     library.load.cache_clear()
     try:
         library.load(
-            library.Variant(True, False, False, False, False, False, "float", "float", "float", "float", False)
+            library.Variant(True, False, False, False, False, False, False, "float", "float", "float", "float", False)
         )
     finally:
         library.load.cache_clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -142,10 +142,12 @@ def test_a_signal_that_never_asks_for_more_is_refused() -> None:
 
 def test_scale_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mada_optim.theory.scale_figure.LENGTHS", (300, 400))
+    computed_once = cache(summarize)
+    monkeypatch.setattr("mada_optim.theory.scale_figure.summarize", computed_once)
     options = ["--steps", "300", "--seeds", "1", "--condition", "100"]
     assert main(["scale", *options, "--out", str(tmp_path / "figure")]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"figure.png", "figure.svg"}
-    assert summarize(Setting(condition=100.0, steps=300, seeds=1)) in capsys.readouterr().out
+    assert computed_once(Setting(condition=100.0, steps=300, seeds=1)) in capsys.readouterr().out
 
 
 def test_the_documents_table_is_what_the_command_prints() -> None:

@@ -22,6 +22,14 @@ from mada_optim import (
     SearchSettings,
     load_optimizer,
 )
+from mada_optim.bench.routines import (
+    QUINTICS,
+    Routine,
+    batched_quintics,
+    exact,
+    muon_one_by_one,
+    orthogonalize_each,
+)
 from mada_optim.experiments.peers import MuonWithAdamW
 
 if TYPE_CHECKING:
@@ -31,6 +39,7 @@ Params = Sequence[Tensor]
 LR = 1e-4
 _ENDLESS = SearchSettings(steps=1_000_000)
 ALL = "abcdef"
+TRAINING = "abcj"  # training steps, and what OMADA and Muon are timed on
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Contender:
         unit: how many steps are timed as one, for those whose steps differ.
         words: float32 numbers for each parameter that a step must read and write at least, where we know.
         start: for what is not an optimizer in torch's sense: a function that trains one step, from a training workload.
+        routine: for what only orthogonalizes matrices: a function of a list of tensors and of how matrices lie in each.
         package: that it needs beside ours, by the name under which it is imported.
         workloads: letters of those that it runs on.
     """
@@ -54,6 +64,7 @@ class Contender:
     unit: int = 1
     words: float | None = None
     start: Callable[[Training], Callable[[], None]] | None = None
+    routine: Routine | None = None
     package: str | None = None
     workloads: str = "abc"
 
@@ -88,6 +99,14 @@ def words(buffers: int, kept_grads: int, learning: bool, every: int = 1) -> floa
 
 def contenders() -> list[Contender]:
     """The table. A workload says which of them all others are compared with."""
+    routines: list[tuple[str, str, Routine]] = [
+        (QUINTICS, "torch", batched_quintics),
+        ("orthogonalize", "ours", orthogonalize_each),
+        ("orthogonalize, Muon's iteration", "ours", partial(orthogonalize_each, ns_steps=5)),
+        ("torch.optim.Muon, one by one", "torch", muon_one_by_one),
+        ("SVD", "torch", exact),
+    ]
+    found = {"matrices": LR, "rest": LR}
     three = {"beta1": 5e-4, "beta2": 5e-4, "rho": 0.1}
 
     def ours(name: str, buffers: int, kept: int, make: Any, every: int | None = 1, workloads: str = "abc") -> Contender:
@@ -98,7 +117,7 @@ def contenders() -> list[Contender]:
     paper = partial(load_optimizer("mada-paper"), lr=LR, hyper_warmup=0)
     generic = partial(HypergradientOptimizer, family=GenericFamily(), lr=LR, hyper_warmup=0)
     return [
-        Contender("AdamW, fused", "torch", partial(torch.optim.AdamW, lr=LR, fused=True), words=7, workloads=ALL),
+        Contender("AdamW, fused", "torch", partial(torch.optim.AdamW, lr=LR, fused=True), words=7, workloads=ALL + "j"),
         Contender("AdamW, foreach", "torch", partial(torch.optim.AdamW, lr=LR, foreach=True), workloads=ALL),
         ours("MADA, nothing learned (Adam)", 2, 0, partial(mada, hyper_lr=0.0), every=None, workloads=ALL),
         ours("AVGrad", 3, 0, partial(AVGrad, lr=LR), every=None),
@@ -112,10 +131,12 @@ def contenders() -> list[Contender]:
         Contender("generic engine, plain", "ours", partial(generic, fused=False)),
         Contender("AdamW, fused, searching for its rate", "ours", _searching_adamw),
         Contender("AdamW, fused, at the rate found", "ours", partial(_searching_adamw, held=LR)),
-        Contender("OMADA, searching for its rates", "ours", _searching_omada),
-        Contender("OMADA, at the rates found", "ours", partial(_omada, scale={"matrices": LR, "rest": LR})),
-        Contender("OMADA, no search", "ours", partial(_omada, scale=False)),
-        Contender("Muon and AdamW (torch)", "torch", _muon),
+        Contender("OMADA, searching for its rates", "ours", _searching_omada, workloads=TRAINING),
+        Contender("OMADA, at the rates found", "ours", partial(_omada, scale=found), workloads=TRAINING),
+        Contender("OMADA, no search", "ours", partial(_omada, scale=False), workloads=TRAINING),
+        Contender("OMADA, Muon's iteration", "ours", partial(_omada, scale=found, ns_steps=5), workloads="j"),
+        Contender("Muon and AdamW (torch)", "torch", _muon, workloads=TRAINING),
+        *(Contender(name, kind, routine=routine, workloads="ghi") for name, kind, routine in routines),
         Contender("schedule-free AdamW", "peer", _schedule_free, package="schedulefree"),
         Contender("Adan (pytorch-optimizer)", "peer", partial(_peer, "Adan"), package="pytorch_optimizer"),
         Contender("Lion (pytorch-optimizer)", "peer", partial(_peer, "Lion"), package="pytorch_optimizer"),
@@ -129,8 +150,10 @@ def contenders() -> list[Contender]:
     ]
 
 
-def matrices_apart(params: Params) -> list[dict[str, Any]]:
+def matrices_apart(params: Sequence[Any]) -> list[dict[str, Any]]:
     """Groups as OMADA and Muon take them. Of tensors alone, all with two dimensions are matrices."""
+    if params and isinstance(params[0], dict):
+        return list(params)
     groups: list[dict[str, Any]] = [
         {"params": [p for p in params if (p.dim() == 2) == wanted], "matrices": wanted} for wanted in (True, False)
     ]

@@ -43,6 +43,7 @@ class Result:
         words: float32 numbers that a step must move for each parameter, where known.
         bandwidth: bytes in a second, from ``words``.
         state_words: float32 numbers of state for each parameter.
+        singular_values: smallest and largest, where only matrices are orthogonalized.
         peak_memory: bytes, of the process (CPU) or of torch's allocator (CUDA); None where not measured.
     """
 
@@ -60,13 +61,14 @@ class Result:
     bandwidth: float | None
     state_words: float | None
     peak_memory: int | None
+    singular_values: tuple[float, float] | None = None
 
 
 def choose(letters: str, device: str, only: str | None = None) -> tuple[list[Contender], list[Contender]]:
     """Contenders to be measured, and those of them that are left out because the package is not there.
 
     Args:
-        letters: which workloads, of "abcdef".
+        letters: which workloads, of "abcdefghij".
         device: "cpu" or "cuda".
         only: part of the names of those wanted; None: all.
 
@@ -118,9 +120,10 @@ def run(letters: str, device: str, seconds: float, chosen: Sequence[Contender]) 
                 median(theirs),
                 len(ours),
                 words,
-                None if words is None or letter == "c" else 4 * words * workload.numel / median(ours),
+                None if words is None or letter in "cj" else 4 * words * workload.numel / median(ours),
                 running.state_words(workload.numel),
                 _peak_memory(letter, device, contender.name) if letter == "c" else None,
+                None if running.singular_values is None else running.singular_values(),
             )
 
 

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from mada_optim.bench.measure import Result
 from mada_optim.experiments.figures import PALETTE, save_figure, style
 
-HEADER = ("optimizer", "ratio", "quartiles", "ms", "words", "of copy", "state", "memory")
+HEADER = ("optimizer", "ratio", "quartiles", "ms", "words", "of copy", "state", "memory", "values")
 COLOURS = {"ours": PALETTE[0], "torch": PALETTE[1], "peer": "#999999"}
 MAKERS = {"ours": "mada-optim", "torch": "torch", "peer": "other packages"}
 
@@ -34,6 +34,7 @@ def row(result: Result, described: dict[str, Any], baseline: Result | None) -> t
         "" if share is None else f"{share:.0%}",
         "" if result.state_words is None else f"{result.state_words:.1f}",
         "" if memory is None else f"{memory:.2f}",
+        "" if result.singular_values is None else "{:.2f}-{:.2f}".format(*result.singular_values),
     )
 
 
@@ -45,7 +46,7 @@ def markdown(described: dict[str, Any], results: Sequence[Result]) -> str:
         "As a ratio to torch's fused AdamW, or to what the title names, timed in turn (median, quartiles); words: "
         "float32 numbers that a step must move for each parameter; of copy: the bandwidth that this amounts to, as a "
         "share of a copy's; state: float32 numbers kept for each parameter; memory: peak of the whole training, as a "
-        "ratio.",
+        "ratio; values: singular values of the orthogonalized matrices.",
         "",
         f"{described['date']}, {described['device']}, {described['threads']} threads, copy "
         f"{described['copy_bandwidth'] / 1e9:.0f} GB/s, "

@@ -14,16 +14,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
+from mada_optim import matrix_groups
 from mada_optim.bench.contenders import LR, Contender
+from mada_optim.bench.routines import QUINTICS, singular_values
 from mada_optim.tasks.language import LanguageConfig
 
 
 @dataclass(frozen=True)
 class Running:
-    """An optimizer at work: a function that takes one step, and the optimizer if it is one in torch's sense."""
+    """An optimizer at work: a function that takes one step, and the optimizer if it is one in torch's sense.
 
-    step: Callable[[], None]
+    ``singular_values`` says where it brings those of matrices, if this is all that it does.
+    """
+
+    step: Callable[[], Any]
     optimizer: Optimizer | None
+    singular_values: Callable[[], tuple[float, float]] | None = None
 
     def state_words(self, numel: int) -> float | None:
         """float32 numbers of state for each of ``numel`` parameters."""
@@ -107,15 +113,48 @@ class ManyTensors(Tensors):
         return [{"params": list(islice(params, size)), "lr": LR * 0.9**index} for index, size in enumerate(self._sizes)]
 
 
+class Matrices(Workload):
+    """Orthogonalization alone. Rows of random matrices fall off by powers 0, 1/2, 1 and 2 in turn, as spectra do.
+
+    Args:
+        device: where.
+        title: what they are.
+        shapes: of the tensors, each a matrix or a stack of matrices.
+    """
+
+    baseline = QUINTICS
+
+    def __init__(self, device: str, title: str, shapes: Sequence[tuple[int, ...]]) -> None:
+        super().__init__(device)
+        self.title = f"{title}; ratios to {self.baseline}"
+        generator = torch.Generator(device).manual_seed(0)
+        matrices: list[Tensor] = []
+        for index, shape in enumerate(shapes):
+            rows = torch.arange(1.0, shape[-2] + 1, device=device)[:, None]
+            fall = rows ** -(0.0, 0.5, 1.0, 2.0)[index % 4]
+            matrices.append(torch.randn(shape, generator=generator, device=device) * fall)
+        self.params = matrices
+
+    def start(self, contender: Contender) -> Running | None:
+        routine = contender.routine
+        if routine is None:
+            return None
+        return Running(lambda: routine(self.params), None, lambda: singular_values(self.params, routine(self.params)))
+
+    def step(self, optimizer: Optimizer) -> None:
+        raise NotImplementedError
+
+
 class Training(Workload):
     """Whole training steps of a GPT: zero_grad, forward, backward, step."""
 
-    def __init__(self, device: str, batch: int) -> None:
+    def __init__(self, device: str, config: LanguageConfig) -> None:
         super().__init__(device)
-        self._task = LanguageConfig(layers=6, heads=6, width=384, context=256, batch=batch).build()
+        self._task = config.build()
         self._model = self.fresh_model(tied=True)
         self.params = list(self._model.parameters())
-        self.title = f"training step of a GPT of {self.numel / 1e6:.1f} M, {batch * 256} tokens"
+        tokens = config.batch * config.context
+        self.title = f"training step of a GPT of {self.numel / 1e6:.1f} M, {tokens} tokens"
         self._batch = self._task.batch(seed=0, step=0)
 
     def start(self, contender: Contender) -> Running | None:
@@ -138,6 +177,18 @@ class Training(Workload):
         return self._task.loss(model, self._batch)
 
 
+class MarkedTraining(Training):
+    """The same, where the optimizers are told which parameters are matrices."""
+
+    def groups(self) -> list[Any]:
+        return [{**group, "params": [param for _, param in group["params"]]} for group in matrix_groups(self._model)]
+
+
+def hidden_shapes(layers: int, width: int) -> list[tuple[int, int]]:
+    """Of GPT-2's hidden matrices: queries, keys, values and their projection; the two of the perceptron."""
+    return [*[(width, width)] * 4 * layers, *[(4 * width, width)] * layers, *[(width, 4 * width)] * layers]
+
+
 def gpt2_shapes() -> list[torch.Size]:
     """Of the 148 tensors of GPT-2 with 124 million parameters."""
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -150,9 +201,15 @@ def gpt2_shapes() -> list[torch.Size]:
 WORKLOADS: dict[str, Callable[[str], Workload]] = {
     "a": lambda device: Tensors(device, "one tensor of 20 M", [(4000, 5000)]),
     "b": lambda device: Tensors(device, "the 148 tensors of GPT-2 124M", gpt2_shapes()),
-    "c": lambda device: Training(device, batch=1 if device == "cpu" else 64),
+    "c": lambda device: Training(
+        device, LanguageConfig(layers=6, heads=6, width=384, context=256, batch=1 if device == "cpu" else 64)
+    ),
     "d": lambda device: ManyTensors(device, "240 tensors of 64 x 64", [[(64, 64)] * 240]),
     "e": lambda device: ManyTensors(device, "10,000 tensors of 8", [[(8,)] * 10_000]),
     # A group of matrices and one of vectors for each layer, as where weight decay and learning rate are layer-wise.
     "f": lambda device: ManyTensors(device, "30 layers in 60 groups", [[(64, 64)] * 4, [(64,)] * 6] * 30),
+    "g": lambda device: Matrices(device, "4 layers of GPT-2, width 256", hidden_shapes(4, 256)),
+    "h": lambda device: Matrices(device, "a layer of GPT-2, width 768", hidden_shapes(1, 768)),
+    "i": lambda device: Matrices(device, "4 layers of 8 experts, width 256", [(8, 1024, 256), (8, 256, 1024)] * 4),
+    "j": lambda device: MarkedTraining(device, LanguageConfig()),
 }

@@ -21,7 +21,8 @@ from mada_optim.experiments.train import StepReport
 
 SYMBOLS = {
     **{"beta1": "β1", "beta2": "β2", "beta3": "β3", "rho": "ρ", "c": "c", "gamma": "γ"},
-    **{"ortho": "ω", "scale": "κ", "scale_all": "κ", "scale_matrices": "κ-matrices", "scale_rest": "κ-rest"},
+    **{"ortho": "ω", "row_norm": "ν"},
+    **{"scale": "κ", "scale_all": "κ", "scale_matrices": "κ-matrices", "scale_rest": "κ-rest"},
 }
 _GAP = 2  # spaces between two values
 

@@ -13,7 +13,7 @@ import mada_optim
 from mada_optim.experiments.config import OptimizerConfig
 from mada_optim.experiments.entries import find
 from mada_optim.experiments.peers import MuonWithAdamW
-from mada_optim.matrices import matrix_parameters
+from mada_optim.matrices.groups import by_layout, layouts_of
 from mada_optim.tasks import InputError
 
 BETAS = (0.9, 0.99)
@@ -30,7 +30,7 @@ def resolve(config: OptimizerConfig) -> OptimizerConfig:
     )
     with torch.random.fork_rng(devices=[]):
         # The middle layer is a hidden matrix, without which nobody would check the options that concern matrices.
-        build(resolved, nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 1)))
+        build(resolved, nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 1)))
     return resolved
 
 
@@ -61,11 +61,9 @@ def _groups(config: OptimizerConfig, model: nn.Module) -> list[dict[str, Any]]:
         {"params": [param for param in params if param.dim() < 2], "weight_decay": 0.0},
     ]
     if find(config.name).make in (MuonWithAdamW, mada_optim.OMADA):
-        hidden = set(matrix_parameters(model))
-        groups[0]["params"] = [param for param in decayed if param not in hidden]
-        matrices = [param for param in decayed if param in hidden]
-        groups = [{**group, "matrices": False} for group in groups]
-        groups.append({"params": matrices, "weight_decay": config.weight_decay, "matrices": True})
+        layouts = layouts_of(model)
+        parts = [part for group in groups for part in by_layout(group, layouts, rest_first=True)]
+        groups = sorted(parts, key=lambda part: bool(part["matrices"]))
     return [group for group in groups if group["params"]]
 
 

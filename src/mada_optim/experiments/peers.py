@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.optimizer import Optimizer
 
+from mada_optim.matrices import Layout
+
 Group = dict[str, Any]
 
 
@@ -17,10 +19,11 @@ class MuonWithAdamW(Optimizer):
     """torch.optim.Muon for groups marked ``matrices``, torch's fused AdamW for the others, at the same learning rate.
 
     Muon's step is scaled to the size of AdamW's (``match_rms_adamw``), which is what makes one learning rate serve
-    both. Convolution kernels are handed to it as matrices of (output channels, everything else).
+    both. Convolution kernels are handed to it as matrices of (output channels, everything else), each expert of a
+    stack as a matrix of its own. Fused projections stay one matrix, as where torch's Muon is used by itself.
 
     Args:
-        groups: parameter groups.
+        groups: parameter groups, as OMADA takes them.
         lr: of both.
         betas, eps, amsgrad: AdamW's.
         momentum, nesterov, ns_steps: Muon's.
@@ -38,22 +41,30 @@ class MuonWithAdamW(Optimizer):
         nesterov: bool = True,
         ns_steps: int = 5,
     ) -> None:
-        self._matrices: list[tuple[Tensor, Tensor]] = []
+        # Of each matrix: the parameter, where in it the matrix is, and a view of it.
+        self._matrices: list[tuple[Tensor, Any, Tensor]] = []
         for_muon, for_adamw = [], []
         for group in groups:
+            options = {key: value for key, value in group.items() if key not in ("matrices", "split")}
             if not group.get("matrices"):
-                for_adamw.append({key: value for key, value in group.items() if key != "matrices"})
+                for_adamw.append(options)
                 continue
-            flat = [nn.Parameter(param.detach().flatten(1)) for param in group["params"]]
-            for param, matrix in zip(group["params"], flat, strict=True):
-                if matrix.data_ptr() != param.data_ptr():
-                    raise ValueError(f"a kernel of shape {tuple(param.shape)} is not contiguous: Muon needs a matrix")
-                self._matrices.append((param, matrix))
-            for_muon.append({**{key: value for key, value in group.items() if key != "matrices"}, "params": flat})
+            stacked = Layout.read(group.get("split")).stacked
+            flat = []
+            for param in group["params"]:
+                for index in range(param.size(0)) if stacked else [...]:
+                    matrix = nn.Parameter(param.detach()[index].flatten(1))
+                    if matrix.data_ptr() != param[index].data_ptr():
+                        raise ValueError(
+                            f"a kernel of shape {tuple(param.shape)} is not contiguous: Muon needs a matrix"
+                        )
+                    flat.append(matrix)
+                    self._matrices.append((param, index, matrix))
+            for_muon.append({**options, "params": flat})
         self.parts: list[Optimizer] = []
         if for_muon:
-            options: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
-            self.parts.append(torch.optim.Muon(for_muon, lr, adjust_lr_fn="match_rms_adamw", **options))
+            arguments: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
+            self.parts.append(torch.optim.Muon(for_muon, lr, adjust_lr_fn="match_rms_adamw", **arguments))
         if for_adamw:
             self.parts.append(AdamW(for_adamw, lr, betas, eps, amsgrad=amsgrad, fused=True))
 
@@ -64,15 +75,15 @@ class MuonWithAdamW(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         for part in self.parts:
             part.zero_grad(set_to_none)
-        for param, _ in self._matrices:
+        for param, *_ in self._matrices:
             param.grad = None
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
-        for param, matrix in self._matrices:
-            matrix.grad = None if param.grad is None else param.grad.flatten(1)
+        for param, index, matrix in self._matrices:
+            matrix.grad = None if param.grad is None else param.grad[index].flatten(1)
         for part in self.parts:
             part.step()
-        for _, matrix in self._matrices:
+        for *_, matrix in self._matrices:
             matrix.grad = None  # it would keep the gradient from being freed before the next one is there
 
     def state_dict(self) -> dict[str, Any]:

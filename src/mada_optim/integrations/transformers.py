@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mada_optim.integrations import scalars
-from mada_optim.omada import OMADA, matrix_groups
+from mada_optim.matrices.groups import matrix_groups
+from mada_optim.omada import OMADA
 
 __all__ = ["LogCoefficients", "OMADATrainer"]
 
@@ -21,9 +22,10 @@ class OMADATrainer(Trainer):
     """A Trainer that tells OMADA which parameters of the model are matrices.
 
     The Trainer itself hands an optimizer lists of parameters, of which OMADA cannot know. Give this one OMADA and its
-    arguments as usual, ``optimizer_cls_and_kwargs=(OMADA, {"lr": 3e-3})``; without, it takes ``learning_rate`` from the
-    training arguments. Biases and norms get no weight decay, as with the Trainer, other parameters that of the
-    training arguments. An optimizer that is not OMADA is made as the Trainer makes it.
+    arguments as usual, ``optimizer_cls_and_kwargs=(OMADA, {"lr": 3e-3})``; ``matrices`` and ``split`` may be among
+    them. Without, it takes ``learning_rate`` from the training arguments. Biases and norms get no weight decay, as with
+    the Trainer, other parameters that of the training arguments. An optimizer that is not OMADA is made as the Trainer
+    makes it.
 
     A Trainer of another library is combined with it: ``class OMADASFTTrainer(OMADATrainer, SFTTrainer): pass``.
     """
@@ -33,10 +35,12 @@ class OMADATrainer(Trainer):
         chosen, options = self.optimizer_cls_and_kwargs or (OMADA, {"lr": self.args.learning_rate})
         if self.optimizer is None and isinstance(chosen, type) and issubclass(chosen, OMADA):
             trained: Any = self.model if model is None else model
+            said = {name: options[name] for name in ("matrices", "split") if name in options}
+            options = {name: value for name, value in options.items() if name not in said}
             decayed = set(self.get_decay_parameter_names(trained))
             groups = [
                 {**group, "params": params, "weight_decay": self.args.weight_decay if decays else 0.0}
-                for group in matrix_groups(trained)
+                for group in matrix_groups(trained, **said)
                 for decays in (True, False)
                 if (params := [(name, param) for name, param in group["params"] if (name in decayed) == decays])
             ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mada_optim.family import Family
+from mada_optim.family import Family, Shapes
 from mada_optim.kernels.blocks import Roles
 from mada_optim.sharding import PLAIN, is_dtensor, local, tell_autograd
 
-# What a parameter keeps beside tensors of its own shape.
+# What a parameter keeps beside tensors of its own shape and the family's statistics.
 SCALAR_STATE = ("step", "pending")
 
 Group = Mapping[str, Any]
@@ -43,9 +43,19 @@ def family_buffers(family: Family, group: Group) -> tuple[str, ...]:
 
     They depend on constants and on which coefficients are frozen at special values, not on what the others are now.
     """
+    return family.buffers(_of_any_value(family, group))
+
+
+def family_statistics(family: Family, group: Group) -> Shapes:
+    """Names of the family's statistics for parameters of a group, and their shapes; as :func:`family_buffers`."""
+    return family.statistics(_of_any_value(family, group))
+
+
+def _of_any_value(family: Family, group: Group) -> dict[str, Any]:
+    """What :meth:`Family.buffers` takes as ``q``."""
     coefficients = dict.fromkeys((coefficient.name for coefficient in family.coefficients), _ANY_VALUE)
     constants = {name: group[name] for name in family.constants}
-    return family.buffers({**coefficients, **group["special"], **constants})
+    return {**coefficients, **group["special"], **constants}
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,7 @@ class Batch:
         params: the parameters.
         grads: their gradients; None where they have none.
         states: what is kept for each of them; may be changed.
+        buffers: names of what the kernels see of that, where it is there.
         step: number t of steps completed: a number, or a 0-dimensional tensor on the device (``capturable``).
         pending: whether the last of them was pending when this step began.
         index: position of the first parameter in its group, from which the noise of stochastic rounding is drawn.
@@ -67,6 +78,7 @@ class Batch:
     params: Sequence[Tensor]
     grads: Sequence[Tensor] | None
     states: Sequence[dict[str, Any]]
+    buffers: Collection[str]
     step: float | Tensor
     pending: bool
     index: int
@@ -128,21 +140,20 @@ class Batch:
         columns: Columns = {"param": list(self.params)}
         if self.grads is not None:
             columns["grad"] = list(self.grads)
-        columns |= {name: [state[name] for state in self.states] for name in names if name not in SCALAR_STATE}
+        columns |= {name: [state[name] for state in self.states] for name in names if name in self.buffers}
         if self.params[0].is_complex() or not all(set(map(type, column)) <= PLAIN for column in columns.values()):
             return {role: [roles[role] for roles in self.roles] for role in columns}
         if any(map(Tensor.is_neg, columns.get("grad", ()))):
             columns["grad"] = [grad.resolve_neg() for grad in columns["grad"]]
         return columns
 
-    @staticmethod
-    def _roles(param: Tensor, grad: Tensor | None, state: Mapping[str, Any]) -> Roles:
+    def _roles(self, param: Tensor, grad: Tensor | None, state: Mapping[str, Any]) -> Roles:
         tensors = {"param": local(param)}
         if grad is not None:
             # Autograd may leave a sign or a conjugation for later, of which those who read the memory do not know.
             tensors["grad"] = local(grad).resolve_conj().resolve_neg()
         for name, value in state.items():
-            if name not in SCALAR_STATE:
+            if name in self.buffers:
                 tensors[name] = local(value)
         if param.is_complex():
             return {role: torch.view_as_real(tensor) for role, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""Builds and loads ``native.cpp``.
+"""Builds and loads ``native.cpp``, and other C++ sources.
 
 The source is compiled once for each combination of learned coefficients and dtypes, in about a second, with the C++
 compiler of the machine (``CXX``, or c++, g++, clang++), and kept in the folder of :mod:`mada_optim.kernels.cache`.
@@ -38,6 +38,7 @@ class Variant:
     DIFF: bool
     YOGI: bool
     ORTHO: bool
+    ROWS: bool
     PARAM: str
     GRAD: str
     STATE: str
@@ -45,7 +46,7 @@ class Variant:
     STOCHASTIC: bool
 
 
-_SIMPLE = Variant(True, False, False, False, False, False, "float", "float", "float", "float", False)
+_SIMPLE = Variant(True, False, False, False, False, False, False, "float", "float", "float", "float", False)
 
 
 @lru_cache(maxsize=256)
@@ -76,10 +77,7 @@ def load(variant: Variant) -> ctypes.CDLL:
         OSError: there is no folder to keep the library in, or it cannot be loaded from there.
     """
     source = files("mada_optim.kernels").joinpath("native.cpp").read_text(encoding="utf-8")
-    command = [*_compiler(), *_flags(), *(f"-D{name}={_text(value)}" for name, value in asdict(variant).items())]
-    digest = hashlib.sha256("\0".join([source, *command, _machine(), torch.__version__]).encode()).hexdigest()[:20]
-    path = cached(f"native-{digest}.so", lambda folder: _build(command, source, folder))
-    library = ctypes.CDLL(str(path))
+    library = compiled("native", source, *(f"-D{name}={_text(value)}" for name, value in asdict(variant).items()))
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     library.mada_settle.argtypes = [pointer, pointer, count, pointer]
     library.mada_advance.argtypes = library.mada_step.argtypes = [pointer, pointer, count]
@@ -87,6 +85,23 @@ def load(variant: Variant) -> ctypes.CDLL:
         function.restype = None
     library.mada_implements.restype = ctypes.c_char_p
     return library
+
+
+def compiled(name: str, source: str, *definitions: str) -> ctypes.CDLL:
+    """The library of a C++ source, built if it is not in the cache.
+
+    Args:
+        name: with which the library's file begins.
+        source: text of the source.
+        definitions: further words of the compiler's command.
+
+    Raises:
+        RuntimeError: there is no compiler, or it failed.
+        OSError: there is no folder to keep the library in, or it cannot be loaded from there.
+    """
+    command = [*_compiler(), *_flags(), *definitions]
+    digest = hashlib.sha256("\0".join([source, *command, _machine(), torch.__version__]).encode()).hexdigest()[:20]
+    return ctypes.CDLL(str(cached(f"{name}-{digest}.so", lambda folder: _build(command, source, folder))))
 
 
 def implemented() -> dict[str, list[str]]:

@@ -6,6 +6,7 @@
 //   ADAPTIVE, SIGN   whether γ lets Adam's part and Lion's part of the direction in
 //   MEAN, DIFF, YOGI whether ρ, β3, c may differ from where they change nothing
 //   ORTHO            whether ω lets the orthogonalized momentum in (OMADA)
+//   ROWS             whether ν mixes that with the one whose rows are normalized
 //   PARAM, GRAD, STATE   C++ types of parameters, gradients and buffers;  REAL: of the arithmetic
 //   STOCHASTIC       whether bfloat16 parameters are rounded stochastically, as buffers always are
 
@@ -26,7 +27,7 @@ struct bfloat16 { uint16_t bits; };
 
 // What Python hands over (native.py mirrors it): one row for each parameter, null where there is no such tensor, ...
 enum Role { PARAMETER, GRADIENT, PENDING, EXP_AVG, EXP_AVG_SQ, MEAN_EXP_AVG_SQ, EXP_AVG_DIFF, PREVIOUS, LION, ORTHOGONAL,
-            ROLES };
+            NORMALIZED, ROLES };
 
 struct Row {
     int64_t numel;
@@ -36,7 +37,7 @@ struct Row {
 
 // ... and the numbers of the step t that is computed.
 struct Settings {
-    double beta1, beta2, beta3, rho, c, gamma, ortho;
+    double beta1, beta2, beta3, rho, c, gamma, ortho, row_norm;
     double eps, kappa1, kappa2, t, lr, weight_decay;
     int32_t maximize;
     int32_t keep;                        // mada_step: leave the moments as they are; mada_settle: that will be done
@@ -46,7 +47,7 @@ struct Settings {
 
 namespace {
 
-constexpr int COEFFICIENTS = 7;          // β1, β2, β3, ρ, c, γ, ω
+constexpr int COEFFICIENTS = 8;          // β1, β2, β3, ρ, c, γ, ω, ν
 constexpr int64_t TASK = 1 << 16;        // elements that a thread takes at a time
 constexpr int64_t SUMMED = 1 << 12;      // elements that are summed in REAL before the sum goes on in double
 
@@ -102,8 +103,9 @@ inline REAL sign(REAL x) { return REAL(x > 0) - REAL(x < 0); }
 
 // Coefficients in the precision of the arithmetic, and what the bias corrections make of them.
 struct Coefficients {
-    REAL beta1, beta2, beta3, rho, c, gamma, ortho, eps, kappa1, kappa2;
-    REAL not_beta1, not_beta2, not_beta3, not_rho, not_c, not_gamma, not_ortho, not_kappa1, not_kappa2;  // 1 - ...
+    REAL beta1, beta2, beta3, rho, c, gamma, ortho, row_norm, eps, kappa1, kappa2;
+    REAL not_beta1, not_beta2, not_beta3, not_rho, not_c, not_gamma, not_ortho, not_row_norm;  // 1 - ...
+    REAL not_kappa1, not_kappa2;
     REAL share;                          // 1/t
     REAL later;                          // 1 after the first step: d_1 = 0
     REAL unbias1, unbias2;               // 1/(1-β1^t), 1/(1-β2^t)
@@ -111,10 +113,11 @@ struct Coefficients {
     REAL V_by_v, V_by_target;            // ∂V/∂v, (1-β2) ∂V/∂v
 
     explicit Coefficients(const Settings& q)
-        : beta1(q.beta1), beta2(q.beta2), beta3(q.beta3), rho(q.rho), c(q.c), gamma(q.gamma), ortho(q.ortho), eps(q.eps),
-          kappa1(q.kappa1), kappa2(q.kappa2), not_beta1(1 - q.beta1), not_beta2(1 - q.beta2), not_beta3(1 - q.beta3),
-          not_rho(1 - q.rho), not_c(1 - q.c), not_gamma(1 - q.gamma), not_ortho(1 - q.ortho), not_kappa1(1 - q.kappa1),
-          not_kappa2(1 - q.kappa2), share(1 / q.t), later(q.t > 1) {
+        : beta1(q.beta1), beta2(q.beta2), beta3(q.beta3), rho(q.rho), c(q.c), gamma(q.gamma), ortho(q.ortho),
+          row_norm(q.row_norm), eps(q.eps), kappa1(q.kappa1), kappa2(q.kappa2), not_beta1(1 - q.beta1),
+          not_beta2(1 - q.beta2), not_beta3(1 - q.beta3), not_rho(1 - q.rho), not_c(1 - q.c), not_gamma(1 - q.gamma),
+          not_ortho(1 - q.ortho), not_row_norm(1 - q.row_norm), not_kappa1(1 - q.kappa1), not_kappa2(1 - q.kappa2),
+          share(1 / q.t), later(q.t > 1) {
         const double bias1 = 1 - std::pow(q.beta1, q.t), bias2 = 1 - std::pow(q.beta2, q.t);
         unbias1 = 1 / bias1, unbias2 = 1 / bias2;
         drift1 = q.t * std::pow(q.beta1, q.t - 1) / (bias1 * bias1), drift2 = q.t * std::pow(q.beta2, q.t - 1) / bias2;
@@ -126,17 +129,17 @@ struct Coefficients {
     void scale(double* sums) const {
         const double inner = ORTHO ? not_ortho : 1, outer = inner * (SIGN ? gamma : 1);
         sums[0] *= outer, sums[1] *= -outer / 2, sums[2] *= outer, sums[3] *= -outer / 2 * unbias2;
-        sums[4] *= -outer / 2 * V_by_target, sums[5] *= inner;
+        sums[4] *= -outer / 2 * V_by_target, sums[5] *= inner, sums[7] *= ortho;
     }
 };
 
-// m, v, v̄, n, g of the last step, l; O of this one.
-struct Moments { REAL m, v, mean, n, previous, lion, ortho; };
+// m, v, v̄, n, g of the last step, l; O and N of this one.
+struct Moments { REAL m, v, mean, n, previous, lion, ortho, normalized; };
 
 // One step, with everything that its derivatives need. (What they do not need, the compiler leaves out.)
 struct Step {
     REAL m_change, n_change, v_change, d, lookahead, square, square_sign, yogi_change, mean_change;
-    REAL V, root, inverse, a, u, inner, delta;
+    REAL V, root, inverse, a, u, inner, whole, delta;
     Moments next;
 };
 
@@ -182,13 +185,16 @@ inline Step take(const Coefficients& q, const Moments& s, REAL g) {
     }
     if constexpr (ADAPTIVE && SIGN) x.delta = q.gamma * x.a + q.not_gamma * x.u;
     x.inner = x.delta;
-    if constexpr (ORTHO) x.delta = q.not_ortho * x.inner + q.ortho * s.ortho;
+    if constexpr (ORTHO) {
+        x.whole = ROWS ? q.not_row_norm * s.ortho + q.row_norm * s.normalized : s.ortho;
+        x.delta = q.not_ortho * x.inner + q.ortho * x.whole;
+    }
     x.next.previous = g;
     return x;
 }
 
 // w ∂Δ_t/∂q for w the next gradient, but for factors that are the same for all elements: see scale().
-struct Derivatives { REAL beta1, beta2, beta3, rho, c, gamma, ortho; };
+struct Derivatives { REAL beta1, beta2, beta3, rho, c, gamma, ortho, row_norm; };
 
 inline Derivatives differentiate(const Coefficients& q, const Moments& s, const Step& x, REAL w) {
     Derivatives by{};
@@ -206,7 +212,8 @@ inline Derivatives differentiate(const Coefficients& q, const Moments& s, const 
         if constexpr (YOGI) by.c = by_V * x.yogi_change;
     }
     if constexpr (ADAPTIVE && SIGN) by.gamma = w * (x.a - x.u);
-    if constexpr (ORTHO) by.ortho = w * (s.ortho - x.inner);
+    if constexpr (ORTHO) by.ortho = w * (x.whole - x.inner);
+    if constexpr (ORTHO && ROWS) by.row_norm = w * (s.normalized - s.ortho);
     return by;
 }
 
@@ -216,14 +223,15 @@ inline Derivatives differentiate(const Coefficients& q, const Moments& s, const 
 struct Tensors {
     PARAM* param;
     GRAD* grad;
-    STATE *pending, *m, *v, *mean, *n, *previous, *lion, *ortho;
+    STATE *pending, *m, *v, *mean, *n, *previous, *lion, *ortho, *normalized;
     uint32_t seed;
 
     explicit Tensors(const Row& row)
         : param(static_cast<PARAM*>(row.data[PARAMETER])), grad(static_cast<GRAD*>(row.data[GRADIENT])),
           pending(state(row, PENDING)), m(state(row, EXP_AVG)), v(state(row, EXP_AVG_SQ)),
           mean(state(row, MEAN_EXP_AVG_SQ)), n(state(row, EXP_AVG_DIFF)), previous(state(row, PREVIOUS)),
-          lion(state(row, LION)), ortho(state(row, ORTHOGONAL)), seed(uint32_t(row.seed)) {}
+          lion(state(row, LION)), ortho(state(row, ORTHOGONAL)), normalized(state(row, NORMALIZED)),
+          seed(uint32_t(row.seed)) {}
 
     static STATE* state(const Row& row, Role role) { return static_cast<STATE*>(row.data[role]); }
 
@@ -234,6 +242,7 @@ struct Tensors {
         if constexpr (DIFF) s.n = read(n[i]), s.previous = read(previous[i]);
         if constexpr (SIGN) s.lion = read(lion[i]);
         if constexpr (ORTHO) s.ortho = read(ortho[i]);
+        if constexpr (ORTHO && ROWS) s.normalized = read(normalized[i]);
         return s;
     }
 
@@ -256,7 +265,7 @@ void settle(const Coefficients& given, const Settings& settings, const Row& row,
     const Coefficients q = given;
     const Tensors tensors(row);
     const REAL orientation = settings.maximize ? -1 : 1;
-    REAL beta1 = 0, beta2 = 0, beta3 = 0, rho = 0, c = 0, gamma = 0, ortho = 0;
+    REAL beta1 = 0, beta2 = 0, beta3 = 0, rho = 0, c = 0, gamma = 0, ortho = 0, row_norm = 0;
     EACH
     for (int64_t i = start; i < end; ++i) {
         const REAL g = cut(read(tensors.pending[i])), next = orientation * read(tensors.grad[i]);
@@ -264,11 +273,11 @@ void settle(const Coefficients& given, const Settings& settings, const Row& row,
         const Step x = take(q, before, g);
         const Derivatives by = differentiate(q, before, x, next);
         beta1 += by.beta1, beta2 += by.beta2, beta3 += by.beta3, rho += by.rho, c += by.c, gamma += by.gamma;
-        ortho += by.ortho;
+        ortho += by.ortho, row_norm += by.row_norm;
         tensors.store(i, x.next);
         if constexpr (DIFF && KEEP) tensors.store(tensors.previous, PREVIOUS, i, cut(next));
     }
-    const REAL all[COEFFICIENTS] = {beta1, beta2, beta3, rho, c, gamma, ortho};
+    const REAL all[COEFFICIENTS] = {beta1, beta2, beta3, rho, c, gamma, ortho, row_norm};
     for (int k = 0; k < COEFFICIENTS; ++k) sums[k] += all[k];
 }
 
@@ -325,12 +334,13 @@ extern "C" {
 
 // What of family.py is written out here and in native.py, in the order of Settings and Role; agreement.py compares.
 const char* mada_implements() {
-    return "coefficients: beta1 beta2 beta3 rho c gamma ortho\n"
-           "buffers: exp_avg exp_avg_sq mean_exp_avg_sq exp_avg_diff previous_grad lion_exp_avg ortho\n"
+    return "coefficients: beta1 beta2 beta3 rho c gamma ortho row_norm\n"
+           "buffers: exp_avg exp_avg_sq mean_exp_avg_sq exp_avg_diff previous_grad lion_exp_avg ortho ortho_normalized\n"
            "buffers: ortho_exp_avg\n"                  // prepare() alone reads and writes it
            "constants: eps lion_betas\n"
-           "constants: matrices split ortho_momentum\n"  // which matter to prepare() and buffers() alone
-           "definition: a315992d66808973\n";           // the checksum of the methods, see CONTRIBUTING.md
+           "constants: matrices split ortho_momentum row_beta\n"  // these and the next matter to prepare() and buffers() alone
+           "constants: ns_steps ns_coefficients adjust_lr_fn\n"
+           "definition: f26783fe9240e8c6\n";           // the checksum of the methods, see CONTRIBUTING.md
 }
 
 void mada_settle(const Settings* settings, const Row* rows, int64_t count, double* sums) {

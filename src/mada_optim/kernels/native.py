@@ -19,8 +19,9 @@ from mada_optim.kernels.plain import PlainKernels
 from mada_optim.kernels.rounding import mix
 
 _TYPES = {torch.float64: "double", torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "_Float16"}
-_STATE_ROLES = ("exp_avg", "exp_avg_sq", "mean_exp_avg_sq", "exp_avg_diff", "previous_grad", "lion_exp_avg", "ortho")
-_ADVANCED = _STATE_ROLES[:-1]  # those that a step changes
+# Those that a step changes.
+_ADVANCED = ("exp_avg", "exp_avg_sq", "mean_exp_avg_sq", "exp_avg_diff", "previous_grad", "lion_exp_avg")
+_STATE_ROLES = (*_ADVANCED, "ortho", "ortho_normalized")
 # In the order of native.cpp's Role; of what else a state holds it knows nothing.
 _BUFFERS = ("pending_grad", *_STATE_ROLES)
 _ROLES = ("param", "grad", *_BUFFERS)
@@ -28,7 +29,7 @@ _ROLES = ("param", "grad", *_BUFFERS)
 _PLACES = {name: place for place, name in enumerate(("numel", "seed", *_ROLES))}
 _WIDTH = len(_PLACES)
 # By which native.cpp differentiates, in its order.
-_DIFFERENTIATED = ("beta1", "beta2", "beta3", "rho", "c", "gamma", "ortho")
+_DIFFERENTIATED = ("beta1", "beta2", "beta3", "rho", "c", "gamma", "ortho", "row_norm")
 
 
 class _Settings(ctypes.Structure):
@@ -130,6 +131,7 @@ class NativeKernels(PlainKernels):
             DIFF="exp_avg_diff" in names,
             YOGI="exp_avg" in names and "c" not in group["special"],
             ORTHO="ortho" in names,
+            ROWS="ortho_normalized" in names,
             PARAM=_TYPES[first["param"].dtype],
             GRAD=_TYPES[(first["param"] if first.get("grad") is None else first["grad"]).dtype],
             STATE=_TYPES[_state_dtype(first)],  # type: ignore[index]

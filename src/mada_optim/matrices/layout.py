@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -96,6 +97,17 @@ class Layout:
                 f"{sum(self.parts)} parts, repeated {self.repeats} times, do not divide"
             )
 
+    def shapes(self, shape: Sequence[int]) -> list[tuple[int, int, int]]:
+        """How many matrices there are of each part, and their rows and columns.
+
+        >>> Layout(stacked=True, parts=(1, 1)).shapes((8, 6, 4))
+        [(8, 3, 4), (8, 3, 4)]
+        """
+        count, rows, columns = self._sizes(shape)
+        if self.dim:
+            return [(count, rows, length) for length in self._lengths(columns)]
+        return [(count, length, columns) for length in self._lengths(rows)]
+
     def cut(self, tensor: Tensor) -> list[Tensor]:
         """The matrices of a tensor: for each part a stack, shape (N, rows, columns), which may share its memory."""
         matrices = tensor.reshape(self._sizes(tensor.shape))
@@ -109,6 +121,19 @@ class Layout:
             part.flatten(dim, dim + 1) for part in torch.split(pattern, self._lengths(pattern.size(dim + 1)), dim + 1)
         ]
 
+    def ranges(self, length: int) -> list[tuple[tuple[int, int], ...]]:
+        """Where each part lies along ``dim``, which has this length: elements [start, stop), for each repeat.
+
+        >>> Layout(parts=(2, 1), repeats=2).ranges(12)
+        [((0, 4), (6, 10)), ((4, 6), (10, 12))]
+        """
+        period = length // self.repeats
+        stops = list(itertools.accumulate(self._lengths(period)))
+        return [
+            tuple((first + start, first + stop) for first in range(0, length, period))
+            for start, stop in zip([0, *stops], stops, strict=False)
+        ]
+
     def join(self, matrices: Sequence[Tensor], shape: torch.Size) -> Tensor:
         """The inverse of :meth:`cut`: a tensor of this shape."""
         dim = 1 + self.dim
@@ -117,7 +142,19 @@ class Layout:
         parts = [torch.unflatten(part, dim, (self.repeats, -1)) for part in matrices]
         return torch.cat(parts, dim + 1).reshape(shape)
 
-    def _sizes(self, shape: torch.Size) -> tuple[int, int, int]:
+    def row_shape(self, shape: torch.Size) -> tuple[int, ...]:
+        """The shape of a tensor with one number for each row of each matrix: as many columns as lie side by side.
+
+        >>> Layout().row_shape(torch.Size([6, 4, 3])), Layout(dim=1, parts=(1, 1)).row_shape(torch.Size([6, 4]))
+        ((6, 1), (6, 2))
+        """
+        return (*shape[: 1 + self.stacked], len(self.parts) if self.dim == 1 else 1)
+
+    def rows(self) -> Layout:
+        """How the matrices lie in a tensor of :meth:`row_shape`, where each has one column."""
+        return replace(self, parts=(1,) * len(self.parts), repeats=1) if self.dim == 1 else self
+
+    def _sizes(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """How many matrices, rows and columns there are, before they are cut."""
         if self.stacked:
             return shape[0], shape[1], math.prod(shape[2:])

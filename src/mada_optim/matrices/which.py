@@ -1,21 +1,347 @@
-"""Which parameters of a model are matrices."""
+"""Which parameters of a model are matrices, and how these lie in their tensors: one table of rules."""
 
 from __future__ import annotations
 
+import fnmatch
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
 from torch import Tensor, nn
 
+from mada_optim.matrices.fused import fused, gate_and_up, has_class, projection_of
+from mada_optim.matrices.layout import Layout
+from mada_optim.matrices.outputs import Path, is_conv1d, is_norm, is_table, output_layers
+from mada_optim.matrices.uses import Use, walk
 
-def matrix_parameters(model: nn.Module) -> list[Tensor]:
-    """Return the real parameters of two and more dimensions, without rows, columns, embeddings and the output layer.
+# Longest ratio of the sides of a matrix. LoRA's factors may exceed it.
+WIDEST = 256
+# Fewest numbers of a matrix.
+SMALLEST = 16
 
-    The rule that optimizers with an orthogonalized direction share (K. Jordan, "Muon: An optimizer for hidden layers in
-    neural networks", 2024): a hidden matrix or convolution maps activations to activations, and its whole spectrum
-    counts; an embedding is a table of rows, and the output layer another. The output layer is the last module with such
-    a weight; a weight that it shares with an embedding is an embedding. A table that is no ``nn.Embedding``, such as a
-    parameter of positions with more than one row, cannot be told from a hidden matrix: give parameter groups then.
+
+@dataclass(frozen=True)
+class Parameter:
+    """What a parameter of a model is to an optimizer.
 
     Args:
-        model: whose parameters they are.
+        name: in the model.
+        shape: of its tensor.
+        what: "matrix", "embedding", "output layer", "norm", "bias", ...
+        why: the reason, in a few words.
+        layout: how its matrices lie in the tensor; None: it has none.
+        trained: whether it requires a gradient.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    what: str
+    why: str
+    layout: Layout | None
+    trained: bool
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether its direction is orthogonalized."""
+        return self.layout is not None
+
+
+@dataclass(frozen=True)
+class Site:
+    """One use of a parameter, with what is known of the whole model."""
+
+    use: Use
+    outputs: Mapping[Path, str]
+
+    @property
+    def output(self) -> str | None:
+        """Why this weight belongs to an output layer; None: it does not."""
+        path = self.use.path
+        if "lora_B" in path:
+            return self.outputs.get(path[: path.index("lora_B")])
+        return self.outputs.get(path) if self.use.attribute in ("weight", "lora_B") else None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One kind of parameter.
+
+    Args:
+        what: its name.
+        matches: whether a parameter is one.
+        why: the reason, or what returns it.
+        layout: how its matrices lie in the tensor; None: it has none.
+        any_ratio: whether its matrices may be as thin as they like.
+    """
+
+    what: str
+    matches: Callable[[Site], bool]
+    why: str | Callable[[Site], str]
+    layout: Callable[[Site], Layout] | None = None
+    any_ratio: bool = False
+
+
+def _weight_of(*types: type[nn.Module]) -> Callable[[Site], bool]:
+    return lambda site: site.use.attribute == "weight" and isinstance(site.use.module, types)
+
+
+def _is_in(*types: type[nn.Module]) -> Callable[[Site], bool]:
+    return lambda site: any(isinstance(parent, types) for parent in site.use.parents)
+
+
+def _called(pattern: str) -> Callable[[Site], bool]:
+    """Whether the parameter's own name matches as a whole."""
+    return lambda site: re.fullmatch(pattern, site.use.attribute) is not None
+
+
+def _is_factor(name: str) -> Callable[[Site], bool]:
+    """Whether it is this factor of an adapter."""
+    return lambda site: name in (*site.use.path, site.use.attribute)
+
+
+def _is_magnitude(site: Site) -> bool:
+    """weight_norm's lengths of rows, and DoRA's."""
+    use = site.use
+    normalized = use.part.endswith("_g") or (
+        use.part == "original0" and any(has_class(child, "^_WeightNorm$") for child in _children(use.parametrization))
+    )
+    return normalized or "lora_magnitude_vector" in (*use.path, use.attribute)
+
+
+def _is_coordinate(site: Site) -> bool:
+    """A parametrization that reads the parameter as something else than the weight."""
+    children = _children(site.use.parametrization)
+    return any(has_class(child, "^_Orthogonal$|^MatrixExp$|^CayleyMap$") for child in children)
+
+
+def _children(module: nn.Module | None) -> list[nn.Module]:
+    return list(module.children()) if module is not None else []
+
+
+def _experts(site: Site) -> int | None:
+    return site.use.number("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "n_experts")
+
+
+def _is_router(site: Site) -> bool:
+    use = site.use
+    if use.attribute != "weight" or use.param.dim() != 2:
+        return False
+    if has_class(use.module, r"(Router|Gate|Gating)$") or has_class(use.parent, r"Router$"):
+        return True
+    named = use.role in ("gate", "router", "wg") or has_class(use.parent, r"(Gate|Gating)$")
+    return named and use.param.size(0) == _experts(site)
+
+
+def _is_depthwise(site: Site) -> bool:
+    module = site.use.module
+    return isinstance(module, nn.modules.conv._ConvNd) and 1 < module.groups == module.in_channels
+
+
+def _is_in_projection(site: Site) -> bool:
+    return isinstance(site.use.module, nn.MultiheadAttention) and site.use.attribute == "in_proj_weight"
+
+
+def _is_recurrent(site: Site) -> bool:
+    is_gate = re.match("weight_[ih]h", site.use.attribute) is not None
+    return is_gate and isinstance(site.use.module, (nn.RNNBase, nn.RNNCellBase))
+
+
+def _gates(site: Site) -> Layout:
+    count = 4 if has_class(site.use.module, "^LSTM") else 3 if has_class(site.use.module, "^GRU") else 1
+    return Layout(parts=(1,) * count)
+
+
+def _is_stack_of_experts(site: Site) -> bool:
+    use = site.use
+    return use.param.dim() == 3 and (
+        has_class(use.module, r"Expert|MoE|Moe") or use.param.size(0) == use.number("num_experts", "num_local_experts")
+    )
+
+
+def _stack(site: Site) -> Layout:
+    layout = Layout(stacked=True)
+    return gate_and_up(site.use, layout) if re.fullmatch("gate_(and_)?up_proj", site.use.attribute) else layout
+
+
+def _stack_why(site: Site) -> str:
+    return "gate and up of each expert" if len(_stack(site).parts) > 1 else "one matrix for each expert"
+
+
+def _has_experts_in_rows(site: Site) -> bool:
+    return has_class(site.use.module, "ExpertGLU") and site.use.param.dim() == 2
+
+
+def _experts_in_rows(site: Site) -> Layout:
+    experts = _experts(site) or 1
+    return Layout(parts=(1,) * experts) if site.use.param.size(0) % experts == 0 else Layout()
+
+
+def _is_linear(site: Site) -> bool:
+    use = site.use
+    is_weight = use.attribute == "weight" and use.param.dim() == 2
+    return is_weight and (isinstance(use.module, nn.Linear) or is_conv1d(use.module))
+
+
+def _is_fused(site: Site) -> bool:
+    return _fused(site) is not None
+
+
+def _is_fused_factor(site: Site) -> bool:
+    return "lora_B" in site.use.path and _is_fused(site)
+
+
+def _fused(site: Site) -> tuple[Layout, str] | None:
+    use = site.use
+    if use.attribute != "weight" or use.param.dim() != 2:
+        return None
+    dim = 1 if is_conv1d(use.module) else 0
+    outputs, inputs = use.param.size(dim), use.param.size(1 - dim)
+    return fused(projection_of(use, outputs, inputs), dim)
+
+
+def _fused_layout(site: Site) -> Layout:
+    layout_and_reason = _fused(site)
+    return layout_and_reason[0] if layout_and_reason else Layout()
+
+
+def _fused_why(site: Site) -> str:
+    layout_and_reason = _fused(site)
+    return layout_and_reason[1] if layout_and_reason else ""
+
+
+def _groups(site: Site) -> Layout:
+    module: Any = site.use.module
+    return Layout(parts=(1,) * module.groups)
+
+
+def _one(_: Site) -> Layout:
+    return Layout()
+
+
+def _stacked(_: Site) -> Layout:
+    return Layout(stacked=True)
+
+
+_BIASES = r"(.*_)?bias(es)?(_.*)?(?<!_table)"
+_POSITIONS = r"(.*_)?(pos|position|positions|positional|rel|relative|alibi|rope|freqs?)(_.*)?"
+_TABLES = (
+    r"(.*_)?(tokens?|cls|embed|embeds|embedding|embeddings|emb|table|codebooks?|latents?|prompts?|prefix|registers?)"
+    r"(_delta)?|queries|slots|prototypes?|anchors|centers|centroids"
+)
+_SCALES = (
+    r"(.*_)?(gates?|scales?|gain|gamma|beta|alpha|temperature|lambdas?|decay|sinks?)|A|A_logs?|D|Ds|dt(_(scale|rate|init|limit))?"
+    r"|time_(decay|first|mix|maa).*|(lambda|mix)_.*"
+)
+
+# By the type of the module first, then by name, then by shape. The first that matches holds. Of a parameter that is
+# used in several places, one has to match.
+RULES: tuple[Rule, ...] = (
+    Rule("complex", lambda site: site.use.param.is_complex(), "complex numbers"),
+    Rule("integers", lambda site: not site.use.param.is_floating_point(), "not floating point"),
+    Rule("embedding", lambda site: is_table(site.use), "one row for each entry"),
+    Rule("embedding", _is_factor("lora_embedding_A"), "LoRA of an embedding: one column for each entry"),
+    Rule("norm", lambda site: is_norm(site.use.module), "gain or offset of a norm"),
+    Rule("bias", _called(_BIASES), "added to activations"),
+    Rule("scale", _is_magnitude, "lengths of the rows of a weight"),
+    Rule("vector", lambda site: site.use.param.dim() < 2, "one dimension or none"),
+    Rule("empty", lambda site: site.use.param.numel() == 0, "no numbers"),
+    Rule("coordinates", _is_coordinate, "another matrix is computed from it"),
+    Rule("output layer", lambda site: site.output is not None, lambda site: str(site.output)),
+    Rule("output layer", _is_in(nn.AdaptiveLogSoftmaxWithLoss), "one row for each word"),
+    Rule("matrix", _is_factor("lora_A"), "LoRA, from activations to its rank", _one, any_ratio=True),
+    Rule("matrix", _is_fused_factor, _fused_why, _fused_layout, any_ratio=True),
+    Rule("matrix", _is_factor("lora_B"), "LoRA, from its rank to activations", _one, any_ratio=True),
+    Rule("matrix", _is_factor("lora_embedding_B"), "LoRA, from its rank to activations", _one, any_ratio=True),
+    Rule("router", _is_router, "scores experts, one row for each"),
+    Rule("matrix", _is_in_projection, "queries, keys and values side by side", lambda _: Layout(parts=(1, 1, 1))),
+    Rule("matrix", _is_recurrent, "gates of a recurrent layer side by side", _gates),
+    Rule("depthwise", _is_depthwise, "one kernel for each channel"),
+    Rule("matrix", _weight_of(nn.modules.conv._ConvTransposeNd), "a transposed convolution: inputs × window", _groups),
+    Rule("matrix", _weight_of(nn.modules.conv._ConvNd), "a convolution: outputs × window", _groups),
+    Rule("matrix", _weight_of(nn.Bilinear), "one bilinear form for each output", _stacked),
+    Rule("matrix", _is_stack_of_experts, _stack_why, _stack),
+    Rule("matrix", _has_experts_in_rows, "the rows of one expert below those of another", _experts_in_rows),
+    Rule("matrix", _is_fused, _fused_why, _fused_layout),
+    Rule("matrix", _is_linear, "maps activations to activations", _one),
+    Rule("positions", _called(_POSITIONS), "a table of positions, by its name"),
+    Rule("table", _called(_TABLES), "learned vectors, by its name"),
+    Rule("scale", _called(_SCALES), "a gate, scale or rate, by its name"),
+    Rule("table", lambda site: site.use.param.size(0) == 1, "a first dimension of 1, for the batch"),
+    Rule("matrix", lambda site: site.use.param.dim() == 3, "three dimensions: a stack of matrices", _stacked),
+    Rule("matrix", lambda site: site.use.param.dim() > 3, "the first dimension × all others", _one),
+    Rule("matrix", lambda _: True, "two dimensions", _one),
+)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What matrices are not orthogonalized, by the numbers of their rows and columns."""
+
+    what: str
+    matches: Callable[[int, int], bool]
+    why: str
+
+
+# A single row or column is only rescaled, which AdamW does for each number by itself. A ratio beyond 256 is that of a
+# table, or of a layer that reads or writes a few coordinates. Fewer than 16 numbers mix or gate a few things.
+LIMITS: tuple[Limit, ...] = (
+    Limit("row or column", lambda rows, columns: min(rows, columns) < 2, "has one singular value"),
+    Limit(
+        "too thin",
+        lambda rows, columns: max(rows, columns) > WIDEST * min(rows, columns),
+        f"one side over {WIDEST} times the other",
+    ),
+    Limit("too small", lambda rows, columns: rows * columns < SMALLEST, f"fewer than {SMALLEST} numbers"),
+)
+
+
+def classify(
+    model: nn.Module, matrices: Mapping[str, bool] | None = None, split: Mapping[str, Any] | None = None
+) -> dict[Tensor, Parameter]:
+    """What each parameter of a model is, in the order of ``model.named_parameters()``.
+
+    Args:
+        model: any module.
+        matrices: whether parameters are matrices, by patterns of names (``fnmatch``). The last that matches holds.
+        split: how matrices lie in parameters, by patterns of names; see :meth:`Layout.read`. These are matrices, where
+            ``matrices`` does not say otherwise.
+
+    Raises:
+        ValueError: a pattern matches no parameter, a parameter cannot be what the user says, or has no shape yet.
+    """
+    walked = walk(model)
+    outputs = output_layers(walked)
+    names: dict[Tensor, str] = {param: name for name, param in model.named_parameters()}
+    marks = _by_pattern("matrices", matrices or {}, names, walked.uses)
+    splits = _by_pattern("split", split or {}, names, walked.uses)
+    layouts = {param: Layout.read(value) for param, value in splits.items()}
+    parameters: dict[Tensor, Parameter] = {}
+    for param, name in names.items():
+        sites = [Site(use, outputs) for use in walked.uses[param]]
+        rule, site = next((rule, site) for rule in RULES for site in sites if rule.matches(site))
+        layout = rule.layout(site) if rule.layout else None
+        if param in marks or param in layouts:
+            what, why = ("matrix" if marks.get(param, True) else "no matrix"), "as you say"
+            layout = _as_said(name, param, marks.get(param), layouts.get(param), layout)
+        else:
+            what, why, layout = _judge(rule, site, sites, layout)
+        parameters[param] = Parameter(name, tuple(param.shape), what, why, layout, param.requires_grad)
+    return parameters
+
+
+def matrix_parameters(
+    model: nn.Module, matrices: Mapping[str, bool] | None = None, split: Mapping[str, Any] | None = None
+) -> list[Tensor]:
+    """The parameters of a model that are matrices: weights that map activations to activations.
+
+    The rule that optimizers with an orthogonalized direction share (K. Jordan, "Muon: An optimizer for hidden layers in
+    neural networks", 2024): of a hidden matrix or convolution the whole spectrum counts; an embedding is a table of
+    rows, and the output layer another. :func:`mada_optim.describe` prints what each parameter is taken for, and why.
+
+    Args:
+        model: any module. Frozen parameters count as well.
+        matrices, split: the user's word, by patterns of names; see :class:`mada_optim.OMADA`.
 
     Returns:
         Each parameter once, in the order of ``model.parameters()``.
@@ -24,16 +350,7 @@ def matrix_parameters(model: nn.Module) -> list[Tensor]:
     >>> [tuple(weight.shape) for weight in matrix_parameters(model)]
     [(8, 4)]
     """
-    excluded: set[Tensor] = set()
-    last: list[Tensor] = []
-    for module in model.modules():
-        own: list[Tensor] = [param for param in module.parameters(recurse=False) if param.dim() >= 2]
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-            excluded.update(own)
-        elif own:
-            last = own
-    excluded.update(last)
-    return [param for param in model.parameters() if may_be_matrix(param) and param not in excluded]
+    return [param for param, parameter in classify(model, matrices, split).items() if parameter.is_matrix]
 
 
 def may_be_matrix(param: Tensor) -> bool:
@@ -42,3 +359,56 @@ def may_be_matrix(param: Tensor) -> bool:
         return False
     rows = param.size(0)
     return min(rows, param.numel() // max(rows, 1)) > 1
+
+
+def _judge(rule: Rule, site: Site, sites: list[Site], layout: Layout | None) -> tuple[str, str, Layout | None]:
+    """What a parameter is, why, and its layout, by a rule and the limits."""
+    why = rule.why if isinstance(rule.why, str) else rule.why(site)
+    if rule.what == "embedding" and any(other.output for other in sites):
+        why += ", also the output layer"
+    if layout is not None:
+        shapes = layout.shapes(site.use.param.shape)
+        for limit in LIMITS:
+            if rule.any_ratio and limit.what == "too thin":
+                continue
+            if all(limit.matches(rows, columns) for _, rows, columns in shapes):
+                return limit.what, limit.why, None
+    return rule.what, why, layout
+
+
+def _as_said(name: str, param: Tensor, mark: bool | None, said: Layout | None, layout: Layout | None) -> Layout | None:
+    """The layout of a parameter of which the user says whether it is a matrix, or how several lie in it, or both."""
+    if mark is False:
+        return None
+    if not param.is_floating_point() or param.dim() < 2:
+        raise ValueError(
+            f"{'matrices' if said is None else 'split'}: {name!r} is {param.dtype} of shape {tuple(param.shape)}; "
+            "matrices are real and have 2 or more dimensions"
+        )
+    chosen = said or layout or Layout()
+    try:
+        chosen.check(param.shape)
+    except ValueError as error:
+        raise ValueError(f"{error} ({name})") from None
+    return chosen
+
+
+def _by_pattern(
+    argument: str, values: Mapping[str, Any], names: Mapping[Tensor, str], uses: Mapping[Tensor, list[Use]]
+) -> dict[Tensor, Any]:
+    """Values by parameter, whose names, with or without those of wrappers, match the patterns."""
+    by_param: dict[Tensor, Any] = {}
+    for pattern, value in values.items():
+        if argument == "matrices" and not isinstance(value, bool):
+            raise ValueError(f"matrices: values must be True or False, got {value!r} for {pattern!r}")
+        matching = [
+            param
+            for param, name in names.items()
+            if any(fnmatch.fnmatchcase(each, pattern) for each in (name, *(use.clean_name for use in uses[param])))
+        ]
+        if not matching:
+            raise ValueError(
+                f"{argument}: no parameter's name matches {pattern!r}; mada_optim.describe(model) prints all names"
+            )
+        by_param.update(dict.fromkeys(matching, value))
+    return by_param
