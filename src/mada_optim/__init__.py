@@ -2,6 +2,7 @@
 
 from mada_optim.coefficients import CoefficientSettings, LearningRule
 from mada_optim.family import Coefficient, Family, MADAFamily, OMADAFamily, is_special, root
+from mada_optim.history import History
 from mada_optim.matrices import matrix_parameters, orthogonalize
 from mada_optim.omada import OMADA, matrix_groups
 from mada_optim.optimizer import HypergradientOptimizer
@@ -17,6 +18,7 @@ __all__ = [
     "Coefficient",
     "CoefficientSettings",
     "Family",
+    "History",
     "HypergradientOptimizer",
     "LearnedScale",
     "LearningRule",

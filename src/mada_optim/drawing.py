@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from mada_optim.notation import SCALE, is_logarithmic, is_rate, label_of, short
@@ -110,6 +112,27 @@ def draw_parts(rows: Sequence[Axes], parts: Sequence[tuple[float, Mapping[str, P
         draw_paths(axes, paths)
     for axes in rows[:1]:
         axes.set_title(title)
+
+
+def draw_history(paths: Mapping[str, Points], title: str, file: str | Path | None) -> list[Axes]:
+    """Draw what an optimizer became as a figure by itself: in a file, or, with None, as a figure of pyplot."""
+    parts = split(paths)
+    heights = [height for height, _ in parts]
+    with style():
+        options: Any = {"figsize": (8, 0.8 + sum(heights)), "layout": "constrained"}
+        if file is None:
+            from matplotlib import pyplot
+
+            figure = pyplot.figure(**options)
+        else:
+            figure = Figure(**options)
+        ratios = {"height_ratios": heights}
+        rows = list(figure.subplots(len(parts), 1, sharex=True, squeeze=False, gridspec_kw=ratios)[:, 0])
+        draw_parts(rows, parts, title)
+        rows[-1].set_xlabel("step")
+        if file is not None:
+            figure.savefig(file, dpi=150)
+    return rows
 
 
 class EndLabel(NamedTuple):
