@@ -221,7 +221,7 @@ def test_the_picture_of_coefficients_and_rates():
 
 def test_the_picture_of_an_optimizer_that_has_no_coefficients():
     (axes,) = drawn(torch.optim.AdamW, lr=0.01)
-    assert [text.get_text() for text in axes.texts] == ["lr  0.010"]
+    assert [text.get_text() for text in axes.texts] == ["lr  max 0.010"]
 
 
 def test_a_rate_of_zero_is_left_out_of_a_logarithmic_axis():

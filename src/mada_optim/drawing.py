@@ -22,6 +22,8 @@ from mada_optim.notation import SCALE, is_logarithmic, is_rate, label_of, short
 Points = Sequence[tuple[int, float]]
 # The least height of an axis, and its least factor from the bottom to the top: a jitter must not look like a change.
 _LEAST_SPAN, _LEAST_FACTOR = 0.1, 5.0
+# The largest factor from the bottom to the top of an axis of learning rates in use.
+_MOST_FACTOR = 1000.0
 # Okabe and Ito's palette, without its yellow, which is too light for a line. Distinct to colour-blind eyes.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("solid", "dashed", "dotted", "dashdot")
@@ -52,9 +54,9 @@ def style() -> Iterator[None]:
         yield
 
 
-def label_in_full(axis: Axis) -> None:
+def label_in_full(axis: Axis, multiples: Sequence[float] = (1, 2, 5)) -> None:
     """Ticks of a logarithmic axis at 1, 2 and 5 of each power of ten, written as numbers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(LogLocator(subs=multiples))
     axis.set_major_formatter("{x:,g}")
     axis.set_minor_locator(NullLocator())
 
@@ -93,7 +95,9 @@ def draw_paths(axes: Axes, paths: Mapping[str, Points]) -> None:
         steps, values = zip(*points, strict=True)
         # Several stay at 1 together: each is thinner than the one below it, so that all are seen.
         axes.plot(steps, values, color=colour, lw=max(1.0, 2.6 - 0.3 * index))
-        labels.append(EndLabel(values[-1], f"{label_of(name)}  {short(values[-1])}", colour))
+        # A schedule ends where it ends; how high it was is what is learned.
+        text = f"max {short(max(values))}" if is_rate(name) else short(values[-1])
+        labels.append(EndLabel(values[-1], f"{label_of(name)}  {text}", colour))
     shown = [value for points in paths.values() for _, value in points]
     if not logarithmic:
         margin = 0.03 * (max(1.0, *shown) - min(0.0, *shown))
@@ -101,8 +105,11 @@ def draw_paths(axes: Axes, paths: Mapping[str, Points]) -> None:
     elif shown:
         in_use, found = (all(map(kind, paths)) for kind in (is_rate, lambda name: name.startswith(SCALE)))
         label = "learning rate in use" if in_use else "learning rate" if found else "coefficient"
-        axes.set(ylabel=label, yscale="log", ylim=axis_limits(shown, next(iter(paths))))
-        label_in_full(axes.yaxis)
+        if in_use:  # where a schedule ends near 0, the rest would not be seen
+            shown = [max(value, max(shown) / _MOST_FACTOR) for value in shown]
+        low, high = axis_limits(shown, next(iter(paths)))
+        axes.set(ylabel=label, yscale="log", ylim=(low, high))
+        label_in_full(axes.yaxis, (1, 2, 5) if high / low < 20 else (1, 3) if high / low < 200 else (1,))
     label_ends(axes, labels)
 
 
@@ -117,7 +124,7 @@ def draw_parts(rows: Sequence[Axes], parts: Sequence[tuple[float, Mapping[str, P
 def draw_history(paths: Mapping[str, Points], title: str, file: str | Path | None) -> list[Axes]:
     """Draw what an optimizer became as a figure by itself: in a file, or, with None, as a figure of pyplot."""
     parts = split(paths)
-    heights = [height for height, _ in parts]
+    heights = [height for height, _ in parts] if len(parts) > 1 else [2.6]
     with style():
         options: Any = {"figsize": (8, 0.8 + sum(heights)), "layout": "constrained"}
         if file is None:
