@@ -57,7 +57,8 @@ class SideBySide(Pool):
                     process = get_context("spawn").Process(
                         target=_report, args=(theirs, function, arguments), daemon=True
                     )
-                    process.start()
+                    with _ignored_interrupts():
+                        process.start()
                     theirs.close()
                     processes[ours], names[ours] = process, name
                 told = False
@@ -74,8 +75,10 @@ class SideBySide(Pool):
                             if ending != "interrupted":
                                 on_over(name, ending)
             finally:
-                for process in processes.values():
-                    process.terminate() if names else process.join()
+                for connection, process in processes.items():
+                    if connection in names:
+                        process.terminate()
+                    process.join()
         return not stop.is_set()
 
     def _receive(self, connection: Connection, name: str, process: BaseProcess) -> str | None:
@@ -114,7 +117,7 @@ def _report(connection: Connection, function: Callable[..., str], arguments: tup
 
 @contextmanager
 def _stop_signal() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets; a second one interrupts. Processes that are started meanwhile do not see it."""
+    """An event that Ctrl-C sets; a second one interrupts."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -127,5 +130,18 @@ def _stop_signal() -> Iterator[threading.Event]:
     before = signal.signal(signal.SIGINT, handle)
     try:
         yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    """A process that is started meanwhile ignores Ctrl-C until it trains: while it imports, it would die of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGINT, before)
