@@ -25,6 +25,7 @@ from mada_optim.notation import SCALE
 COLOURS = ("#E69F00", "#56B4E9")
 _SMOOTHED = 15  # steps
 _CHART_HEIGHT = 12
+_PANEL_HEIGHT = 7  # of the one with more lines
 
 
 @dataclass
@@ -125,7 +126,7 @@ class DemoDisplay:
             grid.add_column(ratio=1)
         grid.add_row(*(self._panel(side) for side in self._sides.values()))
         yield from console.render(grid, options.update(width=width))
-        height = min(_CHART_HEIGHT, console.height - 14)
+        height = min(_CHART_HEIGHT, console.height - _PANEL_HEIGHT - 7)
         if height >= 4 and not options.ascii_only:
             lines = [ChartLine(side.title.split(",")[0], side.colour, side.smoothed()) for side in self._sides.values()]
             yield Text("training loss, mean over the last steps", style="dim")
@@ -145,7 +146,8 @@ class DemoDisplay:
         else:
             for name, value in _values(report).items():
                 values.add_row(Text(name, style="dim"), value)
-        return Panel(Group(bar, values), title=Text(side.title, style=f"bold {side.colour}"), title_align="left")
+        title = Text(side.title, style=f"bold {side.colour}")
+        return Panel(Group(bar, values), title=title, title_align="left", height=_PANEL_HEIGHT)
 
 
 def _values(report: StepReport) -> dict[str, str]:
@@ -153,6 +155,6 @@ def _values(report: StepReport) -> dict[str, str]:
     validation = "-" if report.val_loss is None else rounded(report.val_loss)
     values = {"training loss": rounded(report.loss), "validation loss": validation}
     found = {name.removeprefix(SCALE): value for name, value in report.learned.items() if name.startswith(SCALE)}
-    if found:
-        return values | {"learning rate": ", ".join(f"{value:.2g} ({kind})" for kind, value in found.items())}
-    return values | {"learning rate": f"{report.lr:.2g}"}
+    if not found:
+        return values | {"learning rate": f"{report.lr:.2g}"}
+    return values | {f"rate, {kind}": f"{value:.2g}" for kind, value in found.items()}

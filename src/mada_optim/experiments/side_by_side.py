@@ -55,7 +55,7 @@ class SideBySide(Pool):
                 for name, arguments in calls.items():
                     ours, theirs = get_context("spawn").Pipe()
                     process = get_context("spawn").Process(
-                        target=_report, args=(theirs, function, arguments), daemon=True
+                        name=f"mada-{name}", target=_report, args=(theirs, function, arguments), daemon=True
                     )
                     with _ignored_interrupts():
                         process.start()
