@@ -1,4 +1,4 @@
-# make demo   AdamW and OMADA side by side, from a badly guessed learning rate; two to three minutes
+# make demo   AdamW and OMADA side by side, from a badly guessed learning rate; two minutes
 # make test   all tests
 # make check  lint, layout, types and docs; each is a target, too
 # make docs   the documentation, into build/site

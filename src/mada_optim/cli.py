@@ -35,7 +35,7 @@ examples:
 """
 _DEMO_EPILOG = """\
 examples:
-  mada demo                                       a small GPT on Python's own documentation; two to three minutes
+  mada demo                                       a small GPT on Python's own documentation; two minutes
   mada demo --lr 0.1                              a guess that is too high
   mada demo --data FILE --steps 1000              another text, longer
   mada demo --out runs/NAME                       with the folder of a demo that was interrupted: go on

@@ -96,7 +96,7 @@ def draw_paths(axes: Axes, paths: Mapping[str, Points]) -> None:
         # Several stay at 1 together: each is thinner than the one below it, so that all are seen.
         axes.plot(steps, values, color=colour, lw=max(1.0, 2.6 - 0.3 * index))
         # A schedule ends where it ends; how high it was is what is learned.
-        text = f"max {short(max(values))}" if is_rate(name) else short(values[-1])
+        text = f"max {max(values):.2g}" if is_rate(name) else short(values[-1])
         labels.append(EndLabel(values[-1], f"{label_of(name)}  {text}", colour))
     shown = [value for points in paths.values() for _, value in points]
     if not logarithmic:

@@ -36,7 +36,8 @@ class History:
 
     It works for every optimizer of this package and for any optimizer of torch, with or without a
     :class:`LearnedScale`. A step never waits for the device: numbers are read from it when somebody looks at them.
-    Steps that a CUDA graph replays run no Python code, so they are not recorded.
+    Steps that a CUDA graph replays run no Python code, so they are not recorded. Loading with
+    ``torch.distributed.checkpoint`` takes a step of its own, so make the history after it.
 
     The columns are the names of the coefficients (with ``hyper_per_group=True`` as ``0/rho``), ``scale_KIND`` for a
     learned scale, the learning rate at the peak of the schedule, and ``lr`` or ``lr_KIND`` for the learning rate that

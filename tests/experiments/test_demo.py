@@ -57,7 +57,7 @@ def test_what_a_demo_prints_without_a_terminal(whole: tuple[Path, str]) -> None:
     )
     finals = {name: RunFolder(folder / "runs" / name).metrics()[-1]["val_loss"] for name in RUNS}
     assert re.search(rf"^AdamW  0.0003, the guess +{finals[RUNS[0]]:.4f} ", printed, re.MULTILINE)
-    assert re.search(rf"^OMADA  .*\(rest\), .* \(matrices\) +{finals[RUNS[1]]:.4f} ", printed, re.MULTILINE)
+    assert re.search(rf"^OMADA  .*\(rest\), .* \(matrices\), found +{finals[RUNS[1]]:.4f} ", printed, re.MULTILINE)
     difference = finals[RUNS[0]] - finals[RUNS[1]]
     assert difference > 0
     assert f"From the same guess, OMADA ends {difference:.2f} nats below AdamW after 40 steps" in printed
@@ -227,7 +227,7 @@ def test_the_panels_and_the_chart(width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
     first, last = text.split("starting")[1], text.rpartition("300/600")[2]
     assert "training loss" not in first.splitlines()[0]
-    assert re.search(r"learning rate +0.0003 .* rate, matrices +0.0084 .*\n.* rate, rest +0.0092 ", last)
+    assert re.search(r"learning rate +0.0003 .* rate, matrices +0.0084  found .*\n.* rate, rest +0.0092  found ", last)
     assert re.search(r"[\u2801-\u28ff] *AdamW 4\.2", last.replace("\u2800", " "))
     assert re.search(r"[\u2801-\u28ff] *OMADA 1\.5", last.replace("\u2800", " "))
 

@@ -23,7 +23,7 @@ from mada_optim.experiments.side_by_side import SideBySide
 from mada_optim.experiments.stage_folder import TUNE
 from mada_optim.experiments.stages import Ending, run_stages
 from mada_optim.experiments.sweep import Experiment
-from mada_optim.notation import SCALE, short
+from mada_optim.notation import SCALE
 from mada_optim.tasks.language import LanguageConfig
 
 NAMES = {"adamw": "AdamW", "omada": "OMADA"}
@@ -70,7 +70,7 @@ def introduction(experiment: Experiment) -> str:
     best = tuned(experiment)
     if best is not None and guess == GUESS:
         text += (
-            f" The guess is bad on purpose, as guesses are: many people try {guess:g} first, "
+            f" That is a bad guess on purpose, as people make it: many try {guess:g} first, "
             f"and AdamW's best rate here is {best.lr:g}."
         )
     return text
@@ -106,10 +106,17 @@ def table(experiment: Experiment, runs: dict[str, StoredRun]) -> list[Sequence[s
             for name, points in coefficient_points(run.metrics).items()
             if name.startswith(SCALE)
         }
-        rates = ", ".join(f"{short(value)} ({kind})" for kind, value in found.items())
+        rates = ", ".join(f"{value:.2g} ({kind})" for kind, value in found.items())
         seconds = run.result.step_seconds
         time = "" if seconds is None else f"{1000 * seconds:.0f}"
-        rows.append((NAMES[label], rates or f"{run.lr:g}, the guess", loss_or_diverged(run.result.val_loss), time))
+        rows.append(
+            (
+                NAMES[label],
+                f"{rates}, found" if rates else f"{run.lr:g}, the guess",
+                loss_or_diverged(run.result.val_loss),
+                time,
+            )
+        )
     best = tuned(experiment)
     if best is not None:
         rows.append((f"AdamW, tuned ({best.seeds} seeds, stored)", f"{best.lr:g}", f"{best.loss:.4f}", ""))
@@ -124,14 +131,15 @@ def verdict(experiment: Experiment, runs: dict[str, StoredRun]) -> str:
         diverged = [NAMES[label] for label, run in runs.items() if run.result.val_loss is None]
         return f"From this guess, {' and '.join(diverged)} diverged."
     side = "below" if ours < theirs else "above"
-    text = f"From the same guess, OMADA ends {abs(ours - theirs):.2f} nats {side} AdamW after {steps} steps"
+    text = f"From the same guess, OMADA ends {abs(ours - theirs):.2f} nats {side} AdamW after {steps} steps."
     reached = first_step_at(runs["omada"], theirs)
-    text += f"; it needs {reached} of them to come as far." if reached and reached < steps else "."
+    if reached is not None and reached < steps:
+        text += f" It had AdamW's final loss by step {reached}."
     best = tuned(experiment)
     if best is not None:
         text += (
-            f" AdamW at its best rate, {best.lr:g}, which a grid search found, ends at {best.loss:.2f} ± "
-            f"{best.half_width:.2f} (mean of {best.seeds} seeds, stored in {best.page}, not trained here)."
+            f" AdamW at {best.lr:g}, the best rate of a grid search, ends at {best.loss:.2f} ± {best.half_width:.2f} "
+            f"({best.seeds} seeds, stored in {best.page}, not trained here)."
         )
     return text
 

@@ -36,13 +36,13 @@ class _Side:
     colour: str
     losses: list[tuple[int, float]] = field(default_factory=list)
     latest: StepReport | None = None
-    news: str = ""
+    held: bool = False  # the rates that are learned are not searched for any more
     began: tuple[int, float] | None = None  # step and time of the first step seen
 
     def take(self, report: StepReport) -> None:
         self.began = self.began or (report.step, time.perf_counter())
+        self.held = self.latest is not None and self.latest.learned == report.learned
         self.latest = report
-        self.news = report.news or self.news
         if report.loss == report.loss:  # not NaN
             self.losses.append((report.step, report.loss))
 
@@ -109,7 +109,7 @@ class DemoDisplay:
         side = self._sides[name]
         side.take(report)
         if self._live is None and report.validated:
-            values = "  ".join(f"{key} {value}" for key, value in _values(report).items())
+            values = "  ".join(f"{key} {value}" for key, value in _values(report, side.held).items())
             head = f"step {report.step:>{len(str(self._steps))}}/{self._steps}"
             self._say(f"{side.title:<{max(len(each.title) for each in self._sides.values())}}  {head}  {values}")
         if self._live is None and report.news:
@@ -129,7 +129,7 @@ class DemoDisplay:
         height = min(_CHART_HEIGHT, console.height - _PANEL_HEIGHT - 7)
         if height >= 4 and not options.ascii_only:
             lines = [ChartLine(side.title.split(",")[0], side.colour, side.smoothed()) for side in self._sides.values()]
-            yield Text("training loss, mean over the last steps", style="dim")
+            yield Text(f"training loss, mean over {_SMOOTHED} steps", style="dim")
             yield chart(lines, self._steps, width, height)
 
     def _panel(self, side: _Side) -> Panel:
@@ -144,17 +144,18 @@ class DemoDisplay:
         if report is None:
             values.add_row("starting", "")
         else:
-            for name, value in _values(report).items():
+            for name, value in _values(report, side.held).items():
                 values.add_row(Text(name, style="dim"), value)
         title = Text(side.title, style=f"bold {side.colour}")
         return Panel(Group(bar, values), title=title, title_align="left", height=_PANEL_HEIGHT)
 
 
-def _values(report: StepReport) -> dict[str, str]:
+def _values(report: StepReport, held: bool = False) -> dict[str, str]:
     """Losses, and the learning rates: those that are found, or the one that is used."""
     validation = "-" if report.val_loss is None else rounded(report.val_loss)
     values = {"training loss": rounded(report.loss), "validation loss": validation}
     found = {name.removeprefix(SCALE): value for name, value in report.learned.items() if name.startswith(SCALE)}
     if not found:
         return values | {"learning rate": f"{report.lr:.2g}"}
-    return values | {f"rate, {kind}": f"{value:.2g}" for kind, value in found.items()}
+    state = "found" if held else "searching"
+    return values | {f"rate, {kind}": f"{value:.2g}  {state}" for kind, value in found.items()}

@@ -32,14 +32,15 @@ def chart(lines: Sequence[ChartLine], last_step: int, width: int, height: int) -
         return Text("\n" * (height - 1))
     ends = [(line.points[-1][1], f" {line.label} {line.points[-1][1]:.2f}", line.colour) for line in drawn]
     low = min(value for line in drawn for _, value in line.points)
-    late = [value for line in drawn for step, value in line.points if step >= 0.04 * line.points[-1][0]]
-    high = max(late)
+    latest = min(line.points[-1][0] for line in drawn)
+    begin = min(0.05 * last_step, 0.3 * latest)
+    high = max(value for line in drawn for step, value in line.points if step >= begin)
     high = high if high > low else low + 1.0
     axis = [f"{high:.1f} ", f"{low:.1f} "]
     left = max(map(cell_len, axis))
     columns, rows = max(8, width - left - max(cell_len(text) for _, text, _ in ends)), max(2, height - 1)
     cells = [[_BLANK] * columns for _ in range(rows)]
-    colours: list[list[str | None]] = [[None] * columns for _ in range(rows)]
+    colours = [[""] * columns for _ in range(rows)]
     for line in drawn:
         for x, y in _dots(line.points, last_step, low, high, 2 * columns, 4 * rows):
             cells[y // 4][x // 2] |= _BITS[x % 2][y % 4]
