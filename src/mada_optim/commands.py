@@ -96,7 +96,8 @@ def run_demo(arguments: argparse.Namespace) -> int:
     console.print("", table, "", sep="\n")
     console.print(demo.verdict(experiment, runs), markup=False, soft_wrap=False)
     demo.draw(experiment, runs, out)
-    console.print(f"\nFigure: {out / 'demo.png'}. All of it: mada report {out}", markup=False)
+    console.print("\nIn your code: from mada_optim import OMADA; optimizer = OMADA(model)", markup=False)
+    console.print(f"Figure: {out / 'demo.png'}. All of it: mada report {out}", markup=False)
     return 0
 
 

@@ -57,7 +57,7 @@ def test_what_a_demo_prints_without_a_terminal(whole: tuple[Path, str]) -> None:
     )
     finals = {name: RunFolder(folder / "runs" / name).metrics()[-1]["val_loss"] for name in RUNS}
     assert re.search(rf"^AdamW  0.0003, the guess +{finals[RUNS[0]]:.4f} ", printed, re.MULTILINE)
-    assert re.search(rf"^OMADA  .*\(rest\), .* \(matrices\), found +{finals[RUNS[1]]:.4f} ", printed, re.MULTILINE)
+    assert re.search(rf"^OMADA  .*\(rest\), .* \(matrices\) +{finals[RUNS[1]]:.4f} ", printed, re.MULTILINE)
     difference = finals[RUNS[0]] - finals[RUNS[1]]
     assert difference > 0
     assert f"From the same guess, OMADA ends {difference:.2f} nats below AdamW after 40 steps" in printed

@@ -70,7 +70,7 @@ def introduction(experiment: Experiment) -> str:
     best = tuned(experiment)
     if best is not None and guess == GUESS:
         text += (
-            f" That is a bad guess on purpose, as people make it: many try {guess:g} first, "
+            f" That is a bad guess on purpose, as people make them: many try {guess:g} first, "
             f"and AdamW's best rate here is {best.lr:g}."
         )
     return text
@@ -112,14 +112,14 @@ def table(experiment: Experiment, runs: dict[str, StoredRun]) -> list[Sequence[s
         rows.append(
             (
                 NAMES[label],
-                f"{rates}, found" if rates else f"{run.lr:g}, the guess",
+                rates or f"{run.lr:g}, the guess",
                 loss_or_diverged(run.result.val_loss),
                 time,
             )
         )
     best = tuned(experiment)
     if best is not None:
-        rows.append((f"AdamW, tuned ({best.seeds} seeds, stored)", f"{best.lr:g}", f"{best.loss:.4f}", ""))
+        rows.append(("AdamW, tuned", f"{best.lr:g}, by grid search", f"{best.loss:.4f}", ""))
     return rows
 
 

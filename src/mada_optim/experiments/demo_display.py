@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
@@ -43,7 +44,7 @@ class _Side:
         self.began = self.began or (report.step, time.perf_counter())
         self.held = self.latest is not None and self.latest.learned == report.learned
         self.latest = report
-        if report.loss == report.loss:  # not NaN
+        if math.isfinite(report.loss):
             self.losses.append((report.step, report.loss))
 
     @property
@@ -89,13 +90,16 @@ class DemoDisplay:
 
     def show_stored(self, folder: RunFolder, name: str) -> None:
         """Show what is stored of a run before it goes on, or because it is over."""
-        val_loss = None
+        side, val_loss = self._sides[name], None
         for line in folder.metrics():
             val_loss = line.get("val_loss", val_loss)
-            if line.get("loss") is not None:
+            if "lr" in line:
+                loss = math.nan if line["loss"] is None else line["loss"]
                 learned = {key: value for key, value in line.get("coefficients", {}).items() if key.startswith(SCALE)}
-                self._sides[name].losses.append((line["step"], line["loss"]))
-                self._sides[name].latest = StepReport(line["step"], line["loss"], val_loss, line["lr"], learned, False)
+                side.take(StepReport(line["step"], loss, val_loss, line["lr"], learned, False))
+            elif side.latest is not None:
+                side.latest = replace(side.latest, val_loss=val_loss)
+        side.began = None
 
     def begin(self, name: str, start: int) -> None:
         """See :class:`Watcher`."""
