@@ -110,7 +110,13 @@ def test_errors_are_one_line(
 
 @pytest.mark.parametrize(
     ("command", "package"),
-    [(["train"], "tensorboard"), (["compare"], "matplotlib"), (["report", "x"], "plotly"), (["online"], "rich")],
+    [
+        (["train"], "tensorboard"),
+        (["demo"], "filelock"),
+        (["compare"], "matplotlib"),
+        (["report", "x"], "plotly"),
+        (["online"], "rich"),
+    ],
 )
 def test_missing_extras_are_named_before_anything_runs(
     command: list[str], package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
