@@ -76,6 +76,22 @@ def test_an_optimizer_of_torch_with_a_learned_scale_made_before_or_after(first: 
     assert made["history"].to_dict()["scale_all"][-1] == made["scale"].value
 
 
+@pytest.mark.parametrize("lr", [0.5, torch.tensor(0.5)], ids=["number", "tensor"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_rate_in_use_where_the_parameter_group_shows_another(lr: Any, dtype: torch.dtype):
+    """A tensor stays what was given; steps of low precision are taken at a rate that makes them visible."""
+    weight = torch.nn.Parameter(torch.ones(3, dtype=dtype))
+    optimizer = torch.optim.AdamW([weight], lr=lr, foreach=False)
+    history = History(optimizer)
+    scale = LearnedScale(optimizer)
+    for step in range(4):
+        weight.grad = torch.full_like(weight, 1.0 + step)
+        optimizer.step()
+    columns = history.to_dict()
+    assert columns["lr"] == pytest.approx(columns["scale_all"])
+    assert 0 < columns["lr"][-1] == pytest.approx(scale.value)
+
+
 def test_parameter_groups_without_kinds_have_a_rate_each_and_coefficients_of_their_own():
     params = list(Net().parameters())
     groups = [{"params": params[:2], "lr": 0.1}, {"params": params[2:], "lr": torch.tensor(0.5), "start": {"rho": 0.5}}]
@@ -166,6 +182,12 @@ def test_copies_and_pickles(make: Any, copied: Any):
         each.step()
     assert (len(history), len(other_history)) == (4, 3)
     other_history.stop()
+
+
+def test_a_pickled_history_holds_rows_alone():
+    optimizer = OMADA(Net())
+    history = History(optimizer)
+    assert b"LearnedScale" not in pickle.dumps(history)
 
 
 def test_stop():
