@@ -170,7 +170,7 @@ def test_a_training_that_dies_is_named_and_the_other_goes_on(tmp_path: Path) -> 
             pass
 
     over: dict[str, str] = {}
-    calls = {name: (str(tmp_path), name, 100) for name in watched.NAMES}
+    calls = {"a": (str(tmp_path), "a", 1_000_000), "b": (str(tmp_path), "b", 100)}
     assert SideBySide(Killing()).run(watched.count, calls, over.__setitem__)
     assert over == {"a": "failed: its process ended with code -9", "b": "finished"}
 

@@ -123,7 +123,7 @@ def panels(summaries: Sequence[Summary]) -> list[Panel]:
     return joined + alone
 
 
-def coefficient_points(metrics: Metrics) -> dict[str, Points]:
+def coefficient_points(metrics: Metrics) -> dict[str, list[tuple[int, float]]]:
     """The path of each coefficient; none where the optimizer has no coefficients."""
     points: dict[str, list[tuple[int, float]]] = {}
     for line in metrics:

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -33,6 +34,14 @@ class Watcher(Protocol):
         """Called after each step of a run."""
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A run under way."""
+
+    name: str
+    process: BaseProcess
+
+
 class SideBySide(Pool):
     """A pool for :func:`run_stages` that runs all calls at once, and reports each step of each to a watcher."""
 
@@ -48,53 +57,58 @@ class SideBySide(Pool):
         cuda: bool = False,  # noqa: ARG002
     ) -> bool:
         """See :meth:`Pool.run`. ``function`` takes ``on_begin`` and ``on_step``, too."""
-        processes: dict[Connection, BaseProcess] = {}
-        names: dict[Connection, str] = {}
+        running: dict[Connection, _Running] = {}
         with _stop_signal() as stop:
             try:
                 for name, arguments in calls.items():
-                    ours, theirs = get_context("spawn").Pipe()
-                    process = get_context("spawn").Process(
-                        name=f"mada-{name}", target=_report, args=(theirs, function, arguments), daemon=True
-                    )
-                    with _ignored_interrupts():
-                        process.start()
-                    theirs.close()
-                    processes[ours], names[ours] = process, name
+                    connection, process = _start(name, function, arguments)
+                    running[connection] = _Running(name, process)
                 told = False
-                while names:
+                while running:
                     if stop.is_set() and not told:
                         told = True
-                        for connection in names:
-                            with suppress(BrokenPipeError):
+                        for connection in running:
+                            with suppress(BrokenPipeError):  # it has just ended
                                 connection.send(_STOP)
-                    for connection in wait(list(names), timeout=0.2):
-                        assert isinstance(connection, Connection)
-                        if (ending := self._receive(connection, names[connection], processes[connection])) is not None:
-                            name = names.pop(connection)
+                    for ready in wait(list(running), timeout=0.2):
+                        assert isinstance(ready, Connection)
+                        ending = self._receive(ready, running[ready])
+                        if ending is not None:
+                            over = running.pop(ready)
+                            over.process.join()
                             if ending != "interrupted":
-                                on_over(name, ending)
+                                on_over(over.name, ending)
             finally:
-                for connection, process in processes.items():
-                    if connection in names:
-                        process.terminate()
-                    process.join()
+                for left in running.values():
+                    left.process.terminate()
+                    left.process.join()
         return not stop.is_set()
 
-    def _receive(self, connection: Connection, name: str, process: BaseProcess) -> str | None:
-        """Take the next message of a process. Returns how it ended, if it did."""
+    def _receive(self, connection: Connection, run: _Running) -> str | None:
+        """Take the next message of a run, and pass it on. Returns how the run ended, if it did."""
         try:
             message = connection.recv()
-        except (EOFError, ConnectionResetError):
-            process.join()
-            return f"failed: its process ended with code {process.exitcode}"
+        except (EOFError, OSError):  # also in the middle of a message
+            run.process.join()
+            return f"failed: its process ended with code {run.process.exitcode}"
         if isinstance(message, str):
             return message
         if isinstance(message, int):
-            self._watcher.begin(name, message)
+            self._watcher.begin(run.name, message)
         else:
-            self._watcher.step(name, message)
+            self._watcher.step(run.name, message)
         return None
+
+
+def _start(name: str, function: Callable[..., str], arguments: tuple[Any, ...]) -> tuple[Connection, BaseProcess]:
+    """Start the process of a run; the connection is to it."""
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(name=f"mada-{name}", target=_report, args=(theirs, function, arguments), daemon=True)
+    with _ignored_interrupts():
+        process.start()
+    theirs.close()  # the process has its own: when it ends, so does the connection
+    return ours, process
 
 
 def _report(connection: Connection, function: Callable[..., str], arguments: tuple[Any, ...]) -> None:
