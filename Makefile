@@ -1,4 +1,4 @@
-# make demo   train a small GPT with MADA on text that is always there
+# make demo   AdamW and OMADA side by side, from a badly guessed learning rate; two minutes
 # make test   all tests
 # make check  lint, layout, types and docs; each is a target, too
 # make docs   the documentation, into build/site
@@ -11,7 +11,7 @@ STAMP := .venv/.installed
 .PHONY: demo test check lint layout types docs format clean
 
 demo: $(STAMP)
-	$(BIN)/mada train $(ARGS)
+	$(BIN)/mada demo $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)

@@ -76,8 +76,10 @@ def test_code_on_a_page_runs_as_it_stands(page: str, tmp_path: Path, monkeypatch
             exec(block["code"], names)
 
 
-def test_code_of_the_readme_runs():
+def test_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With a model, data and a loss at hand."""
+    monkeypatch.chdir(tmp_path)
+
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
     batches = [(torch.randn(16, 4), torch.randn(16, 1)) for _ in range(3)]
     names = {"model": model, "batches": batches, "loss_function": nn.functional.mse_loss}
@@ -85,6 +87,7 @@ def test_code_of_the_readme_runs():
     assert len(blocks) == 2
     for block in blocks:
         exec(block, names)
+    assert (tmp_path / "became.png").exists()
 
 
 def test_the_readme_has_at_most_900_words():

@@ -66,6 +66,41 @@ def run_train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_demo(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mada_optim.experiments import demo
+
+    out = Path(getattr(arguments, "out", None) or _new_folder("demo"))
+    guess = vars(arguments).pop("lr", demo.GUESS)
+    experiment = demo.demo(guess, _config(arguments))
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(demo.introduction(experiment), markup=False, soft_wrap=False)
+    console.print(f"Folder: {out}. After an interruption, the same command with --out {out} goes on.\n", markup=False)
+    ending = demo.train_side_by_side(experiment, out, console)
+    for name, why in ending.failed.items():
+        print(f"mada: {name} {why}", file=sys.stderr)
+    if ending.interrupted:
+        console.print(f"Interrupted. The same command with --out {out} goes on.", markup=False)
+        return 130
+    if ending.failed:
+        return 1
+    runs = demo.stored_runs(experiment, out)
+    header, *rows = demo.table(experiment, runs)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index > 1 else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print("", table, "", sep="\n")
+    console.print(demo.verdict(experiment, runs), markup=False, soft_wrap=False)
+    demo.draw(experiment, runs, out)
+    console.print("\nIn your code: from mada_optim import OMADA; optimizer = OMADA(model)", markup=False)
+    console.print(f"Figure: {out / 'demo.png'}. All of it: mada report {out}", markup=False)
+    return 0
+
+
 def run_compare(arguments: argparse.Namespace) -> int:
     from mada_optim.experiments.compare import comparison
     from mada_optim.experiments.stage_folder import TUNE, check_reference

@@ -282,6 +282,12 @@ class HypergradientOptimizer(Optimizer):
             lines += [f"    {kind}: {value:.3g}" for kind, value in self.scale.values.items()]
         return "\n".join([f"{type(self).__name__} (", *lines, ")"])
 
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from mada_optim.notebook import optimizer_as_html
+
+        return optimizer_as_html(self)
+
     # Parameter groups.
 
     def add_param_group(self, param_group: Group) -> None:

@@ -20,7 +20,7 @@ MODEL = ["--layers", "1", "--heads", "2", "--width", "16", "--context", "16", "-
 TINY = [*MODEL, "--steps", "12", "--eval-every", "6", "--threads", "1"]
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["compare"], ["sweep"], ["report"], ["optimizers"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["compare"], ["sweep"], ["report"], ["optimizers"]])
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main([*command, "--help"])
@@ -110,7 +110,13 @@ def test_errors_are_one_line(
 
 @pytest.mark.parametrize(
     ("command", "package"),
-    [(["train"], "tensorboard"), (["compare"], "matplotlib"), (["report", "x"], "plotly"), (["online"], "rich")],
+    [
+        (["train"], "tensorboard"),
+        (["demo"], "filelock"),
+        (["compare"], "matplotlib"),
+        (["report", "x"], "plotly"),
+        (["online"], "rich"),
+    ],
 )
 def test_missing_extras_are_named_before_anything_runs(
     command: list[str], package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -195,8 +195,23 @@ class LearnedScale:
         """The learning rate at the peak of the schedule: the same number as :attr:`value`."""
         return self.value
 
+    def rates(self, optimizer: Optimizer) -> list[Any]:
+        """Return the learning rates in use of the parameter groups of one of the optimizers.
+
+        Args:
+            optimizer: one of those that the scale was made with.
+        """
+        given = self._given(optimizer)
+        return [self._use(self._key(group), rate) for group, rate in zip(optimizer.param_groups, given, strict=True)]
+
     def __repr__(self) -> str:
         return f"LearnedScale({self.describe()})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from mada_optim.notebook import scale_as_html
+
+        return scale_as_html(self)
 
     def hold(self) -> None:
         """End the search now: multiply the scales by the margin, hold them, and free what the search kept."""
