@@ -12,10 +12,11 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mada_optim.experiments.figures import look, save_figure, spaced, style
+from mada_optim.drawing import look, style
+from mada_optim.experiments.figures import save_figure, spaced
 from mada_optim.experiments.report import Summary, count
-from mada_optim.experiments.result import SCALE
 from mada_optim.experiments.stage_folder import StoredStage, load_stages, without_paths
+from mada_optim.notation import SCALE
 from mada_optim.tasks import require
 from mada_optim.tasks.stored import prepare_file
 
