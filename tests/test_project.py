@@ -35,7 +35,7 @@ def check(folder: Path, module: str, page: str) -> subprocess.CompletedProcess[s
     """Run make check, with this project's settings, on a project of one module and one page."""
     if shutil.which("make") is None or not all((BIN / name).exists() for name in ("ruff", "mypy", "mkdocs")):
         pytest.skip("needs make, ruff, mypy and mkdocs")
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", "docs/_docstrings.py"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "docs/_docstrings.py", "docs/_site.py"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, folder / name)
     (folder / "src" / "mada_optim").mkdir(parents=True)

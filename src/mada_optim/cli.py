@@ -72,6 +72,7 @@ examples:
   mada report runs/shakespeare                    both stages of a sweep
   mada report runs/grid runs/digits/confirm runs/one --out all.html
   mada report runs/shakespeare runs/cifar --out all.md
+  mada report runs/shakespeare/tune runs/cifar/tune --only adamw,muon --out rates.png
 
 Several experiments are compared in one table, too. The file needs no network. Figures for papers are beside the tables
 of each stage: mada compare --report FOLDER.
@@ -290,9 +291,11 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="Markdown, tables only, where it ends in .md (default: report.html in the first folder, or here where "
-        "that cannot be written to)",
+        help="Markdown, tables only, where it ends in .md; a figure of final losses over learning rates, a panel for "
+        "each task, where it ends in .png (default: report.html in the first folder, or here where that cannot be "
+        "written to)",
     )
+    parser.add_argument("--only", metavar="LABEL,...", type=list_of(str), help="what the figure shows, in this order")
     _add_reference(parser)
 
 

@@ -201,7 +201,8 @@ def _print_report(out: Path, reference: str | None = None) -> None:
 
 
 def run_report(arguments: argparse.Namespace) -> int:
-    from mada_optim.tasks import InputError
+    from mada_optim.experiments.rates import write_rates
+    from mada_optim.tasks import InputError, require
 
     try:
         from mada_optim.experiments.page import write_report
@@ -211,6 +212,11 @@ def run_report(arguments: argparse.Namespace) -> int:
     folders = [Path(folder) for folder in arguments.folders]
     default = (folders[0] if os.access(folders[0], os.W_OK) else Path()) / "report.html"
     out = Path(getattr(arguments, "out", default))
+    only = getattr(arguments, "only", None)
+    if out.suffix == ".png":
+        print(f"Written: {', '.join(map(str, write_rates(folders, out, only)))}")
+        return 0
+    require(only is None, "only", only, "left out: it is for a figure, --out NAME.png")
     write_report(folders, out, getattr(arguments, "reference", None))
     print(f"Written: {out}")
     return 0

@@ -167,7 +167,11 @@ class History:
         return {"steps": self.steps, "every": self.every, "limit": self.limit, "rows": self.rows()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on with the rows that :meth:`state_dict` returned, in place of those that are there."""
+        """Continue with the rows that :meth:`state_dict` returned, in place of those that are there.
+
+        Args:
+            state_dict: of a history.
+        """
         self.steps, self.every, self.limit = (state_dict[name] for name in ("steps", "every", "limit"))
         self._unread = []
         self._rows = [

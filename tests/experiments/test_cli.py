@@ -209,7 +209,7 @@ def test_what_cannot_be_written_is_said_before_anything_is_computed(
     def never(*_: object, **__: object) -> None:
         pytest.fail("computed first")
 
-    for place in ("online.play", "page.load_stage", "archive.read_json"):
+    for place in ("online.play", "stage_folder.load_stage", "archive.read_json"):
         monkeypatch.setattr(f"mada_optim.experiments.{place}", never if place != "online.play" else online_once(never))
     monkeypatch.setattr("mada_optim.theory.figures.mean_squared_gradient", never)
     (tmp_path / "file").touch()
