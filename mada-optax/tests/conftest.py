@@ -5,6 +5,9 @@ from collections.abc import Iterator
 import jax
 import pytest
 
+# The steps of the tests are tiny: compiling them well would take far longer than running them.
+jax.config.update("jax_disable_most_optimizations", True)
+
 
 @pytest.fixture
 def x64() -> Iterator[None]:
