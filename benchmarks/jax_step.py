@@ -1,6 +1,7 @@
 """What a jitted step of mada-optax costs beside optax.adamw's: python benchmarks/jax_step.py
 
-Every line is timed in turn with AdamW, on one array, with donated buffers. Other work on the machine spoils the times.
+Every line is timed in turn with AdamW, on one array, with donated buffers. Other work on the machine spoils the times;
+with --cpu-time what counts is the time that all threads of this process work.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 
 import jax
 import optax
-
 from mada_optax import avgrad, learned_scale, mada
 
 EVERY = dict.fromkeys(("b1", "b2", "b3", "rho", "c", "gamma"), 1e-3)
@@ -30,7 +30,7 @@ CONTENDERS: dict[str, optax.GradientTransformation] = {
 }
 
 
-def stepper(tx: optax.GradientTransformation, size: int) -> Callable[[], float]:
+def stepper(tx: optax.GradientTransformation, size: int, clock: Callable[[], float]) -> Callable[[], float]:
     """A function that takes one step, and returns the seconds that it took."""
 
     def update(params: jax.Array, state: Any, grads: jax.Array) -> Any:
@@ -42,9 +42,9 @@ def stepper(tx: optax.GradientTransformation, size: int) -> Callable[[], float]:
     held = [params, tx.init(params)]
 
     def step() -> float:
-        begin = time.perf_counter()
+        begin = clock()
         held[:] = jax.block_until_ready(jitted(*held, grads))
-        return time.perf_counter() - begin
+        return clock() - begin
 
     for _ in range(2):  # compiles
         step()
@@ -56,14 +56,16 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
     parser.add_argument("--size", type=int, default=20_000_000)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="*", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--cpu-time", action="store_true")
     args = parser.parse_args(argv)
+    clock = time.process_time if args.cpu_time else time.perf_counter
     print(f"jax {jax.__version__}, {jax.devices()[0].platform}, {os.cpu_count()} cores, {platform.machine()}")
-    print(f"{args.size:,} numbers in float32, {args.rounds} rounds: median of the ratios (quartiles), median time\n")
+    print(f"{args.size:,} numbers in float32, {args.rounds} rounds, {'CPU' if args.cpu_time else 'wall'} time\n")
     print("| transformation | ratio to optax.adamw | quartiles | ms |\n| --- | ---: | ---: | ---: |")
-    adamw = stepper(optax.adamw(1e-3), args.size)
+    adamw = stepper(optax.adamw(1e-3), args.size, clock)
     ratios: dict[str, list[float]] = {}
     for name in args.only:
-        step = stepper(CONTENDERS[name], args.size)
+        step = stepper(CONTENDERS[name], args.size, clock)
         pairs = [(step(), adamw()) for _ in range(args.rounds)]
         ratios[name] = [ours / theirs for ours, theirs in pairs]
         low, middle, high = statistics.quantiles(ratios[name], n=4)

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from mada_optax import mada, omada
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-
-from mada_optax import mada, omada
 
 SYMBOLS = {"b1": "β1", "b2": "β2", "b3": "β3", "rho": "ρ", "c": "c", "gamma": "γ"}
 

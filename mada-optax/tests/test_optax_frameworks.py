@@ -14,13 +14,13 @@ import flax.linen
 import flax.training.train_state
 import jax
 import jax.numpy as jnp
+import mada_optax
 import numpy as np
 import optax
 import orbax.checkpoint
 import pytest
 from flax import nnx
 
-import mada_optax
 import mada_optim
 
 REPOSITORY = Path(__file__).parents[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import mada_optax
 import numpy as np
 import optax
 import pytest
+from mada_optax.hypergradient import PIECE, align
 from small import assert_close, loss, start, train
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -57,7 +59,7 @@ def test_adan() -> None:
 
 def test_omada_is_muon_and_adamw() -> None:
     """At rates that are held: optax.contrib.muon with the root mean square of AdamW."""
-    marks = {"first": True, "bias": False, "last": False, "unused": None}
+    marks = {"first": True, "last": None}
     ours = mada_optax.omada(weight_decay=0.1, matrices=marks, held={"matrices": 1e-2, "rest": 3e-3})
     muon = optax.contrib.muon(1e-2, weight_decay=0.1, consistent_rms=0.2)
     theirs = optax.partition(
@@ -70,7 +72,7 @@ def test_omada_is_muon_and_adamw() -> None:
 
 
 def test_omada_searches_for_two_rates() -> None:
-    marks = {"first": True, "bias": False, "last": False, "unused": None}
+    marks = {"first": True, "last": None}
     settings = mada_optax.SearchSettings(steps=40)
     params, state = train(mada_optax.omada(matrices=marks, settings=settings), 45)
     rates = optax.tree_utils.tree_get(state, "learned_rate")
@@ -115,3 +117,23 @@ def test_hypergradients_are_derivatives_of_the_true_loss(wrapped: bool) -> None:
     expected = jax.jit(jax.grad(next_loss))(jnp.array(list(interior.values())))
     _, state = train(make(interior, 1e-300), last + 2)
     np.testing.assert_allclose(optax.tree_utils.tree_get(state, "hypergradient"), expected, rtol=1e-8)
+
+
+def test_hypergradients_of_large_arrays() -> None:
+    """On the CPU they are summed over pieces, the last of which is shorter."""
+    size = 2 * PIECE + 77
+    family = mada_optax.mada_family()
+    q = {
+        name: jnp.float64(value) for name, value in zip(("b1", "b2", "b3", "rho", "c", "gamma"), 6 * [0.7], strict=True)
+    }
+    grad, next_grad = jnp.sin(jnp.arange(1.0, size + 1)), jnp.cos(jnp.arange(1.0, size + 1))
+    state = dict.fromkeys(family.buffers(q), (0.1 * grad) ** 2)
+    small, large = (
+        jax.jit(
+            lambda cut=cut: align(
+                replace(family, elementwise=cut), [state], [grad], [next_grad], jnp.ones(1), q, [*q], jnp.int32(3)
+            )
+        )()
+        for cut in (False, True)
+    )
+    np.testing.assert_allclose(large, small, rtol=1e-10)

@@ -78,7 +78,7 @@ def is_number(value: Any) -> bool:
 
 
 def _is_zero(value: Number) -> bool:
-    return is_number(value) and value == 0.0
+    return is_number(value) and bool(value == 0.0)
 
 
 def _check_names(argument: str, names: Mapping[str, Any], known: Mapping[str, Coefficient]) -> None:
@@ -147,7 +147,7 @@ class LearningRule:
         for name, (is_allowed, what) in allowed.items():
             value = getattr(self, name)
             is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not isinstance(value, jax.Array) and not (is_real and is_allowed(value)):
+            if not isinstance(value, jax.Array) and not (is_real and is_allowed(value)):  # type: ignore[no-untyped-call]
                 raise ValueError(f"hyper_{name} must be {what}, got {value!r}")
 
     def due(self, steps: int | jax.Array) -> jax.Array:
@@ -157,7 +157,8 @@ class LearningRule:
         >>> [t for t in range(80) if rule.due(t)]
         [50, 60, 70]
         """
-        return (jnp.asarray(steps) >= jnp.maximum(self.warmup, 1)) & ((steps - self.warmup) % self.every == 0)
+        done = jnp.asarray(steps)
+        return (done >= jnp.maximum(self.warmup, 1)) & ((done - self.warmup) % self.every == 0)
 
     def learn(
         self,

@@ -60,6 +60,8 @@ class Family:
         update: one step. Its arguments are the buffers by name; the gradient g_t in their dtype; the coefficients by
             name, as scalars of that dtype or as floats where :func:`is_special`; and the step t = 1, 2, ... as such a
             scalar. It returns the direction Δ_t, by which x_{t+1} = (1 - ηλ) x_t - η Δ_t, and the new buffers.
+        elementwise: whether every element of the direction depends on the same element of the inputs alone, so that
+            arrays may be cut into pieces. False: whole arrays are handed over.
 
     >>> def update(state, grad, q, step):
     ...     velocity = q["momentum"] * state["velocity"] + grad
@@ -71,6 +73,7 @@ class Family:
     coefficients: tuple[Coefficient, ...]
     buffers: Callable[[Values], tuple[str, ...]]
     update: Update
+    elementwise: bool = True
 
 
 def is_special(coefficient: Any, value: float) -> bool:
@@ -97,7 +100,7 @@ def cut(grad: jax.Array) -> jax.Array:
 
     That is 7.2e16 in float32. What is not finite becomes NaN, so that it is seen.
     """
-    largest = math.sqrt(float(jnp.finfo(grad.dtype).max)) / 256
+    largest = math.sqrt(float(jnp.finfo(grad.dtype).max)) / 256  # type: ignore[no-untyped-call]
     return jnp.clip(grad, -largest, largest) + 0 * grad
 
 

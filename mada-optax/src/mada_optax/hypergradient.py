@@ -10,6 +10,7 @@ The last form is what is computed: g_{t+1} pulled back through Δ_t to a handful
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 
 from mada_optax.family import Buffers, Family
 
+PIECE = 1 << 15  # elements
 Step = tuple[jax.Array, dict[str, jax.Array]]
 
 
@@ -54,17 +56,41 @@ def align(
         Shape ``(len(learned),)``, in the order of ``learned``.
     """
     values = jnp.stack([q[name] for name in learned])
+
+    def align_array(state: Buffers, grad: jax.Array, next_grad: jax.Array) -> jax.Array:
+        def direction(values: jax.Array) -> jax.Array:
+            return take_step(family, state, grad, {**q, **dict(zip(learned, values, strict=True))}, step)[0]
+
+        _, pull_back = jax.vjp(direction, values)
+        aligned: jax.Array = pull_back(next_grad)[0]
+        return aligned
+
     total = jnp.zeros_like(values)
     for state, grad, next_grad, factor in zip(states, grads, next_grads, factors, strict=True):
-        _, pull_back = jax.vjp(_direction_of(family, state, grad, q, learned, step), values)
-        total = total + factor * pull_back(next_grad)[0]
+        if family.elementwise and grad.size >= 2 * PIECE:
+            aligned = jax.lax.platform_dependent(
+                state, grad, next_grad, cpu=partial(_sum_over_pieces, align_array), default=align_array
+            )
+        else:
+            aligned = align_array(state, grad, next_grad)
+        total = total + factor * aligned
     return total
 
 
-def _direction_of(
-    family: Family, state: Buffers, grad: jax.Array, q: Mapping[str, Any], learned: Sequence[str], step: jax.Array
-) -> Callable[[jax.Array], jax.Array]:
-    def direction(values: jax.Array) -> jax.Array:
-        return take_step(family, state, grad, {**q, **dict(zip(learned, values, strict=True))}, step)[0]
+def _sum_over_pieces(function: Callable[..., jax.Array], *arrays: Any) -> jax.Array:
+    """The sum of a function over pieces of arrays that fit the cache.
 
-    return direction
+    XLA fuses all of the derivative into one loop on accelerators. On the CPU it does not, and writes some thirty arrays
+    of the size of the parameter between its loops.
+    """
+    tree: Any = jax.tree.structure(arrays)
+    flat: list[jax.Array] = [leaf.reshape(-1) for leaf in jax.tree.leaves(arrays)]
+    count = flat[0].size // PIECE
+
+    def at(index: Any, size: int) -> jax.Array:
+        return function(*tree.unflatten([jax.lax.dynamic_slice(leaf, (index * PIECE,), (size,)) for leaf in flat]))
+
+    rest = flat[0].size - count * PIECE
+    first = at(count, rest) if rest else jnp.zeros_like(jax.eval_shape(lambda: at(0, PIECE)))
+    total: jax.Array = jax.lax.fori_loop(0, count, lambda index, total: total + at(index, PIECE), first)
+    return total

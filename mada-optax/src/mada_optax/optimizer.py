@@ -35,7 +35,7 @@ class FamilyState(NamedTuple):
         pending_grad: a tree like the parameters; None where nothing is learned.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # a tuple has a method of that name
     coefficients: dict[str, jax.Array]
     hypergradient: jax.Array
     hyper_momentum: jax.Array
@@ -71,7 +71,7 @@ def scale_by_family(
             :func:`hypergradient_optimizer`.
 
     Returns:
-        The transformation, whose state is a :class:`FamilyState`.
+        The transformation, whose state is a ``FamilyState``.
 
     >>> from mada_optax import mada_family
     >>> tx = scale_by_family(mada_family(), learning_rate=0.1, hyper_lr=0.0)
@@ -106,7 +106,8 @@ def scale_by_family(
         hyper_grad_scale: Number = 1.0,
         **extra_args: Any,  # noqa: ARG001 (for other transformations)
     ) -> tuple[optax.Updates, FamilyState]:
-        leaves, tree = jax.tree.flatten(updates)
+        leaves: list[jax.Array] = jax.tree.leaves(updates)
+        tree: Any = jax.tree.structure(updates)
         grads = [leaf.astype(_wide(leaf)) for leaf in leaves]
         buffers = _split(state.buffers, tree)
         if learned:
@@ -122,7 +123,8 @@ def scale_by_family(
 
             moved = jax.lax.cond(rule.due(state.count), learn, lambda: numbers)
             advanced = [take_step(family, own, grad, q, last)[1] for own, grad in zip(buffers, pending, strict=True)]
-            begun = state.count > 0
+            # The second term always holds. It puts the hypergradient first: XLA would copy the buffers to overwrite them.
+            begun = (state.count > 0) & (moved["skipped"] >= 0)
             buffers = [
                 {name: jnp.where(begun, new[name], old[name]) for name in old}
                 for old, new in zip(buffers, advanced, strict=True)

@@ -33,7 +33,7 @@ class LearnedScaleState(NamedTuple):
         base_state: of the wrapped transformation.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # a tuple has a method of that name
     search_steps: jax.Array
     searching: jax.Array
     peak: jax.Array
@@ -135,12 +135,13 @@ def learned_scale(
         share = rate / jnp.where(peak > 0.0, peak, 1.0)
         before = state.learned_rate
         state = state._replace(count=optax.safe_increment(state.count), peak=peak)
-        tree, labels = jax.tree.structure(params), _labels(per, params)
+        tree: Any = jax.tree.structure(params)
+        labels = _labels(per, params)
         paths, places = None, params
-        if state.way is not None:
+        if (way := state.way) is not None:
             state, advancing = _advance(settings, state, rate)
             pairs = [(before[label], state.learned_rate[label]) for label in labels]
-            paths = trails(state.way, params, pairs, advancing)
+            paths = trails(way, params, pairs, advancing)
             state = _measure(settings, state, before, paths, tree.flatten_up_to(updates), labels)
             places = tree.unflatten([trail.place() for trail in paths])
         scales = [state.learned_rate[label] * share for label in labels]
@@ -149,7 +150,7 @@ def learned_scale(
         base_updates, base_state = base.update(
             updates, state.base_state, places, **{**extra_args, "update_scale": update_scale}
         )
-        steps, way = tree.flatten_up_to(base_updates), None
+        steps = tree.flatten_up_to(base_updates)
         if paths is None:
             moves = [scale.astype(step.dtype) * step for scale, step in zip(scales, steps, strict=True)]
         else:

@@ -1,14 +1,14 @@
 """The way that parameters have gone, and its scalar product with the gradient.
 
-With x_1 where the search began, a parameter lies at x = x_1 - κ W. For parameters in float32 and float64, W is kept, and
-a change of κ moves x by it. In bfloat16 and float16 a small step is lost to rounding: there x_1 is kept as well, and
-the parameter is put at x_1 - κ W.
+With x_1 where the search began, a parameter lies at x = x_1 - κ W. For parameters in float32 and float64, W is kept,
+and a change of κ moves x by it. In bfloat16 and float16 a small step is lost to rounding: there x_1 is kept as well,
+and the parameter is put at x_1 - κ W.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +102,8 @@ def trails(
     way: Way, params: optax.Params, scales: list[tuple[jax.Array, jax.Array]], advancing: jax.Array
 ) -> list[Trail]:
     """The way of each array; ``scales``: κ and κ' of each."""
-    arrays, tree = jax.tree.flatten(params)
+    arrays: list[jax.Array] = jax.tree.leaves(params)
+    tree: Any = jax.tree.structure(params)
     initial = iter(way.initial)
     return [
         Trail(x, gone, mean, next(initial) if _is_low(x) else None, scale, new_scale, advancing)
@@ -114,7 +115,7 @@ def trails(
 
 def collect(trails: list[Trail], params: optax.Params) -> Way:
     """What is kept of the trails."""
-    tree = jax.tree.structure(params)
+    tree: Any = jax.tree.structure(params)
     return Way(
         gone=tree.unflatten([trail.gone for trail in trails]),
         mean=tree.unflatten([trail.mean for trail in trails]),
