@@ -123,7 +123,7 @@ def scale_by_family(
 
             moved = jax.lax.cond(rule.due(state.count), learn, lambda: numbers)
             advanced = [take_step(family, own, grad, q, last)[1] for own, grad in zip(buffers, pending, strict=True)]
-            # The second term always holds. It puts the hypergradient first: XLA would copy the buffers to overwrite them.
+            # The second term always holds. It puts the hypergradient first: else XLA copies the buffers.
             begun = (state.count > 0) & (moved["skipped"] >= 0)
             buffers = [
                 {name: jnp.where(begun, new[name], old[name]) for name in old}
