@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,16 +25,17 @@ def gradient(params: Any, step: Any) -> Any:
 def run(tx: optax.GradientTransformation, steps: int, params: Any = None, state: Any = None) -> tuple[Any, Any, int]:
     """Parameters and state after some compiled steps, and how often the step was traced."""
     params = PARAMS if params is None else params
-    state = tx.init(params) if state is None else state
     traces = 0
 
-    @jax.jit
+    # A new state is donated, as people do who save memory: no two of its entries may be one array.
+    @partial(jax.jit, donate_argnums=(1,) if state is None else ())
     def step(params: Any, state: Any, index: jax.Array) -> tuple[Any, Any]:
         nonlocal traces
         traces += 1
         updates, state = tx.update(gradient(params, index), state, params)
         return optax.apply_updates(params, updates), state
 
+    state = tx.init(params) if state is None else state
     for index in range(steps):
         params, state = step(params, state, jnp.float32(index))
     return params, state, traces

@@ -95,15 +95,15 @@ class ScaleState(NamedTuple):
 
 
 def start(settings: SearchSettings) -> ScaleState:
-    """What is known before the first step."""
-    zero = jnp.zeros((), jnp.result_type(float))
+    """What is known before the first step. No two entries are one array, so a step may donate all of them."""
+    dtype = jnp.result_type(float)
     return ScaleState(
-        log_value=jnp.asarray(math.log(settings.start), zero.dtype),
-        mean=zero,
-        square=zero,
+        log_value=jnp.asarray(math.log(settings.start), dtype),
+        mean=jnp.zeros((), dtype),
+        square=jnp.zeros((), dtype),
         taken=jnp.zeros((), jnp.int32),
         climbing=jnp.asarray(True),
-        waiting=zero,
+        waiting=jnp.zeros((), dtype),
     )
 
 
