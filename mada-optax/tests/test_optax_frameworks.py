@@ -175,18 +175,15 @@ def test_the_two_distributions_go_together() -> None:
     assert licenses[0] == licenses[1]
 
 
-@pytest.mark.parametrize("optimizer", ["mada", "omada"])
-def test_the_example(tmp_path: Path, optimizer: str) -> None:
+def test_the_example(tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("jax_char_gpt", REPOSITORY / "examples" / "jax_char_gpt.py")
     assert spec is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     size = ["--width", "16", "--layers", "1", "--batch", "4", "--context", "16"]
-    result = example.main([*size, "--steps", "6", "--optimizer", optimizer, "--out", str(tmp_path)])
+    result = example.main([*size, "--steps", "6", "--out", str(tmp_path)])
     assert result["validation"][-1][1] < result["validation"][0][1]
-    assert set(result["paths"][0]) == (
-        {"b1", "b2", "b3", "rho", "c", "gamma"} if optimizer == "mada" else {"matrices", "rest"}
-    )
+    assert set(result["paths"][0]) == {"b1", "b2", "b3", "rho", "c", "gamma"}
     assert (tmp_path / "training.png").stat().st_size > 10_000
 
 
