@@ -67,7 +67,8 @@ def align(
 
     total = jnp.zeros_like(values)
     for state, grad, next_grad, factor in zip(states, grads, next_grads, factors, strict=True):
-        if family.elementwise and grad.size >= 2 * PIECE:
+        # Arrays that are sharded over devices would be gathered to be cut.
+        if family.elementwise and grad.size >= 2 * PIECE and jax.device_count() == 1:
             aligned = jax.lax.platform_dependent(
                 state, grad, next_grad, cpu=partial(_sum_over_pieces, align_array), default=align_array
             )
