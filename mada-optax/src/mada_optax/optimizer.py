@@ -85,7 +85,8 @@ def scale_by_family(
 
     def init(params: optax.Params) -> FamilyState:
         number = jnp.zeros((), _number_dtype())
-        coefficients = {name: jnp.asarray(value, number.dtype) for name, value in settings.start.items()}
+        # Copies: what optax.inject_hyperparams hands over is in its own state as well, and a step may donate both.
+        coefficients = {name: jnp.array(value, number.dtype) for name, value in settings.start.items()}
         return FamilyState(
             count=jnp.zeros((), jnp.int32),
             coefficients=coefficients,
