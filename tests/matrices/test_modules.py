@@ -318,6 +318,10 @@ OUTPUTS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
         lambda: Net(body=mlp(8, 16, 16), class_embed=nn.Linear(16, 6), bbox_embed=Net(layers=mlp(16, 16, 4))),
         ["class_embed.weight", "bbox_embed.layers.1.weight"],
     ),
+    "classes to be drawn": (
+        lambda: Net(class_embed=nn.Linear(10, 16), body=mlp(16, 16, 16), last=nn.Linear(16, 3)),
+        ["last.weight"],
+    ),
     "hidden layer before the head": (
         lambda: Net(body=mlp(8, 16), pre_logits=nn.Linear(16, 16), head=nn.Linear(16, 5)),
         ["head.weight"],

@@ -161,7 +161,11 @@ def _plain_heads(walk: Walk, layers: dict[Path, Use]) -> dict[Path, str]:
         if is_table(use) and use.param.dim() == 2 and not _POSITIONS.fullmatch(use.role)
     } - read
     by_rows = {path: f"one row for each of {_rows(use)} entries" for path, use in single.items() if _rows(use) in words}
-    by_name = dict.fromkeys(_named_heads(single), "its name")
+    by_name = {
+        path: "its name"
+        for path in _named_heads(single)
+        if _rows(single[path]) not in read or not _is_head(path, _DETECTORS)  # else it embeds classes or boxes
+    }
     return by_rows | by_name or _by_place(layers, single, read, _ends_in_a_body(walk))
 
 
