@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -88,6 +89,18 @@ def test_the_sdist_has_every_file_of_the_repository(tmp_path: Path) -> None:
 
 
 PAGES = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("benchmarks/**/*.md")]
+
+
+def test_the_wheel_has_every_file_of_the_package() -> None:
+    """Files that are no Python go into a wheel where pyproject.toml names them."""
+    (named,) = re.findall(r"^mada_optim = (\[.+\])$", (REPOSITORY / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
+    package = REPOSITORY / "src" / "mada_optim"
+    files = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    assert set(ast.literal_eval(named)) == files
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))

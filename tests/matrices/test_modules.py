@@ -142,6 +142,8 @@ def test_the_matrices_of_a_module(name: str):
         "cls_token": (1, 1, 8),
         "class_embedding": (4, 8),
         "latents": (16, 8),
+        "latents_2d": (16, 8),
+        "latent_query": (16, 8),
         "queries": (16, 8),
         "A_log": (16, 8),
         "D": (8, 8),
@@ -307,6 +309,22 @@ OUTPUTS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "two heads": (
         lambda: Net(body=mlp(8, 16, 16), policy=nn.Linear(16, 4), value=nn.Linear(16, 2)),
         ["policy.weight", "value.weight"],
+    ),
+    "actor and critic": (
+        lambda: Net(actor=mlp(8, 16, 16, 4), critic=mlp(8, 16, 16, 1)),
+        ["actor.2.weight", "critic.2.weight"],
+    ),
+    "DETR": (
+        lambda: Net(body=mlp(8, 16, 16), class_embed=nn.Linear(16, 6), bbox_embed=Net(layers=mlp(16, 16, 4))),
+        ["class_embed.weight", "bbox_embed.layers.1.weight"],
+    ),
+    "classes to be drawn": (
+        lambda: Net(class_embed=nn.Linear(10, 16), body=mlp(16, 16, 16), last=nn.Linear(16, 3)),
+        ["last.weight"],
+    ),
+    "hidden layer before the head": (
+        lambda: Net(body=mlp(8, 16), pre_logits=nn.Linear(16, 16), head=nn.Linear(16, 5)),
+        ["head.weight"],
     ),
     "heads in a list": (
         lambda: Net(body=mlp(8, 16, 16), heads=nn.ModuleList([mlp(16, 16, 5), mlp(16, 16, 5)])),

@@ -123,6 +123,26 @@ def test_the_same_bits_in_every_batch_and_with_any_number_of_threads(shape: tupl
     assert torch.equal(newton_schulz(batch), together)
 
 
+@pytest.mark.parametrize("options", [{}, {"ns_steps": 5}], ids=["polynomials", "quintics"])
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e37), (torch.bfloat16, 1e37), (torch.float64, 1e300)])
+def test_what_is_finite_has_a_direction(options: dict, dtype: torch.dtype, scale: float):
+    """Squares that overflow must not make a step of zeros or NaN."""
+    torch.manual_seed(0)
+    matrix = torch.randn(6, 9, dtype=torch.float64).clamp(-3, 3).to(dtype)
+    small, large = orthogonalize([matrix, matrix * scale], **options)
+    assert small.abs().max() > 0.1
+    torch.testing.assert_close(large, small, rtol=2e-2, atol=2e-2)
+
+
+def test_where_the_smallest_singular_value_arrives():
+    """It is measured by the fourth root of the sum of fourth powers: n^¼ times the largest where all are the same."""
+    values = torch.ones(81, dtype=torch.float64)
+    values[-1] = 0.0015 * values.pow(4).sum() ** 0.25
+    u, v = (torch.linalg.qr(torch.randn(81, 81, dtype=torch.float64)).Q for _ in range(2))
+    result = newton_schulz((u * values @ v.mT).float()[None])[0]
+    assert 0.7 < torch.linalg.svdvals(result.double()).min() < 0.9
+
+
 def test_what_is_given_is_not_changed():
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16):

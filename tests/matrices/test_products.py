@@ -45,6 +45,25 @@ def test_symmetric_products(rows: int, inner: int):
         torch.testing.assert_close(result, result.mT, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_symmetric_products_are_symmetric_to_the_last_bit(threads: int):
+    """Factors that commute give a symmetric product; which tile computes an element must not depend on threads."""
+    if products._library() is None:
+        pytest.skip("torch computes both halves")
+    torch.manual_seed(0)
+    x = torch.randn(1, 130, 130, dtype=torch.float64)
+    a = x @ x.mT / 130
+    b = (a @ a).float()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        results = [multiply(a.float(), b, added=b, beta=0.5, diagonal=1.0, symmetric=True) for _ in range(10)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(result, result.mT) for result in results)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
 def test_many_threads():
     torch.manual_seed(0)
     threads = torch.get_num_threads()

@@ -56,8 +56,16 @@ def test_in_float32_it_is_torchs_iteration_without_rounding(shape: tuple[int, in
     [
         ({"ns_steps": 0}, "ns_steps must be None or an integer from 1 to 99, got 0"),
         ({"ns_steps": 2.0}, "ns_steps must be None or an integer from 1 to 99, got 2.0"),
-        ({"ns_coefficients": (1.0, 2.0)}, r"ns_coefficients must be None or three numbers, got \(1.0, 2.0\)"),
-        ({"ns_coefficients": "abc"}, "ns_coefficients must be None or three numbers, got 'abc'"),
+        ({"ns_coefficients": (1.0, 2.0)}, r"ns_coefficients must be None or three finite numbers, got \(1.0, 2.0\)"),
+        (
+            {"ns_coefficients": (float("nan"), 1, 1)},
+            r"ns_coefficients must be None or three finite numbers, got \(nan, 1, 1\)",
+        ),
+        (
+            {"ns_coefficients": (True, 1, 1)},
+            r"ns_coefficients must be None or three finite numbers, got \(True, 1, 1\)",
+        ),
+        ({"ns_coefficients": "abc"}, "ns_coefficients must be None or three finite numbers, got 'abc'"),
         ({"adjust_lr_fn": "adam"}, "adjust_lr_fn must be one of match_rms_adamw, original, got 'adam'"),
     ],
     ids=str,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mada_optim.matrices.layout import Layout
-from mada_optim.matrices.newton_schulz import newton_schulz, working_dtype
+from mada_optim.matrices.newton_schulz import newton_schulz, within_range, working_dtype
 
 # By what a direction is multiplied, from rows and columns; the names are those of torch.optim.Muon.
 FACTORS: dict[str, Callable[[int, int], float]] = {
@@ -53,7 +53,7 @@ def orthogonalize(
     directions: list[Tensor] = list(stacks)
     for (shape, device), members in _by_shape(stacks).items():
         dtype = working_dtype(device)
-        batch = torch.cat([stacks[index].to(dtype) for index in members])
+        batch = torch.cat([_as(dtype, stacks[index]) for index in members])
         orthogonal = newton_schulz(batch, ns_steps, ns_coefficients).mul_(FACTORS[adjust_lr_fn](*shape))
         counts = [stacks[index].size(0) for index in members]
         for index, part in zip(members, torch.split(orthogonal, counts), strict=True):
@@ -68,10 +68,15 @@ def check_options(ns_steps: int | None, ns_coefficients: Sequence[float] | None,
         raise ValueError(f"ns_steps must be None or an integer from 1 to 99, got {ns_steps!r}")
     if ns_coefficients is not None:
         three = isinstance(ns_coefficients, (tuple, list)) and len(ns_coefficients) == 3
-        if not three or not all(isinstance(number, (int, float)) for number in ns_coefficients):
-            raise ValueError(f"ns_coefficients must be None or three numbers, got {ns_coefficients!r}")
+        if not three or not all(type(number) in (int, float) and math.isfinite(number) for number in ns_coefficients):
+            raise ValueError(f"ns_coefficients must be None or three finite numbers, got {ns_coefficients!r}")
     if adjust_lr_fn not in list(FACTORS):
         raise ValueError(f"adjust_lr_fn must be one of {', '.join(FACTORS)}, got {adjust_lr_fn!r}")
+
+
+def _as(dtype: torch.dtype, stack: Tensor) -> Tensor:
+    """A stack in the dtype of the iteration, whose range is smaller than that of float64."""
+    return (within_range(stack) if stack.dtype == torch.float64 else stack).to(dtype)
 
 
 def _by_shape(stacks: Sequence[Tensor]) -> dict[tuple[torch.Size, torch.device], list[int]]:

@@ -84,6 +84,11 @@ def _query_groups(projection: Projection) -> Parts | None:
     return _thirds(projection)
 
 
+def _query_and_gate(projection: Projection) -> Parts | None:
+    heads, width = projection.number(*HEADS), projection.number("head_dim")
+    return ((1, 1), heads) if heads and width and projection.outputs == 2 * heads * width else None
+
+
 def _cross(projection: Projection) -> Parts | None:
     return _halves(projection) if projection.outputs == 2 * projection.inputs else None
 
@@ -160,6 +165,8 @@ FUSED: tuple[Fused, ...] = (
     Fused(("qkv_proj",), "MiniMaxLightning", _each_head, _INTERLEAVED),
     Fused(("qkv_proj",), "CodeGen", lambda _: ((1, 1, 1), 4), "queries, values and keys in four blocks"),
     Fused(("in_proj",), "DisentangledSelfAttention", _each_head, _INTERLEAVED),
+    Fused(("q_proj",), "Qwen", _query_and_gate, "queries and gates, head by head"),
+    Fused(("att_proj",), "^Bark", _thirds, _QKV),
     Fused(("in_proj_qkv",), "", _sizes(("key_dim",), ("key_dim",), ("value_dim",)), _QKV),
     Fused(("in_proj_qkvz",), "", _delta_net, "queries, keys, values and gates, head by head"),
     Fused(("qkv", "qkv_proj", "qkv_linear", "to_qkv", "Wqkv", "wqkv", "query_key_value"), "", _query_groups, _QKV),

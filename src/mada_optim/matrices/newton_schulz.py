@@ -14,7 +14,8 @@ from mada_optim.matrices.products import multiply
 TORCH_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 TORCH_STEPS = 5
 
-# Singular values from LOW to 1 arrive between 0.73 and TOP. The polynomials are those that polynomials.py computes.
+# Singular values from LOW to 1 arrive between 0.73 and TOP. Before, they are divided by (Σ σ⁴)^¼ of their matrix.
+# The polynomials are those that polynomials.py computes.
 LOW, TOP, DEGREES = 0.0014, 1.15, (6, 4, 4)
 POLYNOMIALS: tuple[tuple[Row, ...], ...] = (
     (
@@ -30,6 +31,8 @@ POLYNOMIALS: tuple[tuple[Row, ...], ...] = (
 _SAFETY = 1.001
 # A matrix of a smaller norm is not enlarged to norm one, as by torch.optim.Muon: a gradient that vanishes fades out.
 _SMALLEST = 1e-7
+# Sums of squares of larger elements may overflow.
+_LARGEST = 1e15
 # Where one side is so many times longer than the other, the iteration on the Gram matrix has less to compute.
 _LONG = 1.6
 # Elements of the Gram matrices that are worked on at a time, so that they stay in the cache.
@@ -47,8 +50,9 @@ def working_dtype(device: torch.device) -> torch.dtype:
 def newton_schulz(batch: Tensor, steps: int | None = None, coefficients: Sequence[float] | None = None) -> Tensor:
     """U Vᵀ, nearly, for each matrix U S Vᵀ of a batch.
 
-    In float32, with neither ``steps`` nor ``coefficients``, singular values of at least 0.0014 times the largest end
-    between 0.73 and 1.15. In bfloat16, or with one of them, the iteration is that of torch.optim.Muon.
+    In float32, with neither ``steps`` nor ``coefficients``, singular values of at least 0.0014 (Σ σ⁴)^¼ end between
+    0.73 and 1.15. That is at most 0.0014 n^¼ times the largest, with n the shorter side. In bfloat16, or with one of
+    the two, the iteration is that of torch.optim.Muon.
 
     Args:
         batch: shape (N, rows, columns), in the dtype in which to work.
@@ -60,6 +64,7 @@ def newton_schulz(batch: Tensor, steps: int | None = None, coefficients: Sequenc
     """
     if steps is not None or coefficients is not None or batch.dtype.itemsize < 4:
         a, b, c = coefficients or TORCH_COEFFICIENTS
+        batch = within_range(batch)
         norm = torch.linalg.vector_norm(batch, dim=(1, 2), keepdim=True)
         quintics = [((c, b, a),)] * (TORCH_STEPS if steps is None else steps)
         return _by_matrix(batch / norm.clamp(min=_SMALLEST), None, quintics)
@@ -71,15 +76,31 @@ def newton_schulz(batch: Tensor, steps: int | None = None, coefficients: Sequenc
     return torch.cat([iterate(*_bounded(some), POLYNOMIALS) for some in torch.split(batch, together)])
 
 
+def within_range(batch: Tensor) -> Tensor:
+    """Matrices whose largest element is beyond 1e15, divided by it: squares of the others do not overflow.
+
+    >>> within_range(torch.tensor([[[2.0]], [[4e20]]])).flatten().tolist()
+    [2.0, 1.0]
+    """
+    if not batch.numel():
+        return batch
+    largest = _largest(batch)
+    return batch / torch.where(largest > _LARGEST, largest, 1.0)
+
+
+def _largest(batch: Tensor) -> Tensor:
+    """The largest absolute value of each matrix, shape (N, 1, 1)."""
+    dim = (1, 2)
+    return torch.maximum(batch.amax(dim, keepdim=True), -batch.amin(dim, keepdim=True))
+
+
 def _bounded(batch: Tensor) -> tuple[Tensor, Tensor]:
     """Matrices whose singular values are at most one, and their Gram matrices.
 
     They are divided by the fourth root of the sum of the fourth powers of their singular values. This is never above
     the Frobenius norm, and for a random matrix of 256 rows it is three times closer to the largest singular value.
     """
-    dim = (1, 2)
-    largest = torch.maximum(batch.amax(dim, keepdim=True), -batch.amin(dim, keepdim=True))
-    x = batch / largest.clamp_(min=_SMALLEST)  # whose squares cannot overflow
+    x = batch / _largest(batch).clamp_(min=_SMALLEST)  # whose squares cannot overflow
     gram = _gram(x)
     # By rows first: a sum of so many numbers at once is less exact.
     norm = torch.linalg.vector_norm(torch.linalg.vector_norm(gram, dim=2, keepdim=True), dim=1, keepdim=True)

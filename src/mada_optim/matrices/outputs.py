@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,8 +14,17 @@ from mada_optim.matrices.uses import Use, Walk, config_of
 
 Path = tuple[str, ...]
 
-_HEADS = re.compile(r"(.*_)?(heads?|classifiers?|logits|score|unembed|unembedding|readout|predictor)|fc|out|output")
-_PREDICTORS = re.compile(r"(.*_)?(classifier|predictor)")
+# DETR's, which its decoder holds, too.
+_DETECTORS = re.compile(r"(class|bbox)_embed|enc_(score|bbox)_head")
+_HEADS = re.compile(
+    r"(?!pre_)(.*_)?(heads?|classifiers?|logits|score|unembed|unembedding|readout|predictor)"
+    r"|fc|out|output|qa_outputs|predict_\w+|" + _DETECTORS.pattern
+)
+# In models of transformers. There a "head" may also be a pooler or a projection.
+_WORD_HEADS = re.compile(r"lm_heads?|codebooks_head|qa_outputs|predict_\w+|" + _DETECTORS.pattern)
+# Names of modules whose children are output layers, each for itself.
+_SEVERAL = re.compile(r"(.*_)?(heads|classifiers|embed)")
+_PREDICTORS = re.compile(r"(?!pre_)(.*_)?(classifier|predictor)|feat_out|" + _WORD_HEADS.pattern)
 # Modules of torch whose weights are never an output layer.
 _BODIES = (
     nn.MultiheadAttention,
@@ -34,10 +44,11 @@ def output_layers(walk: Walk) -> dict[Path, str]:
 
     1. The module says so: ``get_output_embeddings()``, ``get_classifier()``.
     2. A model of transformers has layers around its base model. Those with a row for each label or word are output
-       layers. Where none has, the last one is.
+       layers. Where none has, the last one behind the base model is.
     3. A layer has a row for each entry of an embedding, and no layer reads as many columns; or its name, or that of a
        module around it, is head, classifier, score, ...
     4. The last layer, and those beside it that read the same, where no layer reads as many columns as these have rows.
+       Beside the last layer of one stack are the last layers of others: an actor and a critic.
     5. Another layer of which this is true, such as a head that stands first.
     6. The last layer. Not where it is one of many blocks of the same form, or a recurrent layer or an attention comes
        later: such a model has no output layer.
@@ -68,13 +79,17 @@ def _returned(module: Any, method: str) -> Sequence[Any]:
         heads = getattr(module, method)()
     except (NotImplementedError, AttributeError):
         return ()
-    return heads if isinstance(heads, (tuple, list)) else (heads,)
+    return tuple(heads) if isinstance(heads, (tuple, list, nn.ModuleList)) else (heads,)
 
 
 def _layers(walk: Walk) -> dict[Path, Use]:
-    """Layers that may be an output: linear maps and convolutions that are no part of a larger module of torch."""
+    """Layers that may be an output: linear maps and convolutions that are no part of a larger module of torch.
+
+    They come in the order of their modules: an output layer that is tied to an embedding is not where that is.
+    """
     layers: dict[Path, Use] = {}
-    for use in walk.all():
+    places = {module: index for index, module in enumerate(walk.paths)}
+    for use in sorted(walk.all(), key=lambda use: places[use.module]):
         if (
             use.attribute == "weight"
             and use.param.dim() >= 2
@@ -98,19 +113,39 @@ def _heads_of_pretrained(
     around = {
         layer: use
         for layer, use in layers.items()
-        if _below(layer, [path]) and (not _below(layer, [base or ()]) if has_base else _is_head(layer[len(path) :]))
+        if _below(layer, [path])
+        and (
+            (has_base and not _below(layer, [base or ()]))
+            or _is_head(layer[len(path) :], _DETECTORS if has_base else _HEADS)
+        )
     }
     known = {layer for layer in outputs if _below(layer, [path])}
-    named = set(_named_heads(around, _PREDICTORS)) if has_base else set()
+    named = set(_named_heads(around, _PREDICTORS if has_base else _WORD_HEADS))
     for layer, use in around.items():
-        if layer not in known and labels is not None and _rows(use) in (labels, labels + 1):  # one more: no object
+        if layer in known:
+            continue
+        if labels is not None and _rows(use) in (labels, labels + 1):  # one more: no object
             outputs[layer] = f"one row for each of {labels} labels"
-        elif layer in named:
+        elif layer in named and not _leads_to(layer, known):
             outputs[layer] = "its name"
         elif not known and _rows(use) == words:
             outputs[layer] = f"one row for each of {words} words"
-    if has_base and around and not any(_below(layer, [path]) for layer in outputs):
-        outputs[list(around)[-1]] = "the last layer around the base model"
+    if any(_below(layer, [path]) for layer in outputs):
+        return
+    if not has_base and re.search("For[A-Z]", type(module).__name__):  # a task: its heads are outputs
+        outputs.update(dict.fromkeys(_named_heads(around), "its name"))
+    if has_base:
+        behind = list(itertools.takewhile(lambda layer: not _below(layer, [base or ()]), reversed(layers)))
+        repeated = _repeated(around)
+        last = next((layer for layer in behind if layer in around and layer not in repeated), None)
+        if last is not None:
+            outputs[last] = "the last layer around the base model"
+
+
+def _leads_to(layer: Path, known: Iterable[Path]) -> bool:
+    """Whether a layer of an ``lm_head`` is the one before an output layer that the model returned."""
+    around = layer[: layer.index("lm_head")] if "lm_head" in layer else layer
+    return any(_below(output, [around]) for output in known)
 
 
 def _plain_heads(walk: Walk, layers: dict[Path, Use]) -> dict[Path, str]:
@@ -126,7 +161,11 @@ def _plain_heads(walk: Walk, layers: dict[Path, Use]) -> dict[Path, str]:
         if is_table(use) and use.param.dim() == 2 and not _POSITIONS.fullmatch(use.role)
     } - read
     by_rows = {path: f"one row for each of {_rows(use)} entries" for path, use in single.items() if _rows(use) in words}
-    by_name = dict.fromkeys(_named_heads(single), "its name")
+    by_name = {
+        path: "its name"
+        for path in _named_heads(single)
+        if _rows(single[path]) not in read or not _is_head(path, _DETECTORS)  # else it embeds classes or boxes
+    }
     return by_rows | by_name or _by_place(layers, single, read, _ends_in_a_body(walk))
 
 
@@ -137,7 +176,7 @@ def _named_heads(single: dict[Path, Use], names: re.Pattern[str] = _HEADS) -> li
         for depth, name in enumerate(path, 1):
             if names.fullmatch(name) and (depth == 1 or name not in ("fc", "out", "output")):
                 numbered = depth < len(path) - 1 and path[depth].isdecimal()  # heads.0.fc1, heads.1.fc1
-                last[path[: depth + 1] if numbered or name == "heads" else path[:depth]] = path
+                last[path[: depth + 1] if numbered or _SEVERAL.fullmatch(name) else path[:depth]] = path
                 break
     return list(last.values())
 
@@ -149,8 +188,12 @@ def _by_place(
     unread = [path for path, use in single.items() if _is_linear(use) and _rows(use) not in read]
     last = list(layers)[-1]
     if last in unread:
+        ends = {path[:-1]: path for path in layers}.values()
         beside = [
-            path for path in unread if path[:-1] == last[:-1] and _columns(single[path]) == _columns(single[last])
+            path
+            for path in unread
+            if (path[:-1] == last[:-1] or (path in ends and len(path) == len(last) and path[:-2] == last[:-2]))
+            and _columns(single[path]) == _columns(single[last])
         ]
         return dict.fromkeys(beside, "a last layer, whose width no layer reads")
     if unread and (ends_in_a_body or _is_linear(layers[last])):
@@ -193,8 +236,8 @@ def _repeated(layers: dict[Path, Use]) -> set[Path]:
     return {path for paths in alike.values() if len(paths) > 1 for path in paths}
 
 
-def _is_head(path: Path) -> bool:
-    return any(_HEADS.fullmatch(name) for name in path)
+def _is_head(path: Path, names: re.Pattern[str] = _HEADS) -> bool:
+    return any(names.fullmatch(name) for name in path)
 
 
 def _rows(use: Use) -> int:

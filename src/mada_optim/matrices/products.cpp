@@ -92,7 +92,9 @@ void tile(const Product& of, int64_t matrix, int64_t row, int64_t column, const 
         if (added)
             for (int64_t j = 0; j < columns; ++j) values[i][j] += of.beta * added[i * of.columns + j];
         if (row + i >= column && row + i < column + columns) values[i][row + i - column] += of.diagonal;
-        std::memcpy(out + i * of.columns, values[i], columns * sizeof(float));
+        // Elements above the diagonal are those of other tiles, which mirror theirs, maybe in another thread.
+        const int64_t width = of.symmetric ? std::clamp<int64_t>(row + i + 1 - column, 0, columns) : columns;
+        std::memcpy(out + i * of.columns, values[i], width * sizeof(float));
     }
     if (!of.symmetric) return;
     float* mirrored = of.out + matrix * size + column * of.columns + row;

@@ -177,6 +177,11 @@ def _experts_in_rows(site: Site) -> Layout:
     return Layout(parts=(1,) * experts) if site.use.param.size(0) % experts == 0 else Layout()
 
 
+def _has_heads_in_columns(site: Site) -> bool:
+    """XLNet's weights, (width, heads, width of a head)."""
+    return site.use.param.dim() == 3 and has_class(site.use.module, "^XLNet.*Attention$|^Funnel.*Attention$")
+
+
 def _is_linear(site: Site) -> bool:
     use = site.use
     is_weight = use.attribute == "weight" and use.param.dim() == 2
@@ -227,7 +232,7 @@ _BIASES = r"(.*_)?bias(es)?(_.*)?(?<!_table)"
 _POSITIONS = r"(.*_)?(pos|position|positions|positional|rel|relative|alibi|rope|freqs?)(_.*)?"
 _TABLES = (
     r"(.*_)?(tokens?|cls|embed|embeds|embedding|embeddings|emb|table|codebooks?|latents?|prompts?|prefix|registers?)"
-    r"(_delta)?|queries|slots|prototypes?|anchors|centers|centroids"
+    r"(_delta|_concat|_\d+d)?|latent_query|queries|slots|prototypes?|anchors|centers|centroids"
 )
 _SCALES = (
     r"(.*_)?(gates?|scales?|gain|gamma|beta|alpha|temperature|lambdas?|decay|sinks?)|A|A_logs?|D|Ds|dt(_(scale|rate|init|limit))?"
@@ -268,6 +273,7 @@ RULES: tuple[Rule, ...] = (
     Rule("table", _called(_TABLES), "learned vectors, by its name"),
     Rule("scale", _called(_SCALES), "a gate, scale or rate, by its name"),
     Rule("table", lambda site: site.use.param.size(0) == 1, "a first dimension of 1, for the batch"),
+    Rule("matrix", _has_heads_in_columns, "widths × heads", _one),
     Rule("matrix", lambda site: site.use.param.dim() == 3, "three dimensions: a stack of matrices", _stacked),
     Rule("matrix", lambda site: site.use.param.dim() > 3, "the first dimension × all others", _one),
     Rule("matrix", lambda _: True, "two dimensions", _one),
