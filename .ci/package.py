@@ -1,7 +1,7 @@
 """Build the sdist and the wheel, install each into an empty environment, and use it there: ``make release``.
 
-Nothing is downloaded. Each environment sees what it needs of the one that runs this script: torch with its requirements
-and, for the tests of the sdist, pytest, hypothesis and numpy. So a package that mada-optim uses without requiring it is missed.
+Nothing is downloaded. Each environment sees torch and its requirements in the one that runs this script; the sdist's tests
+also see pytest, hypothesis and numpy. A package that mada-optim imports without requiring it makes the check fail.
 """
 
 from __future__ import annotations
