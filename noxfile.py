@@ -1,7 +1,7 @@
 """``nox``: the core of the tests, with the oldest and the newest Python and torch that are supported.
 
-Each session installs the package, one version of torch, and what the tests in ``tests/core.txt`` import. A Python that is
-not on the machine is skipped. ``nox --session core --python 3.10`` runs one Python with both versions of torch.
+Each session installs the package, one version of torch, and what the tests in ``tests/core.txt`` import. A Python that
+is not on the machine is skipped. ``nox --session core --python 3.10`` runs one Python with both versions of torch.
 """
 
 from __future__ import annotations

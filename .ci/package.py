@@ -1,7 +1,7 @@
 """Build the sdist and the wheel, install each into an empty environment, and use it there: ``make release``.
 
-Nothing is downloaded. Each environment sees torch and its requirements in the one that runs this script; the sdist's tests
-also see pytest, hypothesis and numpy. A package that mada-optim imports without requiring it makes the check fail.
+Nothing is downloaded. Each environment sees torch and its requirements in the one that runs this script. The sdist's
+tests also see pytest, hypothesis and numpy. The check fails where mada-optim imports a package that it does not require.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel, HfArgumentParser, Trainer, TrainingArguments
 
 from mada_optim import MADA, OMADA, HypergradientOptimizer, available_optimizers, load_optimizer, matrix_groups
-from mada_optim.integrations import unwrap
 from mada_optim.integrations import transformers as ours
+from mada_optim.integrations import unwrap
 from mada_optim.integrations.transformers import OMADAFactory, register
 from mada_optim.scale.rate import given_rate
 
