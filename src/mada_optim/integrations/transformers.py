@@ -68,19 +68,18 @@ def _member(name: str) -> OptimizerNames:
 def _make_by_name(context: Any) -> tuple[Any, dict[str, Any]]:
     """Return what the Trainer makes an optimizer of: a class or factory, and its arguments."""
     args: TrainingArguments = context.args
-    chosen = load_optimizer(args.optim.value)
+    name = OptimizerNames(args.optim).value
+    chosen = load_optimizer(name)
     options = {"lr": args.learning_rate, **_changed_adam_options(args)}
     if issubclass(chosen, OMADA):
         options["weight_decay"] = args.weight_decay
-    for name, text in context.optim_args.items():
-        if name not in inspect.signature(chosen).parameters:
-            raise ValueError(
-                f"optim_args: {args.optim.value} has no argument {name!r}; see help(mada_optim.{chosen.__name__})"
-            )
+    for option, text in context.optim_args.items():
+        if option not in inspect.signature(chosen).parameters:
+            raise ValueError(f"optim_args: {name} has no argument {option!r}; see help(mada_optim.{chosen.__name__})")
         try:
-            options[name] = ast.literal_eval(text)
+            options[option] = ast.literal_eval(text)
         except (SyntaxError, ValueError):
-            options[name] = text
+            options[option] = text
     return (OMADAFactory if issubclass(chosen, OMADA) else chosen), options
 
 
@@ -103,8 +102,8 @@ class OMADAFactory:
 
     def __call__(self, model: nn.Module, **options: Any) -> OMADA:
         """Make the optimizer. Called by the Trainer."""
-        # Of the Trainer, this method uses nothing.
-        decayed = Trainer.get_decay_parameter_names(None, model)
+        trainer: Any = None  # of which this method uses nothing
+        decayed = Trainer.get_decay_parameter_names(trainer, model)
         return _make_omada(OMADA, model, set(decayed), options.get("weight_decay", 1e-2), options)
 
 
