@@ -1,4 +1,4 @@
-# make demo   train a small GPT with MADA on text that is always there
+# make demo   AdamW and OMADA side by side, from a badly guessed learning rate; two minutes
 # make test   all tests
 # make check  lint, layout, types and docs; each is a target, too
 # make docs   the documentation, into build/site
@@ -14,7 +14,7 @@ STAMP := .venv/.installed
 .PHONY: demo test check lint layout types docs release format clean
 
 demo: $(STAMP)
-	$(BIN)/mada train $(ARGS)
+	$(BIN)/mada demo $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
@@ -41,10 +41,10 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt mada-optax/pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[dev]' -e ./mada-optax
 	touch $(STAMP)
 
 clean:
-	rm -rf .venv build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info src/*.egg-info mada-optax/src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

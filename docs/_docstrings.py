@@ -15,6 +15,8 @@ _DOCTEST = re.compile(r"^>>> .*(?:\n(?!\s*\n).+)*", re.MULTILINE)
 _SEVERAL = re.compile(r"^( +)(\w+(?:,\s+\w+)+)(:.*(?:\n\1 +.*)*)", re.MULTILINE)
 _ARGUMENTS = re.compile(r"(?<=^Args:\n)(?: +.*(?:\n|\Z))+", re.MULTILINE)
 _NEXT_ARGUMENT = re.compile(r"\n(?= {4}\S)")
+_SEE_METHOD = re.compile(r"See :meth:`(\w+\.\w+)`")
+_LITERAL_BLOCK = re.compile(r"(?<=::\n)(?:\n| {4,}.*(?:\n|\Z))+")
 _AS_ELSEWHERE = re.compile(r"\w+: (?:as in|see) \[?`(\w+)`(?:\]\[[\w.]+\])?\.")
 
 
@@ -35,7 +37,9 @@ def linked(docstring: str, package: griffe.Module) -> str:
         target = member.members.get(attribute) if member and attribute else member
         return f"[`{role[1]}`][{package.name}.{role[1]}]" if target and target.docstring else role[0]
 
-    return _ROLE.sub(link, docstring)
+    # Links would be printed as they are in a literal block.
+    plain = _LITERAL_BLOCK.sub(lambda block: _ROLE.sub(r"\1", block[0]), docstring)
+    return _ROLE.sub(link, plain)
 
 
 def arguments(cls: griffe.Object | griffe.Alias) -> dict[str, str]:
@@ -50,12 +54,27 @@ def arguments(cls: griffe.Object | griffe.Alias) -> dict[str, str]:
     return lines
 
 
+def _is_ours(member: griffe.Object | griffe.Alias, package: griffe.Module) -> bool:
+    """Whether a name of the package comes from one of its modules."""
+    return isinstance(member, griffe.Alias) and member.target_path.startswith(f"{package.name}.")
+
+
 class Docstrings(griffe.Extension):
     """Applied to every object of the package."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
             obj.docstring.value = as_markdown(linked(obj.docstring.value, obj.package))
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """Give a method that says no more than "See X.y" the arguments of X.y."""
+        classes = [member for member in pkg.members.values() if _is_ours(member, pkg) and member.is_class]
+        for method in [each for cls in classes for each in cls.members.values() if each.is_function and each.docstring]:
+            see = _SEE_METHOD.match(method.docstring.value)
+            section = _ARGUMENTS.search(pkg[see[1]].docstring.value) if see else None
+            if section is not None and not _ARGUMENTS.search(method.docstring.value):
+                text, doctest, code = method.docstring.value.partition("\n\n>>> ")
+                method.docstring.value = f"{text}\n\nArgs:\n{section[0].rstrip()}\n{doctest}{code}"
 
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
         """Put the arguments of a class in the order of its signature, which is torch's."""

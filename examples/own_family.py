@@ -18,10 +18,17 @@ from mada_optim import Coefficient, Family, HypergradientOptimizer, is_special
 
 # --8<-- [start:family]
 class NesterovSGD(Family):
-    """SGD with a learned momentum μ and a learned blend ν between heavy ball (0) and Nesterov (1)."""
+    """SGD with a learned momentum and a learned blend of heavy ball (0) and Nesterov (1)."""
 
     coefficients = (
-        Coefficient("momentum", 0.9, box=(0.0, 0.99), hyper_lr=0.1, domain=(0.0, 1.0), special=(0.0,)),
+        Coefficient(
+            "momentum",
+            0.9,
+            box=(0.0, 0.99),
+            hyper_lr=0.1,
+            domain=(0.0, 1.0),
+            special=(0.0,),
+        ),
         Coefficient("nesterov", 0.0, box=(0.0, 1.0), hyper_lr=0.1, domain=(0.0, 1.0)),
     )
 

@@ -1,4 +1,5 @@
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +21,19 @@ torch.set_num_threads(1)
 settings.register_profile("repeatable", derandomize=True)
 settings.register_profile("search", derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documentation as it is built for a project with an address."""
+    for package in ("mkdocs", "material", "mkdocstrings_handlers.python"):
+        pytest.importorskip(package)
+    folder = tmp_path_factory.mktemp("site")
+    command = ["mkdocs", "build", "--quiet", "-f", str(TESTS.parent / "mkdocs.yml"), "-d", str(folder)]
+    address = {"MADA_REPO_URL": "https://example.org/mada-optim", "MADA_EDIT_URI": "edit/main/docs/"}
+    environment = {**os.environ, **address, "NO_MKDOCS_2_WARNING": "1"}
+    subprocess.run([sys.executable, "-m", *command], check=True, env=environment)
+    return folder
 
 
 @pytest.fixture(autouse=True)

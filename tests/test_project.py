@@ -35,11 +35,14 @@ def check(folder: Path, module: str, page: str) -> subprocess.CompletedProcess[s
     """Run make check, with this project's settings, on a project of one module and one page."""
     if shutil.which("make") is None or not all((BIN / name).exists() for name in ("ruff", "mypy", "mkdocs")):
         pytest.skip("needs make, ruff, mypy and mkdocs")
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", "docs/_docstrings.py"):
+    settings = ("Makefile", "pyproject.toml", "constraints.txt", "mada-optax/pyproject.toml", "docs/_docstrings.py")
+    settings += ("docs/_site.py",)
+    for name in settings:
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, folder / name)
-    (folder / "src" / "mada_optim").mkdir(parents=True)
-    (folder / "src" / "mada_optim" / "__init__.py").write_text(module)
+    for package in ("src/mada_optim", "mada-optax/src/mada_optax"):
+        (folder / package).mkdir(parents=True)
+        (folder / package / "__init__.py").write_text(module if package == "src/mada_optim" else GOOD)
     (folder / "docs" / "index.md").write_text(page)
     (folder / "mkdocs.yml").write_text(f"INHERIT: {REPOSITORY / 'mkdocs.yml'}\nnav: [index.md]\n")
     (folder / "installed").touch()

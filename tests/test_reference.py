@@ -7,10 +7,7 @@ import html
 import importlib.util
 import inspect
 import operator
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -46,13 +43,8 @@ def test_every_public_name_is_in_the_reference():
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    for package in ("mkdocs", "material", "mkdocstrings_handlers.python"):
-        pytest.importorskip(package)
-    site = tmp_path_factory.mktemp("site")
-    command = ["mkdocs", "build", "--quiet", "-f", str(REPOSITORY / "mkdocs.yml"), "-d", str(site)]
-    subprocess.run([sys.executable, "-m", *command], check=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
-    return (site / "reference" / "index.html").read_text("utf-8")
+def page(site: Path) -> str:
+    return (site / "reference.html").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +77,22 @@ def test_every_argument_has_a_row(name: str, tables: Tables):
             assert ast.literal_eval(said[1]) == parameter.default
 
 
-def test_no_table_of_a_function_lacks_an_argument(tables: Tables):
+def test_every_argument_of_a_function_or_method_has_a_row(tables: Tables):
+    seen = 0
     for name, rows in tables.items():
-        if rows and name not in CLASSES and not name.startswith(tuple(f"integrations.{each}" for each in FRAMEWORKS)):
-            function = operator.attrgetter(name)(mada_optim)
-            names = [argument for argument in inspect.signature(function).parameters if argument != "self"]
-            assert [row[0] for row in rows] == names
+        if name not in CLASSES and not name.startswith(tuple(f"integrations.{each}" for each in FRAMEWORKS)):
+            function = operator.attrgetter(name)(mada_optim) if not is_set_by_init(name) else None
+            if inspect.isroutine(function):
+                names = [argument for argument in inspect.signature(function).parameters if argument != "self"]
+                assert [row[0] for row in rows] == names, name
+                seen += bool(names)
+    assert seen > 25
+
+
+def is_set_by_init(name: str) -> bool:
+    """Whether it is an attribute that objects have and their class has not."""
+    owner, _, attribute = name.rpartition(".")
+    return bool(owner) and owner in CLASSES and not hasattr(getattr(mada_optim, owner), attribute)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

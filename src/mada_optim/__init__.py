@@ -2,6 +2,7 @@
 
 from mada_optim.coefficients import CoefficientSettings, LearningRule
 from mada_optim.family import Coefficient, Family, MADAFamily, OMADAFamily, is_special, root
+from mada_optim.history import History
 from mada_optim.matrices import describe, matrix_parameters, orthogonalize
 from mada_optim.matrices.groups import matrix_groups
 from mada_optim.omada import OMADA
@@ -18,6 +19,7 @@ __all__ = [
     "Coefficient",
     "CoefficientSettings",
     "Family",
+    "History",
     "HypergradientOptimizer",
     "LearnedScale",
     "LearningRule",

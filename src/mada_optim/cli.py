@@ -23,6 +23,7 @@ mada trains with an optimizer that tunes itself. Where to start:
   mada COMMAND --help    options and an example of a command; mada --help lists all commands"""
 _EPILOG = """\
 examples:
+  mada demo                                       AdamW and OMADA side by side, from a badly guessed learning rate
   mada train                                      a small GPT on Python's own documentation, with MADA
   mada train --data FILE --optimizer adamw        another text, another optimizer
   mada train --resume runs/NAME                   go on after an interruption
@@ -41,6 +42,15 @@ examples:
   mada train --optimizer hyperadam --betas 0.3 0.6
   mada train --data FILE --init runs/NAME         fine-tuning: begin with the weights of an earlier run
   torchrun --nproc-per-node 2 -m mada_optim.cli train    several processes share each batch
+"""
+_DEMO_EPILOG = """\
+examples:
+  mada demo                                       a small GPT on Python's own documentation; two minutes
+  mada demo --lr 0.1                              a guess that is too high
+  mada demo --data FILE --steps 1000              another text, longer
+  mada demo --out runs/NAME                       with the folder of a demo that was interrupted: go on
+
+Both trainings run at the same time, on one core each. Their run folders are under runs/ in the folder of the demo.
 """
 _COMPARE_EPILOG = """\
 examples:
@@ -72,6 +82,7 @@ examples:
   mada report runs/shakespeare                    both stages of a sweep
   mada report runs/grid runs/digits/confirm runs/one --out all.html
   mada report runs/shakespeare runs/cifar --out all.md
+  mada report runs/shakespeare/tune runs/cifar/tune --only adamw,muon --out rates.png
 
 Several experiments are compared in one table, too. The file needs no network. Figures for papers are beside the tables
 of each stage: mada compare --report FOLDER.
@@ -185,6 +196,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, needs=needs)
         return sub
 
+    summary = "train with AdamW and with OMADA side by side, from a badly guessed learning rate"
+    _add_demo(command("demo", summary, _DEMO_EPILOG, commands.run_demo, _TRAINING))
     _add_train(command("train", "train a GPT on a text", _TRAIN_EPILOG, commands.run_train, _TRAINING))
     _add_compare(
         command("compare", "train several optimizers on equal terms", _COMPARE_EPILOG, commands.run_compare, _TRAINING)
@@ -234,6 +247,19 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--resume", metavar="RUN", default=None, help="go on from the checkpoint in this folder; no other options"
     )
     group.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lr", type=float, help="the guess (default: 3e-4, which is ten times too low for AdamW)")
+    _add_data_and_model(parser)
+    _add_common_optimizer(parser.add_argument_group("optimizers"))
+    group = _add_training(parser, steps=600, eval_every="50", checkpoint_every=100)
+    parser.set_defaults(steps=600, eval_every=50, checkpoint_every=100, threads=1)
+    group.add_argument("--seed", type=int, help="of the initial weights and the data order (default: 0)")
+    group.add_argument("--threads", type=int, metavar="N", help="of torch in each of the two processes (default: 1)")
+    parser.add_argument_group("folder").add_argument(
+        "--out", metavar="DIR", help="new, or of this demo, which goes on (default: runs/TIME-demo)"
+    )
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
@@ -312,9 +338,11 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="Markdown, tables only, where it ends in .md (default: report.html in the first folder, or here where "
-        "that cannot be written to)",
+        help="Markdown, tables only, where it ends in .md; a figure of final losses over learning rates, a panel for "
+        "each task, where it ends in .png (default: report.html in the first folder, or here where that cannot be "
+        "written to)",
     )
+    parser.add_argument("--only", metavar="LABEL,...", type=list_of(str), help="what the figure shows, in this order")
     _add_reference(parser)
 
 
@@ -457,7 +485,9 @@ def _add_common_optimizer(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_training(parser: argparse.ArgumentParser, steps: int, eval_every: str) -> argparse._ArgumentGroup:
+def _add_training(
+    parser: argparse.ArgumentParser, steps: int, eval_every: str, checkpoint_every: int = 200
+) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("training")
     group.add_argument("--steps", type=int, metavar="N", help=f"(default: {steps})")
     group.add_argument(
@@ -466,7 +496,12 @@ def _add_training(parser: argparse.ArgumentParser, steps: int, eval_every: str) 
     group.add_argument("--clip", type=float, metavar="X", help="maximal gradient norm, 0: none (default: 1)")
     group.add_argument("--accumulate", type=int, metavar="N", help="micro-batches of each process (default: 1)")
     group.add_argument("--eval-every", type=int, metavar="N", help=f"steps between validations (default: {eval_every})")
-    group.add_argument("--checkpoint-every", type=int, metavar="N", help="steps between checkpoints (default: 200)")
+    group.add_argument(
+        "--checkpoint-every",
+        type=int,
+        metavar="N",
+        help=f"steps between checkpoints (default: {checkpoint_every})",
+    )
     group.add_argument("--device", metavar="NAME", help="(default: cuda where there is one, else cpu)")
     group.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float64 (default: float32)")
     return group

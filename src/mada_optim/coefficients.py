@@ -181,7 +181,10 @@ class LearningRule:
     def due(self, steps: Tensor) -> Tensor: ...
 
     def due(self, steps: int | Tensor) -> bool | Tensor:
-        """Whether a hypergradient is used before the next step, after ``steps`` completed ones.
+        """Return whether a hypergradient is used before the next step.
+
+        Args:
+            steps: completed so far.
 
         >>> rule = LearningRule(momentum=0.0, clip=10.0, warmup=50, every=10)
         >>> [t for t in range(80) if rule.due(t)]

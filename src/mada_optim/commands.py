@@ -72,6 +72,42 @@ def run_train(arguments: argparse.Namespace) -> Outcome:
     return 0, results
 
 
+def run_demo(arguments: argparse.Namespace) -> Outcome:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mada_optim.experiments import demo
+
+    out = Path(getattr(arguments, "out", None) or _new_folder("demo"))
+    guess = vars(arguments).pop("lr", demo.GUESS)
+    experiment = demo.demo(guess, _config(arguments))
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(demo.introduction(experiment), markup=False, soft_wrap=False)
+    console.print(f"Folder: {out}. After an interruption, the same command with --out {out} goes on.\n", markup=False)
+    ending = demo.train_side_by_side(experiment, out, console)
+    for name, why in ending.failed.items():
+        print(f"mada: {name} {why}", file=sys.stderr)
+    if ending.interrupted:
+        console.print(f"Interrupted. The same command with --out {out} goes on.", markup=False)
+        return 130, {"folder": out}
+    if ending.failed:
+        return 1, {"folder": out}
+    runs = demo.stored_runs(experiment, out)
+    header, *rows = demo.table(experiment, runs)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index > 1 else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print("", table, "", sep="\n")
+    sentence = demo.verdict(experiment, runs)
+    console.print(sentence, markup=False, soft_wrap=False)
+    demo.draw(experiment, runs, out)
+    console.print("\nIn your code: from mada_optim import OMADA; optimizer = OMADA(model)", markup=False)
+    console.print(f"Figure: {out / 'demo.png'}. All of it: mada report {out}", markup=False)
+    return 0, {"folder": out, "table": [header, *rows], "summary": sentence}
+
+
 def run_compare(arguments: argparse.Namespace) -> Outcome:
     from mada_optim.experiments.compare import comparison
     from mada_optim.experiments.stage_folder import TUNE, check_reference
@@ -184,7 +220,8 @@ def _print_report(out: Path, reference: str | None = None, option: str = "--lrs"
 
 
 def run_report(arguments: argparse.Namespace) -> Outcome:
-    from mada_optim.tasks import InputError
+    from mada_optim.experiments.rates import write_rates
+    from mada_optim.tasks import InputError, require
 
     try:
         from mada_optim.experiments.page import write_report
@@ -194,6 +231,12 @@ def run_report(arguments: argparse.Namespace) -> Outcome:
     folders = [Path(folder) for folder in arguments.folders]
     default = (folders[0] if os.access(folders[0], os.W_OK) else Path()) / "report.html"
     out = Path(getattr(arguments, "out", default))
+    only = getattr(arguments, "only", None)
+    if out.suffix == ".png":
+        written = write_rates(folders, out, only)
+        print(f"Written: {', '.join(map(str, written))}")
+        return 0, {"files": written}
+    require(only is None, "only", only, "left out: it is for a figure, --out NAME.png")
     summary = write_report(folders, out, getattr(arguments, "reference", None))
     print(f"Written: {out}")
     return 0, {"file": out, "summary": summary}

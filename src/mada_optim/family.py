@@ -55,7 +55,11 @@ class Coefficient:
 
 
 def is_special(coefficient: Scalar, value: float) -> bool:
-    """Whether ``coefficient`` is frozen at ``value``, so that the terms it switches off need not be computed.
+    """Return whether a coefficient is frozen at a value, so that the terms it switches off need not be computed.
+
+    Args:
+        coefficient: as the update gets it: a tensor where it is learned, a float where it is frozen at a special value.
+        value: one of the coefficient's ``special`` values.
 
     >>> is_special(1.0, 1.0), is_special(torch.tensor(1.0), 1.0)
     (True, False)
@@ -64,7 +68,10 @@ def is_special(coefficient: Scalar, value: float) -> bool:
 
 
 def root(x: Tensor) -> Tensor:
-    """Square root whose derivative at 0 is 0: elements that never saw a gradient must not yield NaN.
+    """Return the square root, with a derivative of 0 at 0: elements that never saw a gradient must not yield NaN.
+
+    Args:
+        x: any shape, not negative.
 
     >>> torch.func.grad(root)(torch.tensor(0.0))
     tensor(0.)
@@ -165,11 +172,19 @@ class Family(ABC):
         raise NotImplementedError
 
     def idle(self, constants: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG002
-        """Names of coefficients that change nothing in groups with these constants, so that they cost nothing there."""
+        """Return the names of coefficients that change nothing in a group, so that they cost nothing there.
+
+        Args:
+            constants: the family's constants in the group, by name.
+        """
         return ()
 
     def validate_constants(self, constants: Mapping[str, Any]) -> None:  # noqa: B027 (checks are optional)
-        """Raise ValueError, naming constant and value, where a constant makes no sense."""
+        """Raise ValueError, naming constant and value, where a constant makes no sense.
+
+        Args:
+            constants: the family's constants in a group, by name.
+        """
 
 
 def _beta(name: str, default: float, box: tuple[float, float], hyper_lr: float, **kwargs: Any) -> Coefficient:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 import torch
@@ -243,8 +244,9 @@ def _describe_group(family: Family, group: Group, defaults: Mapping[str, Any]) -
     }
     if bounds:
         options["bounds"] = bounds
-    if not isinstance(options["lr"], Tensor):
-        options["lr"] = given_rate(options["lr"])  # what was set; a learned scale uses another
+    for key in ("lr", "initial_lr"):  # what was set; a learned scale uses another
+        if not isinstance(options.get(key), (Tensor, NoneType)):
+            options[key] = given_rate(options[key])
     return [f"    params: {len(group['params'])}", *(f"    {key}: {options[key]}" for key in sorted(options))]
 
 

@@ -185,6 +185,9 @@ class OMADA(WithBetas, name="omada"):
 
         An optimizer that was made from a model knows which of its parameters are matrices. Where a group does not say,
         and has both, it becomes two: the matrices come last. Parameters need no names.
+
+        Args:
+            param_group: ``params`` and the options of the group. What it does not name is the optimizer's.
         """
         before = len(self.param_groups)
         try:

@@ -210,7 +210,7 @@ class HypergradientOptimizer(Optimizer):
     # What the user reads and says about the coefficients.
 
     def coefficients(self, group: int = 0) -> dict[str, float]:
-        """Current values of all coefficients, learned or not, as floats.
+        """Return the current values of all coefficients, learned or not, as floats.
 
         Args:
             group: index of the parameter group; matters with ``hyper_per_group=True`` and where betas differ.
@@ -224,6 +224,9 @@ class HypergradientOptimizer(Optimizer):
 
         ``hyper_grad_scale`` is in it. None: no step took one since the optimizer was made or loaded. With
         ``capturable``, steps that do not use their hypergradient count as well.
+
+        Args:
+            group: index of the parameter group; matters with ``hyper_per_group=True``.
         """
         set_index = group if self.param_groups[group]["hyper_per_group"] else 0
         latest = self._hypergradients.get(set_index)
@@ -252,9 +255,12 @@ class HypergradientOptimizer(Optimizer):
             self._start |= {name: self.coefficients()[name] for name in learned}  # with which later groups begin
 
     def frozen_config(self, group: int = 0) -> dict[str, Any]:
-        """Keyword arguments with which an optimizer of this class holds these coefficients fixed from the start.
+        """Return arguments with which an optimizer of this class holds these coefficients fixed from the start.
 
         With them a second training uses what the first one found (the paper's MADA-FS), its learning rate included.
+
+        Args:
+            group: index of the parameter group; matters with ``hyper_per_group=True``.
         """
         return {"start": self.coefficients(group), "hyper_lr": 0.0, **self._frozen_scale()}
 
@@ -276,10 +282,20 @@ class HypergradientOptimizer(Optimizer):
             lines += [f"    {kind}: {value:.3g}" for kind, value in self.scale.values.items()]
         return "\n".join([f"{type(self).__name__} (", *lines, ")"])
 
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from mada_optim.notebook import optimizer_as_html
+
+        return optimizer_as_html(self)
+
     # Parameter groups.
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add parameters, also in the middle of a training; see torch.optim.Optimizer.add_param_group."""
+        """Add parameters, also in the middle of a training; see torch.optim.Optimizer.add_param_group.
+
+        Args:
+            param_group: ``params`` and the options of the group. What it does not name is the optimizer's.
+        """
         group = read_group(self.family, self.defaults, param_group)
         self._check_group(group)
         first = None if self.defaults["hyper_per_group"] or not self.param_groups else self.param_groups[0]
@@ -489,6 +505,9 @@ class HypergradientOptimizer(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned; buffers keep their precision, and nothing is aliased.
+
+        Args:
+            state_dict: of an optimizer that was made with the same arguments.
 
         Raises:
             ValueError: the state is of another family, or does not fit the parameters. Nothing has been changed then.

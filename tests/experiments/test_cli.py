@@ -20,7 +20,7 @@ MODEL = ["--layers", "1", "--heads", "2", "--width", "16", "--context", "16", "-
 TINY = [*MODEL, "--steps", "12", "--eval-every", "6", "--threads", "1"]
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["compare"], ["sweep"], ["report"], ["optimizers"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["compare"], ["sweep"], ["report"], ["optimizers"]])
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main([*command, "--help"])
@@ -110,7 +110,13 @@ def test_errors_are_one_line(
 
 @pytest.mark.parametrize(
     ("command", "package"),
-    [(["train"], "tensorboard"), (["compare"], "matplotlib"), (["report", "x"], "plotly"), (["online"], "rich")],
+    [
+        (["train"], "tensorboard"),
+        (["demo"], "filelock"),
+        (["compare"], "matplotlib"),
+        (["report", "x"], "plotly"),
+        (["online"], "rich"),
+    ],
 )
 def test_missing_extras_are_named_before_anything_runs(
     command: list[str], package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -203,7 +209,7 @@ def test_what_cannot_be_written_is_said_before_anything_is_computed(
     def never(*_: object, **__: object) -> None:
         pytest.fail("computed first")
 
-    for place in ("online.play", "page.load_stage", "archive.read_json"):
+    for place in ("online.play", "stage_folder.load_stage", "archive.read_json"):
         monkeypatch.setattr(f"mada_optim.experiments.{place}", never if place != "online.play" else online_once(never))
     monkeypatch.setattr("mada_optim.theory.figures.mean_squared_gradient", never)
     (tmp_path / "file").touch()

@@ -12,8 +12,9 @@ from tiny import tiny_config
 
 from mada_optim.experiments import display
 from mada_optim.experiments.config import OptimizerConfig
-from mada_optim.experiments.display import SYMBOLS, Display, StepsDisplay, values_in_rows
+from mada_optim.experiments.display import Display, StepsDisplay, values_in_rows
 from mada_optim.experiments.train import StepReport, train
+from mada_optim.notation import SYMBOLS
 
 EIGHT = {**dict.fromkeys(list(SYMBOLS)[:7], 0.5), "scale": 1.234e-4}
 WIDTHS = (60, 80, 120)

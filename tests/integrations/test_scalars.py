@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from problems import Net, train
 from torch.utils.data import DataLoader
 
-from mada_optim import MADA, AVGrad
+from mada_optim import MADA, OMADA, AVGrad, LearnedScale
 from mada_optim.integrations import lightning as callback
 from mada_optim.integrations import scalars, unwrap
 from mada_optim.integrations.lightning import LogCoefficients
@@ -30,7 +30,8 @@ def optimizer(**kwargs: object) -> MADA:
 def test_one_set_of_coefficients():
     own = optimizer(rho=0.5)
     assert scalars(own) == {f"coefficients/{name}": own.coefficients()[name] for name in NAMES} | {
-        "coefficients/skipped_hypergradients": 0
+        **{"coefficients/lr_0": 1e-3, "coefficients/lr_1": 1e-3},
+        "coefficients/skipped_hypergradients": 0,
     }
     assert scalars(own, prefix="")["rho"] == 0.5
 
@@ -44,9 +45,35 @@ def test_a_set_for_each_group():
     train(model, own, 3)
     model.out.weight.grad.fill_(float("nan"))
     own.step()
-    assert set(scalars(own, "q/")) == {f"q/{i}/{name}" for i in (0, 1) for name in NAMES} | {"q/skipped_hypergradients"}
+    others = {"q/skipped_hypergradients", "q/lr_0", "q/lr_1"}
+    assert set(scalars(own, "q/")) == {f"q/{i}/{name}" for i in (0, 1) for name in NAMES} | others
     assert scalars(own, "q/")["q/0/rho"] == own.coefficients(0)["rho"] != own.coefficients(1)["rho"]
     assert scalars(own)["coefficients/skipped_hypergradients"] == 1
+
+
+def test_the_learning_rate_in_use_is_the_found_one_times_the_schedule():
+    model = Net()
+    own = OMADA(model, lr=7.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(own, lambda step: 0.5 if step > 2 else 1.0)
+    for step in range(4):
+        train(model, own, 1, first=step)
+        schedule.step()
+    own.scale.hold()
+    train(model, own, 1)
+    logged = scalars(own, "")
+    for kind in ("matrices", "rest"):
+        assert logged[f"learning_rate_{kind}"] == own.scale.values[kind]
+        assert logged[f"lr_{kind}"] == pytest.approx(0.5 * own.scale.values[kind])
+    assert {group["lr"] for group in own.param_groups} == {logged["lr_matrices"], logged["lr_rest"]}
+
+
+def test_an_optimizer_of_torch_with_a_learned_scale():
+    model = Net()
+    own = torch.optim.AdamW(model.parameters(), lr=7.0)
+    scale = LearnedScale(own)
+    train(model, own, 3)
+    expected = {"lr": own.param_groups[0]["lr"], "learning_rate_all": scale.learning_rate}
+    assert scalars(SimpleNamespace(optimizer=own), "") == pytest.approx(expected)
 
 
 def test_wrappers_and_other_optimizers():
@@ -54,7 +81,9 @@ def test_wrappers_and_other_optimizers():
     assert unwrap(SimpleNamespace(optimizer=SimpleNamespace(optimizer=own))) is own
     assert unwrap(SimpleNamespace(base_optimizer=own)) is own
     assert unwrap(SimpleNamespace(optimizer=other)) is None
-    with pytest.raises(TypeError, match="must be a mada_optim.HypergradientOptimizer, got AdamW"):
+    with pytest.raises(
+        TypeError, match="must be a mada_optim.HypergradientOptimizer or have a LearnedScale, got AdamW"
+    ):
         scalars(other)
 
 
@@ -105,4 +134,4 @@ def test_several_optimizers_in_lightning(
         assert float(row["coefficients/optimizer0/rho"]) == 0.5
         assert float(row["coefficients/optimizer2/rho"]) == 0.0
         assert row["loss"] == "1.0"
-        assert sum(name.startswith("coefficients/") for name in row) == 2 * (len(NAMES) + 1)
+        assert sum(name.startswith("coefficients/") for name in row) == 2 * (len(NAMES) + 2)

@@ -444,13 +444,6 @@ def test_the_tables_of_the_page_are_what_describe_prints(name: str):
     assert table == described_on_the_page(name)
 
 
-def test_the_readmes_lines_are_what_describe_prints():
-    (table,) = re.findall(r"```text\n(name .+?)\n```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    shown, printed = table.splitlines(), described_on_the_page("GPT-2").splitlines()
-    assert len(shown) > 5
-    assert [line.rstrip() for line in shown if line != "..."] == [line for line in printed if line in shown]
-
-
 if __name__ == "__main__":
     for model_name in ON_THE_PAGE:
         print(f"### {model_name}\n\n```text\n{described_on_the_page(model_name)}\n```\n")

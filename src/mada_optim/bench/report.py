@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from mada_optim.bench.measure import Result
-from mada_optim.experiments.figures import PALETTE, save_figure, style
+from mada_optim.drawing import PALETTE, style
+from mada_optim.experiments.figures import save_figure
 
 HEADER = ("optimizer", "ratio", "quartiles", "ms", "words", "of copy", "state", "memory", "values")
 COLOURS = {"ours": PALETTE[0], "torch": PALETTE[1], "peer": "#999999"}

@@ -18,12 +18,8 @@ from rich.table import Table
 from mada_optim.experiments.report import count, rounded
 from mada_optim.experiments.stages import RunReport
 from mada_optim.experiments.train import StepReport
+from mada_optim.notation import SYMBOLS, short
 
-SYMBOLS = {
-    **{"beta1": "β1", "beta2": "β2", "beta3": "β3", "rho": "ρ", "c": "c", "gamma": "γ"},
-    **{"ortho": "ω", "row_norm": "ν"},
-    **{"scale": "κ", "scale_all": "κ", "scale_matrices": "κ-matrices", "scale_rest": "κ-rest"},
-}
 _GAP = 2  # spaces between two values
 
 
@@ -199,15 +195,6 @@ def _speed(value: float) -> str:
 
 def _learned(report: StepReport) -> dict[str, str]:
     return {SYMBOLS.get(name, name): short(value) for name, value in report.learned.items()}
-
-
-def short(value: float) -> str:
-    """A coefficient, in a form in which a small one is not 0.
-
-    >>> short(0.9), short(0.0), short(0.000123)
-    ('0.900', '0.000', '1.23e-04')
-    """
-    return f"{value:.2e}" if 0 < abs(value) < 0.01 else f"{value:.3f}"
 
 
 def _width(cells: Mapping[str, str]) -> int:

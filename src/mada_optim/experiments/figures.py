@@ -4,51 +4,26 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.tri import Triangulation
 
-from mada_optim.experiments.display import SYMBOLS, short
-from mada_optim.experiments.paths import LOGARITHMIC, Panel, Points, axis_limits, coefficient_points
-from mada_optim.experiments.result import SCALE
+from mada_optim.drawing import DASHES, PALETTE, EndLabel, draw_parts, label_ends, label_in_full, look, split, style
+from mada_optim.experiments.paths import Panel, coefficient_points
 from mada_optim.experiments.run_folder import Metrics, RunFolder
+from mada_optim.notation import SCALE, SYMBOLS, is_logarithmic
 
 if TYPE_CHECKING:
     from mada_optim.experiments.report import Summary
-
-# Okabe and Ito's palette, without its yellow, which is too light for a line. Distinct to colour-blind eyes.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("solid", "dashed", "dotted", "dashdot")
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.labelcolor": "#333333",
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "axes.grid": True,
-    "grid.color": "#e8e8e8",
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.8,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "mada",
-}
 
 
 def draw_run(folder: RunFolder) -> None:
@@ -58,22 +33,14 @@ def draw_run(folder: RunFolder) -> None:
     rate = "found" if any(name.startswith(SCALE) for name in paths) else f"{config.optimizer.lr:g}"
     title = f"{config.optimizer.name}, learning rate {rate}, seed {config.seed}"
     with style():
-        linear = {name: points for name, points in paths.items() if name not in LOGARITHMIC}
-        logarithmic = {name: points for name, points in paths.items() if name in LOGARITHMIC}
-        if logarithmic and not any(value != points[0][1] for points in linear.values() for _, value in points):
-            linear = {}  # nothing but the scale is learned
-        parts = {2.6: linear, 1.6: logarithmic}
-        parts = {height: part for height, part in parts.items() if part}
-        figure = Figure(figsize=(8, 3.8 + sum(parts)), layout="constrained")
-        ratios = {"height_ratios": (3.0, *parts)}
-        rows = figure.subplots(1 + len(parts), 1, sharex=True, squeeze=False, gridspec_kw=ratios)
-        top, *below = rows[:, 0]
-        _draw_losses(top, metrics, title)
-        for axes, part in zip(below, parts.values(), strict=True):
-            _draw_coefficients(axes, part)
-        rows[-1, 0].set_xlabel("step")
-        if below:
-            below[0].set_title("What the optimizer became")
+        parts = split(paths)
+        heights = [3.0, *(height for height, _ in parts)]
+        figure = Figure(figsize=(8, 0.8 + sum(heights)), layout="constrained")
+        ratios = {"height_ratios": heights}
+        rows = list(figure.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw=ratios)[:, 0])
+        _draw_losses(rows[0], metrics, title)
+        draw_parts(rows[1:], parts, "What the optimizer became")
+        rows[-1].set_xlabel("step")
         save_figure(figure, folder.path / "figure")
 
 
@@ -181,7 +148,7 @@ def _draw_panel(figure: SubFigure, panel: Panel) -> None:
                 axes.plot(steps[-1:], values[-1:], "x", color=colour, ms=5)
         axes.set_title(SYMBOLS.get(name, name))
         axes.set_ylim(panel.limits[name])
-        if name in LOGARITHMIC:
+        if is_logarithmic(name):
             axes.set_yscale("log")
             label_in_full(axes.yaxis)
     for axes in grid.flat[max(0, len(names) - 3) : len(names)]:
@@ -243,24 +210,6 @@ def _draw_losses(axes: Axes, metrics: Metrics, title: str) -> None:
     label_ends(axes, labels)
 
 
-def _draw_coefficients(axes: Axes, paths: Mapping[str, Points]) -> None:
-    labels = []
-    for index, (name, points) in enumerate(paths.items()):
-        colour, _ = look(index)
-        steps, values = zip(*points, strict=True)
-        # Several stay at 1 together: each is thinner than the one below it, so that all are seen.
-        axes.plot(steps, values, color=colour, lw=max(1.0, 2.6 - 0.3 * index))
-        labels.append(EndLabel(values[-1], f"{SYMBOLS.get(name, name)}  {short(values[-1])}", colour))
-    if paths.keys() <= LOGARITHMIC:
-        shown = [value for points in paths.values() for _, value in points]
-        label = "learning rate" if all(name.startswith(SCALE) for name in paths) else "coefficient"
-        axes.set(ylabel=label, yscale="log", ylim=axis_limits(shown, next(iter(paths))))
-        label_in_full(axes.yaxis)
-    else:
-        axes.set(ylabel="coefficient", ylim=(-0.03, 1.03))
-    label_ends(axes, labels)
-
-
 def smoothed(values: Sequence[float], half: int) -> list[float]:
     """Mean over ``half`` values to each side: unlike an exponential average, it does not lag behind a falling loss.
 
@@ -286,58 +235,6 @@ def _zoom_to_end(axes: Axes, summaries: Sequence[Summary]) -> None:
         axes.set_ylim(min(late) - margin, max(late) + margin)
 
 
-class EndLabel(NamedTuple):
-    """Name of a line, and where and how the line ends."""
-
-    value: float
-    text: str
-    colour: str
-    dashes: str = DASHES[0]
-
-
-def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
-    """Name each line at its right end, in its colour, with as much distance as text needs.
-
-    Where not all are solid, a piece of the line is beside its name.
-    """
-    # In shares of the height, which are even on any scale.
-    to_share = axes.transData + axes.transAxes.inverted()
-    right = axes.get_xlim()[1]
-    ordered = sorted(labels)
-    dashed = any(label.dashes != DASHES[0] for label in ordered)
-    shares = [float(to_share.transform((right, label.value))[1]) for label in ordered]
-    gap = 12 / (axes.get_window_extent().height * 72 / axes.figure.dpi)
-    heights = _spread([min(max(share, 0.0), 1.0) for share in shares], gap, 0.0, 1.0)
-    for label, height in zip(ordered, heights, strict=True):
-        place: Any = {"xy": (1, height), "xycoords": "axes fraction", "textcoords": "offset points"}
-        place |= {"va": "center", "annotation_clip": False}
-        axes.annotate(label.text, xytext=(34 if dashed else 6, 0), color=label.colour, **place)
-        if dashed:
-            line = {"arrowstyle": "-", "color": label.colour, "ls": label.dashes, "lw": 1.8, "shrinkA": 0, "shrinkB": 6}
-            axes.annotate("", xytext=(30, 0), arrowprops=line, **place)
-
-
-def _spread(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Sorted ``heights``, moved apart to at least ``gap``, and kept below ``high`` where there is room.
-
-    >>> _spread([0.0, 0.9, 1.0], 0.2, 0.0, 1.0)
-    [0.0, 0.8, 1.0]
-    """
-    placed: list[float] = []
-    for height in heights:
-        placed.append(max(height, placed[-1] + gap) if placed else height)
-    ceiling = max(high, low + gap * (len(placed) - 1))
-    for i in reversed(range(len(placed))):
-        placed[i] = min(placed[i], ceiling)
-        ceiling = placed[i] - gap
-    return placed
-
-
-def look(number: int) -> tuple[str, str]:
-    """Colour and dashes of a line by its number. The first 28 look different."""
-    return PALETTE[number % len(PALETTE)], DASHES[number // len(PALETTE) % len(DASHES)]
-
-
 def panel_looks(panel: Panel) -> dict[int, tuple[str, str]]:
     """Colour and dashes of the lines of each group: a scale of colours where groups are in order."""
     if not panel.ordered:
@@ -345,20 +242,6 @@ def panel_looks(panel: Panel) -> dict[int, tuple[str, str]]:
     scale, last = matplotlib.colormaps["viridis"], max(panel.groups)
     # The end of the scale is too light for a line.
     return {group: (to_hex(scale(0.9 * group / last)), DASHES[0]) for group in panel.groups}
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """How all figures look."""
-    with matplotlib.rc_context(_STYLE):
-        yield
-
-
-def label_in_full(axis: Axis) -> None:
-    """Ticks of a logarithmic axis at 1, 2 and 5 of each power of ten, written as numbers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter("{x:,g}")
-    axis.set_minor_locator(NullLocator())
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from mada_optim.experiments.figures import PALETTE, EndLabel, label_ends, label_in_full, save_figure, style
+from mada_optim.drawing import PALETTE, EndLabel, label_ends, label_in_full, style
+from mada_optim.experiments.figures import save_figure
 from mada_optim.experiments.run_folder import finite
 from mada_optim.experiments.stats import mean_interval
 from mada_optim.points import MADA, AVGrad, load_optimizer

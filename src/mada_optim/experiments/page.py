@@ -30,16 +30,11 @@ from mada_optim.experiments.report import (
     markdown,
 )
 from mada_optim.experiments.stage_folder import (
-    CONFIRM,
-    TUNE,
     StoredStage,
-    check_any_run,
-    load_run_alone,
-    load_stage,
+    load_stages,
     without_paths,
 )
 from mada_optim.experiments.summary import verdict
-from mada_optim.tasks import require
 from mada_optim.tasks.stored import prepare_file
 
 _STYLE = """
@@ -148,7 +143,7 @@ def write_report(folders: Sequence[Path], out: Path, reference: str | None = Non
         InputError: a folder is none of these or holds nothing to report, or ``out`` cannot be written.
     """
     prepare_file(out)
-    by_folder = [_stages(folder, reference) for folder in folders]
+    by_folder = [load_stages(folder, reference) for folder in folders]
     stages = [stage for found in by_folder for stage in found]
     titles = {stage.described["title"] for stage in stages}
     title = titles.pop() if len(titles) == 1 else count(len(titles), "experiment")
@@ -177,18 +172,6 @@ def _joint(experiments: Sequence[tuple[str, Entries]], reference: str) -> _Joint
         return None
     at_edge = [f"{each} in {title}" for title, entries in experiments for each in edges(entries)]
     return _Joint(table, [JOINT_NOTE, *([edge_note(at_edge)] if at_edge else [])])
-
-
-def _stages(folder: Path, reference: str | None) -> list[StoredStage]:
-    """What there is to report of a folder."""
-    if (folder / "config.json").exists():
-        return [load_run_alone(folder)]
-    begun = [path for path in (folder, folder / TUNE, folder / CONFIRM) if (path / "stage.json").exists()]
-    allowed = f"that of a sweep, a stage or a run, with {TUNE}/stage.json, stage.json or config.json in it"
-    require(bool(begun), "folder", str(folder), allowed)
-    stages = [load_stage(path, reference) for path in begun]
-    check_any_run(folder, stages)
-    return stages
 
 
 def _markdown(title: str, summary: Sequence[str], stages: Sequence[StoredStage], joint: _Joint | None) -> str:

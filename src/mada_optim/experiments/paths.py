@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mada_optim.experiments.display import SYMBOLS
+from mada_optim.drawing import Points, axis_limits, moves
 from mada_optim.experiments.report import StoredRun, Summary
 from mada_optim.experiments.run_folder import Metrics
+from mada_optim.notation import SYMBOLS
 
-LOGARITHMIC = frozenset(("scale", "scale_all", "scale_matrices", "scale_rest"))
 # As many points as a small plot can show, and as many contenders as there are colours.
 _POINTS, _TOGETHER = 200, 7
-# The least height of an axis, and its least factor from the bottom to the top: a jitter must not look like a change.
-_LEAST_SPAN, _LEAST_FACTOR = 0.1, 5.0
-
-Points = list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,7 @@ class Panel:
     def moving(self) -> list[str]:
         """Coefficients that move in any run."""
         names = dict.fromkeys(name for line in self.lines for name in line.points)
-        return [name for name in names if any(_moves(line.points.get(name, ())) for line in self.lines)]
+        return [name for name in names if any(moves(line.points.get(name, ())) for line in self.lines)]
 
     @property
     def limits(self) -> dict[str, tuple[float, float]]:
@@ -128,9 +123,9 @@ def panels(summaries: Sequence[Summary]) -> list[Panel]:
     return joined + alone
 
 
-def coefficient_points(metrics: Metrics) -> dict[str, Points]:
+def coefficient_points(metrics: Metrics) -> dict[str, list[tuple[int, float]]]:
     """The path of each coefficient; none where the optimizer has no coefficients."""
-    points: dict[str, Points] = {}
+    points: dict[str, list[tuple[int, float]]] = {}
     for line in metrics:
         for name, value in line.get("coefficients", {}).items():
             points.setdefault(name, []).append((line["step"], value))
@@ -167,21 +162,3 @@ def _coloured_by_run(panel: Panel) -> Panel:
     labels = [f"seed {line.seed}" if seeds_differ else line.run for line in panel.lines]
     lines = [dataclasses.replace(panel.lines[i], group=i, label=label) for i, label in enumerate(labels)]
     return dataclasses.replace(panel, lines=lines)
-
-
-def axis_limits(values: Sequence[float], name: str) -> tuple[float, float]:
-    """The range of the axis of a coefficient; see :attr:`Panel.limits`."""
-    if name in LOGARITHMIC:
-        low, high = _widened([math.log10(value) for value in values], math.log10(_LEAST_FACTOR))
-        return 10**low, 10**high
-    return _widened(values, _LEAST_SPAN)
-
-
-def _widened(values: Sequence[float], least: float) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    half = max(1.1 * (high - low), least) / 2
-    return (low + high) / 2 - half, (low + high) / 2 + half
-
-
-def _moves(points: Sequence[tuple[int, float]]) -> bool:
-    return len({value for _, value in points}) > 1

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
-from mada_optim.experiments.display import SYMBOLS
-from mada_optim.experiments.figures import DASHES, colour_levels, look, panel_looks, smoothed, spaced
-from mada_optim.experiments.paths import LOGARITHMIC, Panel
+from mada_optim.drawing import DASHES, look
+from mada_optim.experiments.figures import colour_levels, panel_looks, smoothed, spaced
+from mada_optim.experiments.paths import Panel
 from mada_optim.experiments.report import StoredRun, Summary, loss_or_diverged
+from mada_optim.notation import SYMBOLS, is_logarithmic
 
 LOSSES = {"train_loss": "training", "val_loss": "validation"}
 _PLOTLY_DASHES = dict(zip(DASHES, ("solid", "dash", "dot", "dashdot"), strict=True))
@@ -182,7 +183,7 @@ def _path(panel: Panel, name: str, last: int) -> go.Figure:
             end = {"x": steps[-1:], "y": values[-1:], "hovertemplate": f"diverged<br>{hover}"}
             figure.add_scatter(**end, mode="markers", marker=cross, showlegend=False, **group)
     low, high = panel.limits[name]
-    if name in LOGARITHMIC:
+    if is_logarithmic(name):
         # Without a format, plotly writes 2 for 0.02.
         figure.update_yaxes(type="log", tickformat=".3~g", range=[math.log10(low), math.log10(high)])
     else:

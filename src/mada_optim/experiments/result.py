@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 
 from mada_optim.experiments.run_folder import Metrics
 
-SCALE = "scale_"
-"""Begins the names of learned scales among the coefficients of a run."""
-
 
 @dataclass(frozen=True)
 class Result:

@@ -252,3 +252,23 @@ def check_any_run(folder: Path, stages: Sequence[StoredStage]) -> None:
     """Raise :class:`InputError` where all that is stored in a folder is what was to be run."""
     if not any(stage.runs for stage in stages):
         raise InputError(f"no run of {folder} is over yet")
+
+
+def load_stages(folder: Path, reference: str | None = None) -> list[StoredStage]:
+    """Return what is stored in the folder of a sweep, of a stage or comparison, or of a run.
+
+    Args:
+        folder: any of these.
+        reference: see :func:`load_stage`.
+
+    Raises:
+        InputError: the folder is none of these, or no run of it is over.
+    """
+    if (folder / "config.json").exists():
+        return [load_run_alone(folder)]
+    begun = [path for path in (folder, folder / TUNE, folder / CONFIRM) if (path / "stage.json").exists()]
+    allowed = f"that of a sweep, a stage or a run, with {TUNE}/stage.json, stage.json or config.json in it"
+    require(bool(begun), "folder", str(folder), allowed)
+    stages = [load_stage(path, reference) for path in begun]
+    check_any_run(folder, stages)
+    return stages

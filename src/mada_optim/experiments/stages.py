@@ -71,6 +71,7 @@ def run_stages(
     address: str | None = None,
     only: Sequence[str] = (),
     on_kept: Callable[[Path, int, int], None] | None = None,
+    pool: Pool | None = None,
 ) -> Ending:
     """Train what has not been trained yet.
 
@@ -85,6 +86,7 @@ def run_stages(
         only: labels of the contenders to train; none: all.
         on_kept: called before runs are trained, with the folder of their stage, where some are over already: how many,
             and how many are left to train.
+        pool: in which runs are trained; None: one of Ray, with ``workers`` and ``address``.
 
     Raises:
         InputError: something cannot be trained as described; nothing has been written then.
@@ -95,7 +97,7 @@ def run_stages(
     labels = [label for label in experiment.contenders if not only or label in only]
     stages = [stage for stage in stages if stage == TUNE or experiment.confirm is not None]
     require(bool(stages), "stage", CONFIRM, f"{TUNE} for an experiment without [confirm]")
-    pool = Pool(workers, address)
+    pool = Pool(workers, address) if pool is None else pool
     _check(experiment, folders, stages, labels)
     tally = _Tally(
         on_run, [config for stage in stages for label in labels for config in _size(experiment, stage, label)]
@@ -325,9 +327,10 @@ def _run(pool: Pool, folder: Path, configs: Configs, tally: _Tally, ending: Endi
     return pool.run(_train, calls, on_over, cuda)
 
 
-def _train(config: dict[str, Any], folder: str) -> str:
+def _train(config: dict[str, Any], folder: str, **watchers: Callable[[Any], None]) -> str:
+    """Train or go on; ``watchers`` are those of :func:`train`."""
     resume = RunFolder(folder).config_file.exists()
-    return train(from_dict(config), folder, resume=resume, draw=False).status
+    return train(from_dict(config), folder, resume=resume, draw=False, **watchers).status
 
 
 # What was found.

@@ -14,7 +14,7 @@ from typing import Any
 
 from mada_optim.experiments.config import OptimizerConfig, RunConfig, make_task, pair
 from mada_optim.experiments.entries import find
-from mada_optim.experiments.result import SCALE
+from mada_optim.notation import SCALE
 from mada_optim.tasks import InputError, require
 
 if sys.version_info >= (3, 11):

@@ -26,8 +26,9 @@ from mada_optim.experiments import optimizers
 from mada_optim.experiments.config import RunConfig, from_dict, to_dict
 from mada_optim.experiments.entries import find
 from mada_optim.experiments.processes import Processes, join_processes, restarts
-from mada_optim.experiments.result import SCALE, Result, summarize
+from mada_optim.experiments.result import Result, summarize
 from mada_optim.experiments.run_folder import RunFolder, finite
+from mada_optim.notation import SCALE
 from mada_optim.tasks import Batch, InputError, Task, require_device
 from mada_optim.tasks.stored import locked, read_json, write_json
 

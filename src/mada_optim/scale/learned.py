@@ -149,7 +149,11 @@ class LearnedScale:
         self.attach(listed)
 
     def attach(self, optimizers: Sequence[Optimizer]) -> None:
-        """Put the hooks into optimizers that have none of this scale, such as unpickled ones, in the same order."""
+        """Put the hooks into optimizers that have none of this scale, such as unpickled ones.
+
+        Args:
+            optimizers: in the order in which the scale was made with them.
+        """
         # Weak references: the optimizers keep the scale, by their hooks.
         self._optimizers = [weakref.ref(optimizer) for optimizer in optimizers]
         self._stepped: set[int] = set()
@@ -191,8 +195,23 @@ class LearnedScale:
         """The learning rate at the peak of the schedule: the same number as :attr:`value`."""
         return self.value
 
+    def rates(self, optimizer: Optimizer) -> list[Any]:
+        """Return the learning rates in use of the parameter groups of one of the optimizers.
+
+        Args:
+            optimizer: one of those that the scale was made with.
+        """
+        given = self._given(optimizer)
+        return [self._use(self._key(group), rate) for group, rate in zip(optimizer.param_groups, given, strict=True)]
+
     def __repr__(self) -> str:
         return f"LearnedScale({self.describe()})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from mada_optim.notebook import scale_as_html
+
+        return scale_as_html(self)
 
     def hold(self) -> None:
         """End the search now: multiply the scales by the margin, hold them, and free what the search kept."""
@@ -386,7 +405,11 @@ class LearnedScale:
     # Saving and loading.
 
     def state_dict_of(self, key: Hashable) -> dict[str, Any]:
-        """All that is known of a scale, but for what the search keeps of the parameters."""
+        """Return all that is known of a scale, without what the search keeps of the parameters.
+
+        Args:
+            key: the value of ``per`` for the parameter groups of the scale.
+        """
         return {
             **asdict(self._states[key]),
             "applied": self._applied.get(key, 0.0),

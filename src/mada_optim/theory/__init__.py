@@ -3,7 +3,7 @@
 :mod:`~mada_optim.theory.conditions` says when the effective learning rate of AVGrad grows,
 :mod:`~mada_optim.theory.bounds` bounds the mean squared gradient norm, :mod:`~mada_optim.theory.evidence` measures it
 on functions whose constants are known. :mod:`~mada_optim.theory.scale` says where the rule of a learned scale comes to
-rest, for ``docs/scale.md``. These need torch alone; :mod:`~mada_optim.theory.figures` and
+rest, for ``docs/scale-theory.md``. These need torch alone; :mod:`~mada_optim.theory.figures` and
 :mod:`~mada_optim.theory.scale_figure` draw.
 """
 

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mada_optim.experiments.figures import PALETTE, save_figure, style
+from mada_optim.drawing import PALETTE, style
+from mada_optim.experiments.figures import save_figure
 from mada_optim.theory.bounds import Problem, best_rho, critical_rho, direct_bound, interpolation_bound
 from mada_optim.theory.evidence import TailedQuadratic, mean_squared_gradient
 

@@ -10,7 +10,7 @@ https://arxiv.org/abs/1803.02021), and of Zhang et al., "Which Algorithmic Choic
     W̄_t = w W̄_{t-1} + (1-w) W_t
 
 κ is the same in all steps. Then first and second moments of x, W and W̄ follow from linear recursions, coordinate by
-coordinate. For a κ that moves, this is the limit in which it moves slowly. ``docs/scale.md`` draws conclusions.
+coordinate. For a κ that moves, this is the limit in which it moves slowly. ``docs/scale-theory.md`` draws conclusions.
 """
 
 from __future__ import annotations

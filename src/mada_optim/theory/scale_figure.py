@@ -10,7 +10,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mada_optim.experiments.figures import PALETTE, save_figure, style
+from mada_optim.drawing import PALETTE, style
+from mada_optim.experiments.figures import save_figure
 from mada_optim.scale import SearchSettings
 from mada_optim.theory.scale import (
     best_rate,
