@@ -167,7 +167,7 @@ def _run_stages(
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     with SweepDisplay(console) as display:
-        chosen |= {"address": arguments.address, "on_kept": display.kept}
+        chosen |= {"address": arguments.address, "on_kept": display.kept, "on_progress": display.progress}
         ending = run_stages(experiment, folders, arguments.workers, display, **chosen)
     for name, why in ending.failed.items():
         print(f"mada: {name} {why}", file=sys.stderr)
