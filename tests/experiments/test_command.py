@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 from test_cli import TINY
+from tiny import tiny_config
 
 from mada_optim.cli import _parser, main
+from mada_optim.experiments.page import write_report
+from mada_optim.experiments.run_folder import RunFolder
+from mada_optim.experiments.train import resolve
 
 pytestmark = pytest.mark.usefixtures("without_ray")
 
@@ -91,3 +95,14 @@ def test_results_of_other_commands_for_scripts(
     assert played["optimizers"]["AMSGrad"]["rho"] == [None]
     assert len(played["optimizers"]["Adam"]["iterates"]) == 1
     assert document(capsys, "bounds", "--steps", "50", "--seeds", "1")["bounds"][2]["rho"] == 1.0
+
+
+def test_the_report_of_a_run_that_has_not_been_validated_has_no_empty_table(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.create(resolve(tiny_config()), {"source": "a text"})
+    run.metrics_file.write_text('{"step": 1, "loss": 4.0, "lr": 0.1, "step_seconds": 0.1, "optimizer_seconds": 0.1}\n')
+    write_report([run.path], tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text("utf-8")
+    assert "The run is not over. It is at step 1." in text.split("\n\n")[1]
+    assert "diverged" not in text
+    assert "| - |" not in text
