@@ -99,7 +99,8 @@ def test_results_of_other_commands_for_scripts(
 
 def test_the_report_of_a_run_that_has_not_been_validated_has_no_empty_table(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    run.create(resolve(tiny_config()), {"source": "a text"})
+    run.path.mkdir()
+    run.create(resolve(tiny_config()), {"source": "a text", "init": None})
     run.metrics_file.write_text('{"step": 1, "loss": 4.0, "lr": 0.1, "step_seconds": 0.1, "optimizer_seconds": 0.1}\n')
     write_report([run.path], tmp_path / "report.md")
     text = (tmp_path / "report.md").read_text("utf-8")
