@@ -2,13 +2,16 @@
 # make test   all tests
 # make check  lint, layout, types and docs; each is a target, too
 # make docs   the documentation, into build/site
+# make release   sdist and wheel, into dist/: built, checked, installed into empty environments, tested there
 # Each builds its environment first, in .venv; nothing else has to be installed.
 
 PYTHON ?= python3
+# Empty on a Python for which some of these versions do not exist: make CONSTRAINTS= test
+CONSTRAINTS ?= -c constraints.txt
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check lint layout types docs format clean
+.PHONY: demo test check lint layout types docs release format clean
 
 demo: $(STAMP)
 	$(BIN)/mada demo $(ARGS)
@@ -31,13 +34,16 @@ types: $(STAMP)
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+release: $(STAMP)
+	$(BIN)/python .ci/package.py
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 $(STAMP): pyproject.toml constraints.txt mada-optax/pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' -e ./mada-optax
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[dev]' -e ./mada-optax
 	touch $(STAMP)
 
 clean:

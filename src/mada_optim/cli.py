@@ -1,16 +1,26 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command ``mada`` and its options. What each subcommand does is in ``commands.py``."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 from mada_optim import commands
-from mada_optim.command_line import CommandParser, Pair, Version, list_of, seeds
+from mada_optim.command_line import CommandParser, Pair, Version, list_of, seeds, to_json
+from mada_optim.commands import Outcome
 
 _DESCRIPTION = "Train with an optimizer that tunes itself, and compare it with others on equal terms."
+_FIRST_STEPS = """\
+mada trains with an optimizer that tunes itself. Where to start:
+  mada train             train a small GPT and watch the coefficients move
+  mada compare           compare optimizers over learning rates and seeds
+  mada optimizers        list the optimizers
+  mada COMMAND --help    options and an example of a command; mada --help lists all commands"""
 _EPILOG = """\
 examples:
   mada demo                                       AdamW and OMADA side by side, from a badly guessed learning rate
@@ -45,7 +55,7 @@ Both trainings run at the same time, on one core each. Their run folders are und
 _COMPARE_EPILOG = """\
 examples:
   mada compare --optimizers adamw,avgrad,hyperadam,mada --lrs 3e-4,1e-3,3e-3,1e-2 --seeds 3 --out runs/grid
-  mada compare --optimizers adamw,mada,mada:rho=0 an optimizer with options: name:option=value:...
+  mada compare --optimizers adamw,mada,mada:rho=0  an optimizer with options: name:option=value:...
   mada compare --report runs/grid                 tables and figure again, from stored metrics
 
 A comparison that was interrupted goes on with the same command. More optimizers, learning rates and seeds may be
@@ -85,13 +95,36 @@ examples:
 Configurations, results and curves of the runs that are over; no weights. mada sweep --out again goes on from there.
 """
 _ONLINE_EPILOG = """\
+examples:
+  mada online
+  mada online --problem stochastic --seeds 8 --out stochastic
+
 problems:
   theorem      3 x at each third step, -x at the others (Theorem 1 of Reddi et al.)
   periodic     1010 x at each 101st step, -10 x at the others (their experiments)
   stochastic   1010 x with probability 0.01, else -10 x
 each on [-1, 1], with the best point at -1. docs/online.md says what is seen.
 """
+_OPTIMIZERS_EPILOG = """\
+examples:
+  mada optimizers
+  mada optimizers --json
+"""
+_BOUNDS_EPILOG = """\
+examples:
+  mada bounds --beta2 0.99 --steps 100000
+  mada bounds --dimension 100 --out bounds-100
+"""
+_SCALE_EPILOG = """\
+examples:
+  mada scale
+  mada scale --noise 0.1 --steps 5000 --out scale-5000
+"""
 _BENCH_EPILOG = """\
+examples:
+  mada bench
+  mada bench --workloads ab --only MADA --seconds 5
+
 workloads:
   a  one tensor of 20 M        b  the 148 tensors of GPT-2 124M        c  training steps of a GPT of 10.8 M
   d  240 tensors of 64 x 64    e  10,000 tensors of 8                  f  300 tensors in 60 parameter groups
@@ -108,8 +141,17 @@ _TOKENS = ("filelock", "numpy", "rich", "tokenizers")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0, 1 (diverged), 2 (wrong input) or 130 (interrupted)."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    if "_ARGCOMPLETE" in os.environ and find_spec("argcomplete") is not None:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    if not (sys.argv[1:] if argv is None else argv):
+        print(_FIRST_STEPS)
+        return 0
+    arguments = parser.parse_args(argv)
     run, needs = (vars(arguments).pop(name) for name in ("run", "needs"))
+    as_json = vars(arguments).pop("json", False)
     missing = [name for name in needs if find_spec(name) is None]
     if missing:
         print(f"mada: {missing[0]} is missing: pip install 'mada-optim[experiments]'", file=sys.stderr)
@@ -117,7 +159,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mada_optim.tasks import InputError
 
     try:
-        return int(run(arguments))
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            code, results = run(arguments)
+        if as_json:
+            print(to_json(results))
+        return int(code)
     except (InputError, OSError) as error:
         print(f"mada: {error}", file=sys.stderr)
         return 2
@@ -136,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     choices = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(
-        name: str, summary: str, epilog: str, run: Callable[[argparse.Namespace], int], needs: Sequence[str] = ()
+        name: str, summary: str, epilog: str, run: Callable[[argparse.Namespace], Outcome], needs: Sequence[str] = ()
     ) -> argparse.ArgumentParser:
         sub: argparse.ArgumentParser = choices.add_parser(
             name,
@@ -146,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             argument_default=argparse.SUPPRESS,
         )
+        sub.add_argument("--json", action="store_true", help="print results as one JSON document, the rest to stderr")
         sub.set_defaults(run=run, needs=needs)
         return sub
 
@@ -166,13 +213,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     summary = "time optimizer steps against torch's fused AdamW"
     _add_bench(command("bench", summary, _BENCH_EPILOG, commands.run_bench, _DRAWING))
-    command("optimizers", "list the optimizers", "", commands.run_optimizers)
+    command("optimizers", "list the optimizers", _OPTIMIZERS_EPILOG, commands.run_optimizers)
     summary = "draw the convergence bound over rho, beside what is measured"
-    _add_bounds(command("bounds", summary, "", commands.run_bounds, _DRAWING))
+    _add_bounds(command("bounds", summary, _BOUNDS_EPILOG, commands.run_bounds, _DRAWING))
     summary = "play the online problem on which Adam goes wrong"
     _add_online(command("online", summary, _ONLINE_EPILOG, commands.run_online, _DRAWING))
     summary = "draw the learning rate that a search comes to, beside the best"
-    _add_scale(command("scale", summary, "", commands.run_scale, _DRAWING))
+    _add_scale(command("scale", summary, _SCALE_EPILOG, commands.run_scale, _DRAWING))
     return parser
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -53,6 +55,27 @@ class Version(argparse.Action):
 
         print(f"mada {mada_optim.__version__}")
         parser.exit()
+
+
+def to_json(results: Any) -> str:
+    """Return results as a JSON document. JSON has no NaN and no infinity: they become null.
+
+    >>> from pathlib import Path
+    >>> print(to_json({"loss": float("nan"), "file": Path("a")}))
+    {
+      "loss": null,
+      "file": "a"
+    }
+    """
+    return json.dumps(_portable(results), indent=2, ensure_ascii=False, default=str)
+
+
+def _portable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _portable(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_portable(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def list_of(kind: Any) -> Callable[[str], list[Any]]:

@@ -6,6 +6,7 @@ torch and the experiments' libraries are imported where they are used, so that `
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,12 +14,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+Outcome = tuple[int, Any]
+"""The exit code, and the results for ``--json``."""
+
 if TYPE_CHECKING:
     from mada_optim.experiments.config import RunConfig
     from mada_optim.experiments.sweep import Experiment
 
 
-def run_train(arguments: argparse.Namespace) -> int:
+def run_train(arguments: argparse.Namespace) -> Outcome:
     from rich.console import Console
 
     from mada_optim.experiments.display import Display
@@ -46,27 +50,29 @@ def run_train(arguments: argparse.Namespace) -> int:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     if resume and folder.result_file.exists():
-        say(f"{folder.path} is {read_json(folder.result_file)['status']}; nothing to do.")
-        return 0
+        stored = read_json(folder.result_file)
+        say(f"{folder.path} is {stored['status']}; nothing to do.")
+        return 0, {"folder": folder.path, **stored}
     with Display(console, config.steps, quiet) as display:
         result = train(config, folder.path, resume=resume, on_begin=display.begin, on_step=display)
+    results = {"folder": folder.path, **dataclasses.asdict(result)}
     if result.status == "interrupted":
         say(f"Interrupted after step {result.step}. Go on with: mada train --resume {folder.path}")
-        return 130
+        return 130, results
     if result.status == "diverged":
         print(
             f"mada: the run diverged: no finite loss or gradient in the last steps up to step {result.step}. "
             f"Try a lower --lr than {folder.config().optimizer.lr:g}.",
             file=sys.stderr,
         )
-        return 1
+        return 1, results
     say(
         f"Validation loss {result.val_loss:.4f} (best {result.best_val_loss:.4f}). Figure: {folder.path / 'figure.png'}"
     )
-    return 0
+    return 0, results
 
 
-def run_demo(arguments: argparse.Namespace) -> int:
+def run_demo(arguments: argparse.Namespace) -> Outcome:
     from rich.console import Console
     from rich.table import Table
 
@@ -83,9 +89,9 @@ def run_demo(arguments: argparse.Namespace) -> int:
         print(f"mada: {name} {why}", file=sys.stderr)
     if ending.interrupted:
         console.print(f"Interrupted. The same command with --out {out} goes on.", markup=False)
-        return 130
+        return 130, {"folder": out}
     if ending.failed:
-        return 1
+        return 1, {"folder": out}
     runs = demo.stored_runs(experiment, out)
     header, *rows = demo.table(experiment, runs)
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -94,14 +100,15 @@ def run_demo(arguments: argparse.Namespace) -> int:
     for row in rows:
         table.add_row(*row)
     console.print("", table, "", sep="\n")
-    console.print(demo.verdict(experiment, runs), markup=False, soft_wrap=False)
+    sentence = demo.verdict(experiment, runs)
+    console.print(sentence, markup=False, soft_wrap=False)
     demo.draw(experiment, runs, out)
     console.print("\nIn your code: from mada_optim import OMADA; optimizer = OMADA(model)", markup=False)
     console.print(f"Figure: {out / 'demo.png'}. All of it: mada report {out}", markup=False)
-    return 0
+    return 0, {"folder": out, "table": [header, *rows], "summary": sentence}
 
 
-def run_compare(arguments: argparse.Namespace) -> int:
+def run_compare(arguments: argparse.Namespace) -> Outcome:
     from mada_optim.experiments.compare import comparison
     from mada_optim.experiments.stage_folder import TUNE, check_reference
 
@@ -114,9 +121,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
         experiment = comparison(arguments.optimizers, arguments.lrs, arguments.seeds, _config(arguments))
         _name_those_without_betas(experiment)
         code = _run_stages(experiment, {TUNE: out}, out, arguments)
-    if code != 130:
-        _print_report(out, reference)
-    return code
+    return code, {"folder": out, **(_print_report(out, reference) if code != 130 else {})}
 
 
 def _name_those_without_betas(experiment: Experiment) -> None:
@@ -130,7 +135,7 @@ def _name_those_without_betas(experiment: Experiment) -> None:
         )
 
 
-def run_sweep(arguments: argparse.Namespace) -> int:
+def run_sweep(arguments: argparse.Namespace) -> Outcome:
     from mada_optim.experiments import sweep
     from mada_optim.experiments.stage_folder import CONFIRM, TUNE
 
@@ -142,12 +147,13 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         "stages": [arguments.stage] if arguments.stage else list(folders),
     }
     code = _run_stages(experiment, folders, out, arguments, **chosen)
+    results: dict[str, Any] = {"folder": out}
     if code != 130:
         for stage, folder in folders.items():
             if any(folder.glob("runs/*/result.json")):
                 print(f"\n{experiment.title}: {stage}\n")
-                _print_report(folder)
-    return code
+                results[stage] = _print_report(folder, option="to lr in its file")
+    return code, results
 
 
 def _run_stages(
@@ -161,7 +167,7 @@ def _run_stages(
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     with SweepDisplay(console) as display:
-        chosen |= {"address": arguments.address, "on_kept": display.kept}
+        chosen |= {"address": arguments.address, "on_kept": display.kept, "on_progress": display.progress}
         ending = run_stages(experiment, folders, arguments.workers, display, **chosen)
     for name, why in ending.failed.items():
         print(f"mada: {name} {why}", file=sys.stderr)
@@ -173,13 +179,20 @@ def _run_stages(
     return 1 if ending.failed or ending.left_out else 0
 
 
-def _print_report(out: Path, reference: str | None = None) -> None:
+def _print_report(out: Path, reference: str | None = None, option: str = "--lrs") -> dict[str, Any]:
+    """Print what is stored of a stage. Return the content of its results.json."""
     from rich.console import Console
     from rich.table import Table
 
+    from mada_optim.experiments.stage_folder import load_stage
     from mada_optim.experiments.stages import make_report
+    from mada_optim.experiments.summary import curves_table, edge_warnings, verdict
+    from mada_optim.tasks.stored import read_json
 
     tables, notes = make_report(out, reference)
+    stage = load_stage(out, reference)
+    if len(stage.runs) > 1:
+        tables.append(curves_table(stage.summaries))
     console = Console()
     for header, *rows in tables:
         table = Table(box=None, header_style="bold", pad_edge=False)
@@ -198,9 +211,15 @@ def _print_report(out: Path, reference: str | None = None) -> None:
     for note in notes:
         console.print(note, highlight=False, markup=False)
     console.print(f"Written: {out}/table.md, results.json, curves.png", highlight=False, markup=False, soft_wrap=True)
+    sentence = verdict(stage.entries, stage.reference)
+    console.print(f"\n{sentence}", highlight=False, markup=False)
+    for warning in edge_warnings(stage.entries, option):
+        print(f"mada: {warning}", file=sys.stderr)
+    results: dict[str, Any] = {**read_json(out / "results.json"), "summary": sentence}
+    return results
 
 
-def run_report(arguments: argparse.Namespace) -> int:
+def run_report(arguments: argparse.Namespace) -> Outcome:
     from mada_optim.experiments.rates import write_rates
     from mada_optim.tasks import InputError, require
 
@@ -214,25 +233,26 @@ def run_report(arguments: argparse.Namespace) -> int:
     out = Path(getattr(arguments, "out", default))
     only = getattr(arguments, "only", None)
     if out.suffix == ".png":
-        print(f"Written: {', '.join(map(str, write_rates(folders, out, only)))}")
-        return 0
+        written = write_rates(folders, out, only)
+        print(f"Written: {', '.join(map(str, written))}")
+        return 0, {"files": written}
     require(only is None, "only", only, "left out: it is for a figure, --out NAME.png")
-    write_report(folders, out, getattr(arguments, "reference", None))
+    summary = write_report(folders, out, getattr(arguments, "reference", None))
     print(f"Written: {out}")
-    return 0
+    return 0, {"file": out, "summary": summary}
 
 
-def run_pack(arguments: argparse.Namespace) -> int:
+def run_pack(arguments: argparse.Namespace) -> Outcome:
     from mada_optim.experiments.archive import pack
 
     folder = Path(arguments.folder)
     out = Path(getattr(arguments, "out", f"{folder.resolve().name}.tar.gz"))
     runs = pack(folder, out)
     print(f"Written: {out}, {runs} runs, {out.stat().st_size / 1024:.0f} KiB")
-    return 0
+    return 0, {"file": out, "runs": runs}
 
 
-def run_tokens(arguments: argparse.Namespace) -> int:
+def run_tokens(arguments: argparse.Namespace) -> Outcome:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -256,15 +276,16 @@ def run_tokens(arguments: argparse.Namespace) -> int:
         meta = pack(Corpus(tuple(given["data"]), join), given["out"], val=val, on_batch=on_batch, **options)
     train, validation = (meta[part]["tokens"] for part in ("train", "val"))
     console.print(f"Written: {given['out']}, {train:,} tokens to train on, {validation:,} to validate on.")
-    return 0
+    return 0, {"folder": given["out"], **meta}
 
 
-def run_bench(arguments: argparse.Namespace) -> int:
+def run_bench(arguments: argparse.Namespace) -> Outcome:
     import torch
     from rich.console import Console
 
     from mada_optim.bench import measure, report
     from mada_optim.tasks import require
+    from mada_optim.tasks.stored import read_json
 
     chosen, missing = measure.choose(arguments.workloads, arguments.device, arguments.only)
     if arguments.threads is not None:
@@ -291,25 +312,25 @@ def run_bench(arguments: argparse.Namespace) -> int:
         (out / "table.md").write_text(report.markdown(described, results), encoding="utf-8")
     report.draw(results, out / "figure")
     console.print(f"\nWritten: {out}/results.json, table.md, figure.png")
-    return 0
+    return 0, {"folder": out, **read_json(out / "results.json")}
 
 
-def run_optimizers(_: argparse.Namespace) -> int:
+def run_optimizers(_: argparse.Namespace) -> Outcome:
     from mada_optim.experiments.entries import ENTRIES
 
     rows = [("name", "lr", "")] + [(name, f"{entry.lr:g}", entry.description) for name, entry in ENTRIES.items()]
     names, lrs, _descriptions = (max(map(len, column)) for column in zip(*rows, strict=True))
     for name, lr, description in rows:
         print(f"{name:<{names}}  {lr:<{lrs}}  {description}".rstrip())
-    return 0
+    return 0, [{"name": name, "lr": entry.lr, "description": entry.description} for name, entry in ENTRIES.items()]
 
 
-def run_bounds(arguments: argparse.Namespace) -> int:
+def run_bounds(arguments: argparse.Namespace) -> Outcome:
     from rich.console import Console
 
     from mada_optim.tasks import InputError
     from mada_optim.tasks.stored import prepare_file
-    from mada_optim.theory.figures import Setting, draw_bounds, summarize
+    from mada_optim.theory.figures import Setting, bounds, draw_bounds, summarize
 
     options = {name: value for name, value in vars(arguments).items() if name != "out"}
     out = Path(getattr(arguments, "out", "bounds"))
@@ -325,13 +346,14 @@ def run_bounds(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise InputError(str(error)) from None
     print(f"Written: {', '.join(map(str, written))}")
-    return 0
+    rows = [{"name": name, "rho": rho, "bound": bound} for name, rho, bound in bounds(setting)]
+    return 0, {"figures": written, "bounds": rows}
 
 
-def run_scale(arguments: argparse.Namespace) -> int:
+def run_scale(arguments: argparse.Namespace) -> Outcome:
     from mada_optim.tasks import InputError
     from mada_optim.tasks.stored import prepare_file
-    from mada_optim.theory.scale_figure import Setting, draw_scale, summarize
+    from mada_optim.theory.scale_figure import Setting, draw_scale, rates_and_losses, summarize
 
     options = {name: value for name, value in vars(arguments).items() if name not in ("run", "command", "out")}
     out = Path(getattr(arguments, "out", "scale"))
@@ -345,14 +367,15 @@ def run_scale(arguments: argparse.Namespace) -> int:
     print(summarize(setting))
     draw_scale(setting, out)
     print(f"Written: {', '.join(map(str, written))}")
-    return 0
+    rows = [{"name": name, "rate": rate, "loss": loss} for name, rate, loss in rates_and_losses(setting)]
+    return 0, {"figures": written, "rules": rows}
 
 
-def run_online(arguments: argparse.Namespace) -> int:
+def run_online(arguments: argparse.Namespace) -> Outcome:
     from rich.console import Console
 
     from mada_optim.experiments.display import StepsDisplay
-    from mada_optim.experiments.online import Setting, draw_online, scan, steps_of, summarize
+    from mada_optim.experiments.online import Setting, draw_online, finals, scan, steps_of, summarize
     from mada_optim.tasks import InputError
     from mada_optim.tasks.stored import prepare_file
 
@@ -366,9 +389,11 @@ def run_online(arguments: argparse.Namespace) -> int:
             prepare_file(path)
         with StepsDisplay(Console(stderr=True), steps_of(setting, scanned)) as on_step:
             if scanned:
+                lines = []
                 for line in scan(setting, on_step):
                     print(line, flush=True)
-                return 0
+                    lines.append(line)
+                return 0, {"markdown": lines}
             played = {}
             for name, line, traces in summarize(setting, on_step):
                 print(line, flush=True)
@@ -377,7 +402,7 @@ def run_online(arguments: argparse.Namespace) -> int:
         raise InputError(str(error)) from None
     draw_online(setting, {name: traces for name, traces in played.items() if name}, out)
     print(f"Written: {', '.join(map(str, written))}")
-    return 0
+    return 0, {"figures": written, "optimizers": {name: finals(traces) for name, traces in played.items() if name}}
 
 
 def _config(arguments: argparse.Namespace) -> RunConfig:

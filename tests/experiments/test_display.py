@@ -13,6 +13,7 @@ from tiny import tiny_config
 from mada_optim.experiments import display
 from mada_optim.experiments.config import OptimizerConfig
 from mada_optim.experiments.display import Display, StepsDisplay, values_in_rows
+from mada_optim.experiments.run_folder import RunFolder
 from mada_optim.experiments.train import StepReport, train
 from mada_optim.notation import SYMBOLS
 
@@ -96,3 +97,19 @@ def test_steps_are_counted_in_lines_where_there_is_no_terminal(monkeypatch: pyte
         "3 of 6 steps, 0:00:12 left",
         "6 of 6 steps, 0:00:00 left",
     ]
+
+
+def test_the_progress_of_the_runs_of_a_sweep() -> None:
+    console = Console(width=100, file=io.StringIO(), force_terminal=True, color_system=None)
+    with display.SweepDisplay(console) as sweep:
+        sweep.progress({"adamw-lr0.1": (20, 60), "mada-lr0.1": (0, 60)})
+        sweep.progress({"mada-lr0.1": (30, 60)})
+        tasks = [(task.fields["left"], task.completed) for task in sweep._progress.tasks]
+    assert tasks == [("", 0), ("mada-lr0.1", 30)]
+
+
+def test_the_last_step_of_a_run_that_is_being_written(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert run.last_step() == 0
+    run.metrics_file.write_text("".join(f'{{"step": {step}, "loss": 1.0}}\n' for step in range(1, 400)) + '{"step": 40')
+    assert run.last_step() == 399

@@ -12,7 +12,15 @@ from types import TracebackType
 from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from mada_optim.experiments.report import count, rounded
@@ -167,6 +175,7 @@ class SweepDisplay:
             disable=not console.is_terminal,
         )
         self._bar = self._progress.add_task("", total=None, left="")
+        self._bars: dict[str, TaskID] = {}  # of the runs under way, by name
 
     def __enter__(self) -> SweepDisplay:
         self._progress.start()
@@ -181,6 +190,15 @@ class SweepDisplay:
         """To be given to :func:`run_stages` as ``on_kept``."""
         line = f"{folder}: {kept} of {count(kept + left, 'run')} are over and kept, {left} to train."
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def progress(self, under_way: Mapping[str, tuple[int, int]]) -> None:
+        """Show a bar for each run under way. To be given to :func:`run_stages` as ``on_progress``."""
+        for name in self._bars.keys() - under_way.keys():
+            self._progress.remove_task(self._bars.pop(name))
+        for name, (step, steps) in under_way.items():
+            if name not in self._bars:
+                self._bars[name] = self._progress.add_task("", total=steps, left=name)
+            self._progress.update(self._bars[name], completed=step)
 
     def __call__(self, report: RunReport) -> None:
         left = f"{timedelta(seconds=round(report.seconds_left))} left" if report.done < report.total else ""

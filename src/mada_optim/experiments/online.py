@@ -19,6 +19,7 @@ from torch.optim.optimizer import Optimizer
 
 from mada_optim.drawing import PALETTE, EndLabel, label_ends, label_in_full, style
 from mada_optim.experiments.figures import save_figure
+from mada_optim.experiments.run_folder import finite
 from mada_optim.experiments.stats import mean_interval
 from mada_optim.points import MADA, AVGrad, load_optimizer
 from mada_optim.tasks import require
@@ -143,6 +144,11 @@ def summarize(setting: Setting, on_step: OnStep = None) -> Iterator[tuple[str, s
     for name, make in setting.contenders().items():
         traces = setting.play(make, on_step)
         yield name, _line(name, *(_with_interval(traces, kind) for kind in _DIGITS)), traces
+
+
+def finals(traces: Traces) -> dict[str, list[float | None]]:
+    """Return what the table is made of, by kind: one value for each run, None for a ρ that an optimizer lacks."""
+    return {kind: [finite(value) for value in _finals(traces, kind)] for kind in _DIGITS}
 
 
 def _line(name: str, iterate: str, regret: str, rho: str) -> str:

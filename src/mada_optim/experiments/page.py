@@ -34,6 +34,7 @@ from mada_optim.experiments.stage_folder import (
     load_stages,
     without_paths,
 )
+from mada_optim.experiments.summary import verdict
 from mada_optim.tasks.stored import prepare_file
 
 _STYLE = """
@@ -55,6 +56,7 @@ th { vertical-align: bottom; border-color: #888; }
 th:first-child, td:first-child { text-align: left; }
 .problems { border-left: 4px solid #D55E00; background: #fdf3ec; padding: 0.5rem 1rem; margin: 1rem 0; }
 .problems ul { margin: 0; padding-left: 1.2rem; font-size: 0.9rem; overflow-wrap: anywhere; }
+.summary { border-left: 4px solid #0072B2; padding: 0.3rem 1rem; margin: 1rem 0; color: #222; font-size: 1rem; }
 footer { margin-top: 3rem; }
 figure { margin: 0; min-width: 0; }
 figcaption { font-weight: 600; font-size: 0.9rem; color: #333; overflow-wrap: anywhere; }
@@ -129,8 +131,8 @@ class _Joint(NamedTuple):
     notes: Sequence[str]
 
 
-def write_report(folders: Sequence[Path], out: Path, reference: str | None = None) -> None:
-    """Write the report.
+def write_report(folders: Sequence[Path], out: Path, reference: str | None = None) -> list[str]:
+    """Write the report. Return its summary: a sentence for each folder, see :func:`verdict`.
 
     Args:
         folders: each is that of a sweep, of a stage or comparison, or of a run.
@@ -150,8 +152,18 @@ def write_report(folders: Sequence[Path], out: Path, reference: str | None = Non
     # Of a sweep, the last stage is what it found.
     last = [[stage for stage in found if stage.runs][-1] for found in by_folder]
     joint = _joint([(stage.described["title"], stage.entries) for stage in last], reference or REFERENCE)
-    text = _markdown(title, stages, joint) if out.suffix == ".md" else _page(title, stages, joint)
-    out.write_text(text, "utf-8")
+    summary = [_sentence(stage, alone=len(last) == 1) for stage in last]
+    make = _markdown if out.suffix == ".md" else _page
+    out.write_text(make(title, summary, stages, joint), "utf-8")
+    return summary
+
+
+def _sentence(stage: StoredStage, alone: bool) -> str:
+    """Return what a stage found. The title of a run alone stands right above it."""
+    title = "" if stage.is_one_run and alone else f"{stage.described['title']}: "
+    if stage.is_one_run and stage.runs[0].result.status == "interrupted":
+        return f"{title}The run is not over. It is at step {stage.runs[0].result.step}."
+    return title + verdict(stage.entries, stage.reference)
 
 
 def _joint(experiments: Sequence[tuple[str, Entries]], reference: str) -> _Joint | None:
@@ -162,8 +174,8 @@ def _joint(experiments: Sequence[tuple[str, Entries]], reference: str) -> _Joint
     return _Joint(table, [JOINT_NOTE, *([edge_note(at_edge)] if at_edge else [])])
 
 
-def _markdown(title: str, stages: Sequence[StoredStage], joint: _Joint | None) -> str:
-    parts = [f"# {title}"]
+def _markdown(title: str, summary: Sequence[str], stages: Sequence[StoredStage], joint: _Joint | None) -> str:
+    parts = [f"# {title}", *summary]
     if joint is not None:
         parts += [markdown(joint.table).rstrip(), *joint.notes]
     for stage in stages:
@@ -177,9 +189,10 @@ def _markdown(title: str, stages: Sequence[StoredStage], joint: _Joint | None) -
     return "\n\n".join(parts) + "\n"
 
 
-def _page(title: str, stages: Sequence[StoredStage], joint: _Joint | None) -> str:
+def _page(title: str, summary: Sequence[str], stages: Sequence[StoredStage], joint: _Joint | None) -> str:
     contents = "".join(f'<li><a href="#s{i}">{escape(stage.title)}</a></li>' for i, stage in enumerate(stages))
-    body = [f"<nav><ul>{contents}</ul></nav>"] if len(stages) > 1 else []
+    body = [f'<p class="summary">{escape(sentence)}</p>' for sentence in summary]
+    body += [f"<nav><ul>{contents}</ul></nav>"] if len(stages) > 1 else []
     if joint is not None:
         body += [_table(joint.table), *(f"<p>{escape(note)}</p>" for note in joint.notes)]
     for number, stage in enumerate(stages):

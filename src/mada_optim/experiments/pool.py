@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -24,7 +24,12 @@ class Pool:
     Args:
         workers: number of calls at the same time, each on one core.
         address: of a cluster of Ray, all of whose machines see the same folders; None: this machine alone.
+
+    Attributes:
+        on_wait: called about every second with the names of the calls under way; None: nothing is called.
     """
+
+    on_wait: Callable[[Sequence[str]], None] | None = None
 
     def __init__(self, workers: int, address: str | None = None) -> None:
         require(isinstance(workers, int) and workers >= 1, "workers", workers, "a positive integer")
@@ -79,8 +84,10 @@ class Pool:
                         running[task.remote(*values)] = name
                     if not running:
                         return True
-                    for reference in ray.wait(list(running))[0]:
+                    for reference in ray.wait(list(running), timeout=None if self.on_wait is None else 1.0)[0]:
                         on_over(running.pop(reference), _outcome(reference))
+                    if self.on_wait is not None:
+                        self.on_wait(list(running.values()))
             except KeyboardInterrupt:
                 for reference in running:
                     ray.cancel(reference)

@@ -37,6 +37,7 @@ from mada_optim.tasks.stored import (
 )
 
 Metrics = list[dict[str, Any]]
+_TAIL = 4096  # bytes, more than a line has
 
 
 class RunFolder:
@@ -98,6 +99,20 @@ class RunFolder:
             except json.JSONDecodeError:
                 break
         return lines
+
+    def last_step(self) -> int:
+        """Return the step of the last whole line of the metrics, 0 where there is none. Reads only the end."""
+        if not self.metrics_file.exists():
+            return 0
+        with self.metrics_file.open("rb") as file:
+            file.seek(max(0, self.metrics_file.stat().st_size - _TAIL))
+            lines = file.read().split(b"\n")[:-1]  # what follows the last newline is being written
+        for line in reversed(lines):
+            try:
+                return int(json.loads(line)["step"])
+            except (json.JSONDecodeError, UnicodeDecodeError):
+                break
+        return 0
 
     def truncate_metrics(self, step: int) -> None:
         """Forget what came after a checkpoint; it will come again."""

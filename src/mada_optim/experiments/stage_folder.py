@@ -101,7 +101,9 @@ class StoredStage:
     def tables(self) -> dict[str, Table]:
         """By title."""
         header, *rows = report.loss_table(self.entries)
-        if self.is_one_run:
+        if self.is_one_run and self.runs[0].result.status == "interrupted" and self.runs[0].result.val_loss is None:
+            tables: dict[str, Table] = {}  # it has not been validated yet
+        elif self.is_one_run:
             tables = {"Losses": [["lr" if name == "best lr" else name for name in header], *rows]}
         else:
             tables = {"Losses at each best learning rate": [header, *rows]}
@@ -117,7 +119,7 @@ class StoredStage:
                 tables[f"Difference to {self.reference} at every learning rate"] = differences
         if self.betas:
             tables["Starts of the betas"] = report.betas_table(self.betas, self.threshold, self.reference)
-        return tables
+        return {title: table for title, table in tables.items() if len(table[0]) > 1}
 
     def notes(self) -> list[str]:
         """What has to be known to read the tables."""

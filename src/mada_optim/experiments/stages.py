@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def run_stages(
     address: str | None = None,
     only: Sequence[str] = (),
     on_kept: Callable[[Path, int, int], None] | None = None,
+    on_progress: Callable[[Mapping[str, tuple[int, int]]], None] | None = None,
     pool: Pool | None = None,
 ) -> Ending:
     """Train what has not been trained yet.
@@ -86,6 +88,8 @@ def run_stages(
         only: labels of the contenders to train; none: all.
         on_kept: called before runs are trained, with the folder of their stage, where some are over already: how many,
             and how many are left to train.
+        on_progress: called about every second with the runs under way, by name: the step that was last written, and
+            the number of all steps.
         pool: in which runs are trained; None: one of Ray, with ``workers`` and ``address``.
 
     Raises:
@@ -115,6 +119,8 @@ def run_stages(
                 if kept and on_kept is not None:
                     on_kept(folders[stage], kept, len(configs))
                 _describe(experiment, stage, folders)
+                if on_progress is not None:
+                    pool.on_wait = partial(_report_progress, folders[stage], configs, on_progress)
                 if not _run(pool, folders[stage], configs, tally, ending):
                     ending.interrupted = True
                     return ending
@@ -325,6 +331,15 @@ def _run(pool: Pool, folder: Path, configs: Configs, tally: _Tally, ending: Endi
     calls = {name: (to_dict(config), str((folder / "runs" / name).resolve())) for name, config in configs.items()}
     cuda = any((config.device or "").startswith("cuda") for config in configs.values())
     return pool.run(_train, calls, on_over, cuda)
+
+
+def _report_progress(
+    folder: Path,
+    configs: Configs,
+    on_progress: Callable[[Mapping[str, tuple[int, int]]], None],
+    names: Sequence[str],
+) -> None:
+    on_progress({name: (RunFolder(folder / "runs" / name).last_step(), configs[name].steps) for name in names})
 
 
 def _train(config: dict[str, Any], folder: str, **watchers: Callable[[Any], None]) -> str:

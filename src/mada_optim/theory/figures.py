@@ -84,6 +84,14 @@ class Setting:
         )
 
 
+def bounds(setting: Setting) -> list[tuple[str, float, float]]:
+    """Return name, ρ and bound at ρ = 0, at the critical ρ, at ρ = 1 and at the best ρ."""
+    critical = critical_rho(setting.beta2, setting.steps).item()
+    rows = [("AVGrad", 0.0), ("ρ_c", critical), ("Adam", 1.0)]
+    values = setting.bound(torch.tensor([rho for _, rho in rows], dtype=torch.float64), setting.steps).tolist()
+    return [*((name, rho, value) for (name, rho), value in zip(rows, values, strict=True)), ("best", *setting.best())]
+
+
 def summarize(setting: Setting) -> str:
     """The bounds at ρ = 0, the critical and the best ρ, and ρ = 1, one line each.
 
@@ -93,14 +101,7 @@ def summarize(setting: Setting) -> str:
     Adam    ρ = 1        bound 6.834
     best    ρ = 0.0009   bound 4.828
     """
-    critical = critical_rho(setting.beta2, setting.steps).item()
-    rows = [("AVGrad", 0.0), ("ρ_c", critical), ("Adam", 1.0)]
-    bounds = setting.bound(torch.tensor([rho for _, rho in rows], dtype=torch.float64), setting.steps).tolist()
-    best, smallest = setting.best()
-    lines = [(name, rho, bound) for (name, rho), bound in zip(rows, bounds, strict=True)]
-    return "\n".join(
-        f"{name:<8}ρ = {rho:<9.3g}bound {bound:.4g}" for name, rho, bound in [*lines, ("best", best, smallest)]
-    )
+    return "\n".join(f"{name:<8}ρ = {rho:<9.3g}bound {bound:.4g}" for name, rho, bound in bounds(setting))
 
 
 def draw_bounds(setting: Setting, path: Path) -> None:

@@ -73,15 +73,19 @@ def resting_rates(setting: Setting) -> dict[str, float]:
     return {BEST: best_rate(problem, shares)} | {name: resting_rate(problem, s) for name, s in signals.items()}
 
 
-def summarize(setting: Setting) -> str:
-    """Each rule's resting rate, and the expected loss at the end of the run at this rate."""
+def rates_and_losses(setting: Setting) -> list[tuple[str, float, float]]:
+    """Return the name of each rule, its resting rate, and the expected loss at the end of the run at this rate."""
     problem, shares = harmonic_quadratic(setting.condition, setting.noise), cosine_shares(setting.steps)
     rates = resting_rates(setting)
     rates[f"{RULE}, times {SEARCH.margin:g}"] = SEARCH.margin * rates[RULE]
     losses = expected_loss(problem, torch.tensor(list(rates.values()), dtype=torch.float64), shares).tolist()
-    return "\n".join(
-        f"{name:<30}rate {rate:<9.3g}loss {loss:.3f}" for (name, rate), loss in zip(rates.items(), losses, strict=True)
-    )
+    return [(name, rate, loss) for (name, rate), loss in zip(rates.items(), losses, strict=True)]
+
+
+def summarize(setting: Setting) -> str:
+    """Each rule's resting rate, and the expected loss at the end of the run at this rate."""
+    rows = rates_and_losses(setting)
+    return "\n".join(f"{name:<30}rate {rate:<9.3g}loss {loss:.3f}" for name, rate, loss in rows)
 
 
 def draw_scale(setting: Setting, path: Path) -> None:
