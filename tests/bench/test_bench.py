@@ -13,6 +13,7 @@ from torch import nn
 
 from mada_optim.bench import contenders, measure, workloads
 from mada_optim.cli import main
+from mada_optim.matrices import Layout
 
 PEERS = ("schedulefree", "pytorch_optimizer", "gradient_descent_the_ultimate_optimizer")
 
@@ -156,10 +157,13 @@ def test_orthogonalization_is_timed_beside_where_singular_values_arrive(tmp_path
     assert "values" in capsys.readouterr().out
 
 
+QKV = Layout(dim=1, parts=(1, 1, 1)).plain()
+
+
 def test_training_steps_of_the_recipe_know_which_parameters_are_matrices():
     groups = workloads.WORKLOADS["j"]("cpu").groups()
-    assert [group["matrices"] for group in groups] == [True, False]
-    assert all(param.dim() == 2 for param in groups[0]["params"])
+    assert [(group["matrices"], group.get("split")) for group in groups] == [(True, None), (True, QKV), (False, None)]
+    assert all(param.dim() == 2 for group in groups[:2] for param in group["params"])
 
 
 @pytest.mark.parametrize(("letter", "count"), [("g", 24), ("h", 6), ("i", 8)])

@@ -178,7 +178,7 @@ def test_a_training_that_dies_is_named_and_the_other_goes_on(tmp_path: Path) -> 
 def test_make_demo_runs_it() -> None:
     if shutil.which("make") is None:
         pytest.skip("needs make")
-    command = ["make", "-n", "-o", ".venv/.installed", "demo", "ARGS=--lr 0.1"]
+    command = ["make", "--no-print-directory", "-n", "-o", ".venv/.installed", "demo", "ARGS=--lr 0.1"]
     done = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == ".venv/bin/mada demo --lr 0.1"
 

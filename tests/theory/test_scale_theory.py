@@ -28,7 +28,7 @@ from mada_optim.theory.scale import (
 )
 from mada_optim.theory.scale_figure import Setting, summarize
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "scale.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "scale-theory.md"
 FLAT = torch.ones(150, dtype=torch.float64)
 
 
@@ -162,7 +162,7 @@ def test_the_help_names_the_defaults(capsys: pytest.CaptureFixture[str]) -> None
         main(["scale", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     for field in fields(Setting):
-        assert f"default: {field.default:g})" in text.split(f"--{field.name}")[-1], field.name
+        assert f"default: {field.default:g})" in text.partition("options:")[2].split(f"--{field.name} ")[1], field.name
 
 
 def test_arguments_out_of_range_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
