@@ -80,7 +80,13 @@ def run(*command: object, cwd: Path | None = None) -> None:
 
 
 def copied(folder: Path) -> Path:
-    """Copy the files of the repository that git knows, so that nothing else can end up in the sdist."""
+    """Copy the files of the repository that git knows, so that nothing else can end up in the sdist.
+
+    Where there is no repository of git, such as in an unpacked sdist, copy all files but what make builds.
+    """
+    if not (REPOSITORY / ".git").exists() or shutil.which("git") is None:
+        built = shutil.ignore_patterns(".venv", ".git", "*_cache", "__pycache__", "*.egg-info", "build", "dist", "runs")
+        return Path(shutil.copytree(REPOSITORY, folder, ignore=built))
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, check=True, capture_output=True, text=True)
     for name in filter(None, listed.stdout.split("\0")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
