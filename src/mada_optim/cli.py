@@ -17,9 +17,9 @@ from mada_optim.commands import Outcome
 _DESCRIPTION = "Train with an optimizer that tunes itself, and compare it with others on equal terms."
 _FIRST_STEPS = """\
 mada trains with an optimizer that tunes itself. Where to start:
+  mada demo              AdamW and OMADA from the same bad guess
   mada train             train a small GPT and watch the coefficients move
   mada compare           compare optimizers over learning rates and seeds
-  mada optimizers        list the optimizers
   mada COMMAND --help    options and an example of a command; mada --help lists all commands"""
 _EPILOG = """\
 examples:

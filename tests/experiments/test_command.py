@@ -26,7 +26,7 @@ def test_mada_alone_says_what_to_do_next(capsys: pytest.CaptureFixture[str]) -> 
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
-    assert "mada train" in lines[1]
+    assert "mada demo" in lines[1]
 
 
 def examples(parser: argparse.ArgumentParser) -> list[list[str]]:
