@@ -156,3 +156,17 @@ def test_what_is_given_is_not_changed():
 def test_empty_matrices():
     for shape in ((0, 3, 4), (2, 0, 4), (2, 3, 0)):
         assert newton_schulz(torch.zeros(shape)).shape == shape
+
+
+@pytest.mark.parametrize("steps", [None, 2])
+@pytest.mark.parametrize("shape", [(2, 3, 4), (1, 2, 6), (2, 5, 2)])
+def test_autograd_goes_through_it(shape, steps):
+    """As ``differentiable=True`` asks for: in float64 equal to finite differences, in float32 equal to that."""
+    torch.manual_seed(0)
+    batch = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: newton_schulz(x, steps), batch)
+    weight = torch.randn(shape, dtype=torch.float64)
+    (wide,) = torch.autograd.grad((newton_schulz(batch, steps) * weight).sum(), batch)
+    narrow = batch.detach().float().requires_grad_()
+    (found,) = torch.autograd.grad((newton_schulz(narrow, steps) * weight.float()).sum(), narrow)
+    torch.testing.assert_close(found.double(), wide, rtol=1e-3, atol=1e-3)

@@ -102,7 +102,7 @@ def omada(
     """
 
     def dimensions(params: optax.Params) -> Any:
-        """Of the parameters that are there, and of no others: parts of a partition see their own alone."""
+        """Return the dimensions of the parameters that are there: a part of a partition sees its own alone."""
         marks = matrices(params) if callable(matrices) else matrices
         return jax.tree.map(
             lambda mark, part: jax.tree.map(lambda _: _as_dimensions(mark), part), marks, params, is_leaf=_is_mark

@@ -258,7 +258,7 @@ def _rates(rate: Number, update_scale: Any, tree: Any, dtype: Any) -> jax.Array:
 
 
 def _number_dtype() -> Any:
-    """Of coefficients: the widest that there is."""
+    """Return the dtype of coefficients: the widest that there is."""
     return jnp.result_type(float)
 
 

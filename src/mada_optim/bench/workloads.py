@@ -173,7 +173,7 @@ class Training(Workload):
         return model.to(self.device)
 
     def loss(self, model: nn.Module) -> Tensor:
-        """Of a model, always on the same batch."""
+        """Return the loss of a model, always on the same batch."""
         return self._task.loss(model, self._batch)
 
 
@@ -185,12 +185,12 @@ class MarkedTraining(Training):
 
 
 def hidden_shapes(layers: int, width: int) -> list[tuple[int, int]]:
-    """Of GPT-2's hidden matrices: queries, keys, values and their projection; the two of the perceptron."""
+    """Return the shapes of GPT-2's hidden matrices: q, k, v and their projection; the two of the perceptron."""
     return [*[(width, width)] * 4 * layers, *[(4 * width, width)] * layers, *[(width, 4 * width)] * layers]
 
 
 def gpt2_shapes() -> list[torch.Size]:
-    """Of the 148 tensors of GPT-2 with 124 million parameters."""
+    """Return the shapes of the 148 tensors of GPT-2 with 124 million parameters."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     with torch.device("meta"):

@@ -32,7 +32,7 @@ class Processes:
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
-        """Of this process; each has a GPU of its own."""
+        """The device of this process; each has a GPU of its own."""
         if self.size == 1 or name != "cuda":
             return torch.device(name)
         torch.cuda.set_device(self.local_rank)

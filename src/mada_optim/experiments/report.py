@@ -171,7 +171,7 @@ def _at_lr(summary: Summary, lr: float, reference: Summary | None) -> dict[str, 
 
 
 def _difference(name: str, runs: Sequence[StoredRun], others: Sequence[StoredRun]) -> dict[str, Any]:
-    """Of the final validation losses, paired by seed, and its interval; nothing where that cannot be said."""
+    """Return the difference of final validation losses, paired by seed, and its interval; {} where there is none."""
     pairs = [[run.result.val_loss for run in each] for each in (runs, others)]
     if not runs or [run.seed for run in runs] != [run.seed for run in others] or None in (*pairs[0], *pairs[1]):
         return {}
@@ -305,7 +305,7 @@ def _lr_cell(cell: dict[str, Any]) -> str:
 
 
 def median_train_loss(summaries: Sequence[Summary]) -> float:
-    """Of all runs."""
+    """Return the median training loss of all runs."""
     return statistics.median(loss for summary in summaries for loss in _losses(summary.runs, "train_loss"))
 
 

@@ -39,7 +39,7 @@ class StoredStage:
 
     @property
     def title(self) -> str:
-        """Of the experiment and the stage."""
+        """The title of the experiment and the stage."""
         return ": ".join(self.described[name] for name in ("title", "stage") if self.described[name])
 
     @cached_property

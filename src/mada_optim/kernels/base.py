@@ -86,7 +86,7 @@ class Batch:
 
     @property
     def device(self) -> torch.device:
-        """Of all tensors."""
+        """The device of all tensors."""
         return self.params[0].device
 
     @property

@@ -238,7 +238,7 @@ def _even(count: int) -> int:
 
 @lru_cache(maxsize=64)
 def _tiles(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """Of each program its parameter and which tile of it, shape (tiles, 2), int32."""
+    """Return the parameter of each program and which tile of it, shape (tiles, 2), int32."""
     counts = torch.tensor([-(-size // TILE) for size in sizes])
     rows = torch.repeat_interleave(torch.arange(len(sizes)), counts)
     starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)

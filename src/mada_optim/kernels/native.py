@@ -227,7 +227,7 @@ def _are_dense(columns: Mapping[str, Sequence[Any]]) -> bool:
 
 
 def _state_dtype(tensors: Mapping[str, Any]) -> torch.dtype | None:
-    """Of the buffers of one parameter."""
+    """Return the dtype of the buffers of one parameter."""
     return next((tensor.dtype for role, tensor in tensors.items() if role in _BUFFERS and tensor is not None), None)
 
 

@@ -22,7 +22,7 @@ def mix(*numbers: int) -> int:
 
 
 def noise_seed(step: float | Tensor, *place: int) -> int | Tensor:
-    """Of the noise at a step and place: the same on every process, and again after a resume.
+    """Return the seed of the noise at a step and place: the same on every process, and again after a resume.
 
     Args:
         step: a number, or a 0-dimensional tensor on a device, for which the program does not wait.

@@ -162,7 +162,7 @@ def _leaves_most_idle(spread: Spread) -> bool:
 
 @lru_cache(maxsize=1024)
 def copied(shape: torch.Size, ranks: int) -> Spread:
-    """Of a tensor of which every rank has all."""
+    """Return the spread of a tensor that every rank holds whole."""
     return Spread(shape, (everything(shape),) * ranks, tuple((rank,) for rank in range(ranks)))
 
 

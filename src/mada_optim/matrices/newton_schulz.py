@@ -40,7 +40,7 @@ _TOGETHER = 2**19
 
 
 def working_dtype(device: torch.device) -> torch.dtype:
-    """Of the iteration, which needs no more than bfloat16.
+    """Return the dtype of the iteration, which needs no more than bfloat16.
 
     Few CPUs have that in hardware; on others a product in it takes some 25 times as long as in float32.
     """
@@ -100,12 +100,12 @@ def _bounded(batch: Tensor) -> tuple[Tensor, Tensor]:
     They are divided by the fourth root of the sum of the fourth powers of their singular values. This is never above
     the Frobenius norm, and for a random matrix of 256 rows it is three times closer to the largest singular value.
     """
-    x = batch / _largest(batch).clamp_(min=_SMALLEST)  # whose squares cannot overflow
+    x = batch / _largest(batch).clamp(min=_SMALLEST)  # whose squares cannot overflow
     gram = _gram(x)
     # By rows first: a sum of so many numbers at once is less exact.
     norm = torch.linalg.vector_norm(torch.linalg.vector_norm(gram, dim=2, keepdim=True), dim=1, keepdim=True)
-    norm = norm.mul_(_SAFETY).clamp_(min=1.0)
-    return x.div_(norm.sqrt()), gram.div_(norm)
+    norm = (norm * _SAFETY).clamp(min=1.0)
+    return x / norm.sqrt(), gram / norm
 
 
 def _by_matrix(x: Tensor, gram: Tensor | None, polynomials: Sequence[Sequence[Row]]) -> Tensor:

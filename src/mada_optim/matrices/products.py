@@ -19,7 +19,6 @@ def multiply(
     beta: float = 0.0,
     diagonal: float = 0.0,
     symmetric: bool = False,
-    out: Tensor | None = None,
 ) -> Tensor:
     """α A B + β C + δ I for each of many matrices.
 
@@ -32,19 +31,19 @@ def multiply(
         added: C, contiguous, shape (N, rows, columns).
         beta, diagonal: β and δ.
         symmetric: whether the result is known to be symmetric.
-        out: where to put the result, contiguous.
 
     >>> multiply(torch.ones(1, 2, 3), torch.ones(1, 3, 2), diagonal=1.0).tolist()
     [[[4.0, 3.0], [3.0, 4.0]]]
     """
-    if out is None:
-        out = a.new_empty(a.size(0), a.size(1), b.size(2))
-    library = _library() if out.is_cpu and out.dtype == torch.float32 else None
+    # products.cpp writes through pointers, and autograd would not know of it.
+    followed = torch.is_grad_enabled() and any(x.requires_grad for x in (a, b, added) if x is not None)
+    library = _library() if a.is_cpu and a.dtype == torch.float32 and not followed else None
     if library is None:
-        torch.baddbmm(out if added is None else added, a, b, beta=beta, alpha=alpha, out=out)
+        out = torch.baddbmm(a.new_zeros(1, 1, 1) if added is None else added, a, b, beta=beta, alpha=alpha)
         if diagonal:
             out.diagonal(dim1=1, dim2=2).add_(diagonal)
         return out
+    out = a.new_empty(a.size(0), a.size(1), b.size(2))
     product = _Product(
         _operand(a),
         _operand(b),

@@ -54,7 +54,7 @@ def normalize_rows(
 
 
 def _sums_of_squares(direction: Tensor, layout: Layout) -> list[Tensor]:
-    """Of each row, for each part a stack of shape (N, rows, 1), whole on each process."""
+    """Return the sum of squares of each row: for each part a stack of shape (N, rows, 1), whole on each process."""
     if layout.dim == 1 and len(layout.parts) > 1:
         return [part.square().sum(dim=-1, keepdim=True) for part in layout.cut(whole(direction))]
     columns = tuple(range(1 + layout.stacked, direction.dim()))
