@@ -261,7 +261,7 @@ class _Run:
         return {"step": self.step, **{f"val_{name}": finite(value) for name, value in values.items()}}
 
     def _set_mode(self, training: bool) -> None:
-        """Set the mode of the model, and of optimizers that train other weights than those that count (schedule-free)."""
+        """Set the mode of the model, and of schedule-free optimizers, whose weights in training are others."""
         for part in (self.model, self.optimizer):
             switch = getattr(part, "train" if training else "eval", None)
             if switch is not None:
