@@ -22,10 +22,10 @@ DIST = REPOSITORY / "dist"
 
 # Of the tests that need only the core, quick ones: they show that the sdist is whole.
 TESTS = [
-    "tests/test_families.py",
-    "tests/test_coefficients.py",
-    "tests/test_freezing.py",
-    "tests/test_matrix_groups.py",
+    "tests/mada_optim/families/test_families.py",
+    "tests/mada_optim/learning/test_coefficients.py",
+    "tests/mada_optim/learning/test_freezing.py",
+    "tests/mada_optim/optimizers/test_matrix_groups.py",
 ]
 
 USE = """

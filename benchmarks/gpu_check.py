@@ -34,10 +34,10 @@ import torch
 from torch import nn
 
 import mada_optim
+from mada_lab.bench.contenders import contenders, matrices_apart
+from mada_lab.bench.workloads import WORKLOADS
+from mada_lab.cli.main import main as mada
 from mada_optim import MADA, OMADA
-from mada_optim.bench.contenders import contenders, matrices_apart
-from mada_optim.bench.workloads import WORKLOADS
-from mada_optim.cli import main as mada
 
 SHAPES = [(), (7,), (65, 129), (300, 400), (1 << 20,)]
 EVERYTHING = {"beta3": 0.3, "rho": 0.5, "c": 0.6, "gamma": 0.7, "hyper_warmup": 0}

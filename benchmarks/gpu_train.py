@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from mada_optim.experiments.config import OptimizerConfig, RunConfig
-from mada_optim.experiments.display import Display
-from mada_optim.experiments.run_folder import RunFolder
-from mada_optim.experiments.train import Result, train
-from mada_optim.tasks.tokens import TokensConfig
+from mada_lab.display.progress import Display
+from mada_lab.run.config import OptimizerConfig, RunConfig
+from mada_lab.run.folder import RunFolder
+from mada_lab.run.train import Result, train
+from mada_lab.tasks.tokens import TokensConfig
 
 FULL_STEPS, FULL_TOKENS = 100_000, 480 * 1024  # the authors': steps, tokens in each
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from mada_optim.bench.contenders import contenders
-from mada_optim.bench.routines import quintics
-from mada_optim.bench.workloads import WORKLOADS
+from mada_lab.bench.contenders import contenders
+from mada_lab.bench.routines import quintics
+from mada_lab.bench.workloads import WORKLOADS
 from mada_optim.matrices import directions
 
 torch.set_num_threads(1)

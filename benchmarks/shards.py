@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mada_optim.matrices import Layout, newton_schulz, orthogonalize, orthogonalize_shared, shards
-from mada_optim.sharding import scatter_like, whole
+from mada_optim.tensors.distributed import scatter_like, whole
 
 Work = Callable[[list[Tensor], Layout], Sequence[Tensor]]
 

@@ -19,7 +19,7 @@ TIMEOUT = 240  # only so that nothing hangs for ever; a busy machine is slow
 SLOW = [
     *("torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict", "torch.distributed.tensor.parallel"),
     *("torch.distributed.run", "torch.utils.tensorboard", "transformers.models.gpt2.modeling_gpt2"),
-    *("mada_optim.experiments.train", "pytest"),
+    *("mada_lab.run.train", "pytest"),
 ]
 
 

@@ -111,3 +111,22 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, first:
         optimizer.zero_grad()
         loss_of(model, step).backward()
         optimizer.step()
+
+
+class Deep(nn.Module):
+    """Two hidden matrices of one shape, a tall and a wide one, and a convolution, between embedding and output."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(9, 8)
+        self.convolution = nn.Conv1d(8, 8, 1)
+        self.hidden = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 12), nn.Linear(12, 6)])
+        self.out = nn.Linear(6, 3)
+        self.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.convolution(self.embedding(x)[..., None])[..., 0]
+        for layer in self.hidden:
+            x = torch.tanh(layer(x))
+        return self.out(x)

@@ -91,10 +91,11 @@ def test_the_sdist_has_every_file_of_the_repository(tmp_path: Path) -> None:
 PAGES = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("benchmarks/**/*.md")]
 
 
-def test_the_wheel_has_every_file_of_the_package() -> None:
+@pytest.mark.parametrize("name", ["mada_optim", "mada_lab"])
+def test_the_wheel_has_every_file_of_a_package(name: str) -> None:
     """Files that are no Python go into a wheel where pyproject.toml names them."""
-    (named,) = re.findall(r"^mada_optim = (\[.+\])$", (REPOSITORY / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
-    package = REPOSITORY / "src" / "mada_optim"
+    (named,) = re.findall(rf"^{name} = (\[.+\])$", (REPOSITORY / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
+    package = REPOSITORY / "src" / name
     files = {
         path.relative_to(package).as_posix()
         for path in package.rglob("*")

@@ -1,13 +1,15 @@
 """mada-optim: the optimizer that tunes itself while the model trains."""
 
-from mada_optim.coefficients import CoefficientSettings, LearningRule
-from mada_optim.family import Coefficient, Family, MADAFamily, OMADAFamily, is_special, root
-from mada_optim.history import History
+from mada_optim.families import Coefficient, Family, MADAFamily, OMADAFamily, is_special, root
+from mada_optim.history.recorder import History
+from mada_optim.learning import CoefficientSettings, LearningRule
 from mada_optim.matrices import describe, matrix_parameters, orthogonalize
 from mada_optim.matrices.groups import matrix_groups
-from mada_optim.omada import OMADA
-from mada_optim.optimizer import HypergradientOptimizer
-from mada_optim.points import MADA, AVGrad, available_optimizers, load_optimizer
+from mada_optim.optimizers.avgrad import AVGrad
+from mada_optim.optimizers.base import HypergradientOptimizer
+from mada_optim.optimizers.mada import MADA
+from mada_optim.optimizers.omada import OMADA
+from mada_optim.optimizers.presets import available_optimizers, load_optimizer
 from mada_optim.scale import LearnedScale, SearchSettings
 
 __version__ = "0.1.0"

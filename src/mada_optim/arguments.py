@@ -38,3 +38,15 @@ def to_python(value: Any) -> Any:
     if isinstance(value, ScaledRate):
         return value.given
     return float(value) if isinstance(value, Real) and not isinstance(value, int) else value
+
+
+def as_list(params: Any) -> list[Any]:
+    """The parameters of a group, which may be one tensor or an iterable of them, named or not."""
+    if isinstance(params, (set, frozenset)):
+        raise TypeError("params must have an order that is the same in every run, got a set")
+    return [params] if isinstance(params, Tensor) else list(params)
+
+
+def tensor_of(param: Any) -> Any:
+    """The parameter of a named one, ``(name, parameter)``."""
+    return param[1] if isinstance(param, tuple) else param

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch.optim import Optimizer
 
-from mada_optim.optimizer import HypergradientOptimizer
-from mada_optim.readings import learned_scale, learning_rates, unwrapped
+from mada_optim.history.readings import learned_scale, learning_rates, unwrapped
+from mada_optim.optimizers.base import HypergradientOptimizer
 
 __all__ = ["scalars", "unwrap"]
 

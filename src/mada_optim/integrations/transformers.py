@@ -16,8 +16,8 @@ from transformers.training_args import OptimizerNames
 
 from mada_optim.integrations import scalars
 from mada_optim.matrices.groups import matrix_groups
-from mada_optim.omada import OMADA
-from mada_optim.points import available_optimizers, load_optimizer
+from mada_optim.optimizers.omada import OMADA
+from mada_optim.optimizers.presets import available_optimizers, load_optimizer
 
 __all__ = ["LogCoefficients", "OMADAFactory", "OMADATrainer", "register"]
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mada_optim.family import Family, Shapes
-from mada_optim.kernels.blocks import Roles
-from mada_optim.sharding import PLAIN, is_dtensor, local, tell_autograd
+from mada_optim.families import Family, Shapes
+from mada_optim.tensors.blocks import Roles
+from mada_optim.tensors.distributed import PLAIN, is_dtensor, local, tell_autograd
 
 # What a parameter keeps beside tensors of its own shape and the family's statistics.
 SCALAR_STATE = ("step", "pending")
@@ -161,13 +161,12 @@ class Batch:
 
 
 class Kernels(ABC):
-    """The two passes of a step over the parameters of a batch. Everything is changed in place.
+    """The two passes of a step over the parameters of a batch. Everything is changed in place."""
 
-    Class attributes:
-        of_numbers: whether what is computed of numbers beside them is best fused, too, see :func:`change_numbers`.
-    """
-
-    of_numbers: ClassVar[bool] = False
+    @staticmethod
+    def run_on_numbers(function: Callable[..., None], *tensors: Tensor) -> None:
+        """Call a function of a few numbers that changes some of them in place."""
+        function(*tensors)
 
     @abstractmethod
     def settle(self, batch: Batch, values: Tensor, learned: Sequence[str], keep: bool) -> Tensor | None:
@@ -175,7 +174,7 @@ class Kernels(ABC):
 
         Args:
             batch: parameters whose state holds the buffers before step t, and g_t as ``pending_grad``.
-            values: coefficients of step t, shape (K,), in the precision of their device, see :mod:`mada_optim.devices`.
+            values: coefficients of step t, shape (K,), in the precision of their device.
             learned: names of those to differentiate by.
             keep: what :meth:`step` will be told, if the parameters have gradients.
 

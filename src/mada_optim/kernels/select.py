@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from mada_optim.family import Family, MADAFamily, OMADAFamily
-from mada_optim.kernels import launch
-from mada_optim.kernels.agreement import why_outdated
+from mada_optim.families import Family, MADAFamily, OMADAFamily
 from mada_optim.kernels.base import Kernels
-from mada_optim.kernels.compiled import CompiledKernels
-from mada_optim.kernels.library import why_unavailable
-from mada_optim.kernels.multi_tensor import MultiTensorKernels
-from mada_optim.kernels.native import NativeKernels
-from mada_optim.kernels.plain import PlainKernels
+from mada_optim.kernels.eager import PlainKernels
+from mada_optim.kernels.native.agreement import why_outdated
+from mada_optim.kernels.native.executor import NativeKernels
+from mada_optim.kernels.native.library import why_unavailable
+from mada_optim.kernels.traced.compiled import CompiledKernels
+from mada_optim.kernels.triton import launch
+from mada_optim.kernels.triton.multi_tensor import MultiTensorKernels
 
 
 def select_kernels(family: Family, group: Mapping[str, Any], device: torch.device) -> Kernels:

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 import torch
 
 from mada_optim.matrices.layout import Layout
-from mada_optim.sharding import Ranges, Spread
+from mada_optim.tensors.distributed import Ranges, Spread
 
 Box = tuple[slice, ...]
 View = tuple[int, Box]

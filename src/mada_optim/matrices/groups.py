@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mada_optim.groups import tensor_of
+from mada_optim.arguments import tensor_of
 from mada_optim.matrices.layout import Layout
 from mada_optim.matrices.which import classify
 

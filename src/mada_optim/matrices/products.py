@@ -9,6 +9,8 @@ from importlib.resources import files
 import torch
 from torch import Tensor
 
+from mada_optim.cpp.build import compiled
+
 
 def multiply(
     a: Tensor,
@@ -87,8 +89,6 @@ def _operand(tensor: Tensor) -> _Operand:
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL | None:
     """``products.cpp``, compiled, or None where that cannot be done: the step's own kernels then warn of the reason."""
-    from mada_optim.kernels.library import compiled
-
     source = files("mada_optim.matrices").joinpath("products.cpp").read_text(encoding="utf-8")
     try:
         library = compiled("products", source)

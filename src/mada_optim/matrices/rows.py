@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mada_optim.matrices.directions import FACTORS
 from mada_optim.matrices.layout import Layout
-from mada_optim.sharding import scatter_like, whole
+from mada_optim.tensors.distributed import scatter_like, whole
 
 ROW_EPS = 1e-8  # of NorMuon, beside the root of a row's mean square
 

@@ -29,7 +29,7 @@ from mada_optim.matrices.division import (
 )
 from mada_optim.matrices.layout import Layout
 from mada_optim.matrices.newton_schulz import working_dtype
-from mada_optim.sharding import (
+from mada_optim.tensors.distributed import (
     Ranges,
     Spread,
     Team,

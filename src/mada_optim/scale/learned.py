@@ -34,7 +34,7 @@ from mada_optim.scale.around import (
 from mada_optim.scale.rate import ScaledRate, given_rate, plateau_of
 from mada_optim.scale.rule import ADAPTIVE, ScaleState, SearchSettings, learn
 from mada_optim.scale.way import TENSORS, VISIBLE, Way, follow
-from mada_optim.sharding import check_learnable, find_team, spread_like
+from mada_optim.tensors.distributed import check_learnable, find_team, spread_like
 from mada_optim.warn import warn
 
 Group = dict[str, Any]
@@ -209,7 +209,7 @@ class LearnedScale:
 
     def _repr_html_(self) -> str:
         """For notebooks."""
-        from mada_optim.notebook import scale_as_html
+        from mada_optim.history.notebook import scale_as_html
 
         return scale_as_html(self)
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mada_optim.kernels.blocks import Block, make_blocks, pieces
-from mada_optim.sharding import fill, local, tell_autograd
+from mada_optim.tensors.blocks import Block, make_blocks, pieces
+from mada_optim.tensors.distributed import fill, local, tell_autograd
 
 PIECE = 1 << 16  # elements
 MEASURED = 8  # of a parameter of several pieces, one in so many is measured

@@ -1,0 +1,213 @@
+"""The optimizers that are timed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mada_lab.bench.routines import (
+    QUINTICS,
+    Routine,
+    batched_quintics,
+    exact,
+    muon_one_by_one,
+    orthogonalize_each,
+)
+from mada_lab.optimizers.peers import MuonWithAdamW
+from mada_optim import (
+    MADA,
+    OMADA,
+    AVGrad,
+    HypergradientOptimizer,
+    LearnedScale,
+    MADAFamily,
+    SearchSettings,
+    load_optimizer,
+)
+
+if TYPE_CHECKING:
+    from mada_lab.bench.workloads import Training
+
+Params = Sequence[Tensor]
+LR = 1e-4
+_ENDLESS = SearchSettings(steps=1_000_000)
+ALL = "abcdef"
+TRAINING = "abcj"  # training steps, and what OMADA and Muon are timed on
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One line of the table.
+
+    Args:
+        name: as it is printed.
+        kind: "ours", "torch" or "peer".
+        make: optimizer from parameters or parameter groups.
+        unit: how many steps are timed as one, for those whose steps differ.
+        words: float32 numbers for each parameter that a step must read and write at least, where we know.
+        start: for what is not an optimizer in torch's sense: a function that trains one step, from a training workload.
+        routine: for what only orthogonalizes matrices: a function of a list of tensors and of how matrices lie in each.
+        package: that it needs beside ours, by the name under which it is imported.
+        workloads: letters of those that it runs on.
+    """
+
+    name: str
+    kind: str
+    make: Callable[[Any], Optimizer] | None = None
+    unit: int = 1
+    words: float | None = None
+    start: Callable[[Training], Callable[[], None]] | None = None
+    routine: Routine | None = None
+    package: str | None = None
+    workloads: str = "abc"
+
+    @property
+    def is_there(self) -> bool:
+        return self.package is None or importlib.util.find_spec(self.package) is not None
+
+
+class GenericFamily(MADAFamily):
+    """MADA's family without its own kernels: what a user's family gets."""
+
+
+def words(buffers: int, kept_grads: int, learning: bool, every: int = 1) -> float:
+    """float32 numbers for each parameter that one step of ours reads and writes.
+
+    Args:
+        buffers: all tensors of the family's state that a step reads.
+        kept_grads: how many of them are a gradient, which is not written but exchanged.
+        learning: whether a hypergradient is taken.
+        every: in each ``every``-th step.
+
+    >>> words(2, 0, learning=False), words(6, 1, learning=True)
+    (7.0, 23.0)
+    """
+    plain = (buffers + 2) + (buffers + 1)
+    if not learning:
+        return float(plain)
+    settle = (buffers + 2) + (buffers - kept_grads)
+    keep = (buffers + 2) + 2
+    return (settle + keep + (every - 1) * plain) / every
+
+
+def contenders() -> list[Contender]:
+    """The table. A workload says which of them all others are compared with."""
+    routines: list[tuple[str, str, Routine]] = [
+        (QUINTICS, "torch", batched_quintics),
+        ("orthogonalize", "ours", orthogonalize_each),
+        ("orthogonalize, Muon's iteration", "ours", partial(orthogonalize_each, ns_steps=5)),
+        ("torch.optim.Muon, one by one", "torch", muon_one_by_one),
+        ("SVD", "torch", exact),
+    ]
+    found = {"matrices": LR, "rest": LR}
+    three = {"beta1": 5e-4, "beta2": 5e-4, "rho": 0.1}
+
+    def ours(name: str, buffers: int, kept: int, make: Any, every: int | None = 1, workloads: str = "abc") -> Contender:
+        count = words(buffers, kept, every is not None, every or 1)
+        return Contender(name, "ours", make, unit=every or 1, words=count, workloads=workloads)
+
+    mada = partial(MADA, lr=LR, hyper_warmup=0)
+    paper = partial(load_optimizer("mada-paper"), lr=LR, hyper_warmup=0)
+    generic = partial(HypergradientOptimizer, family=GenericFamily(), lr=LR, hyper_warmup=0)
+    return [
+        Contender("AdamW, fused", "torch", partial(torch.optim.AdamW, lr=LR, fused=True), words=7, workloads=ALL + "j"),
+        Contender("AdamW, foreach", "torch", partial(torch.optim.AdamW, lr=LR, foreach=True), workloads=ALL),
+        ours("MADA, nothing learned (Adam)", 2, 0, partial(mada, hyper_lr=0.0), every=None, workloads=ALL),
+        ours("AVGrad", 3, 0, partial(AVGrad, lr=LR), every=None),
+        ours("MADA, β1 β2 ρ", 3, 0, partial(mada, hyper_lr=three)),
+        ours("MADA, β1 β2 ρ, hyper_every=10", 3, 0, partial(mada, hyper_lr=three, hyper_every=10), every=10),
+        ours("MADA, default", 6, 1, mada, workloads=ALL),
+        ours("MADA, everything", 6, 1, paper, workloads=ALL),
+        ours("MADA, everything, hyper_every=10", 6, 1, partial(paper, hyper_every=10), every=10),
+        Contender("MADA, everything, bfloat16 state", "ours", partial(paper, state_dtype=torch.bfloat16)),
+        Contender("generic engine, compiled", "ours", partial(generic, fused=True)),
+        Contender("generic engine, plain", "ours", partial(generic, fused=False)),
+        Contender("AdamW, fused, searching for its rate", "ours", _searching_adamw),
+        Contender("AdamW, fused, at the rate found", "ours", partial(_searching_adamw, held=LR)),
+        Contender("OMADA, searching for its rates", "ours", _searching_omada, workloads=TRAINING),
+        Contender("OMADA, at the rates found", "ours", partial(_omada, scale=found), workloads=TRAINING),
+        Contender("OMADA, no search", "ours", partial(_omada, scale=False), workloads=TRAINING),
+        Contender("OMADA, Muon's iteration", "ours", partial(_omada, scale=found, ns_steps=5), workloads="j"),
+        Contender("Muon and AdamW (torch)", "torch", _muon, workloads=TRAINING),
+        *(Contender(name, kind, routine=routine, workloads="ghi") for name, kind, routine in routines),
+        Contender("schedule-free AdamW", "peer", _schedule_free, package="schedulefree"),
+        Contender("Adan (pytorch-optimizer)", "peer", partial(_peer, "Adan"), package="pytorch_optimizer"),
+        Contender("Lion (pytorch-optimizer)", "peer", partial(_peer, "Lion"), package="pytorch_optimizer"),
+        Contender(
+            "gdtuo: Adam under SGD",
+            "peer",
+            start=_gdtuo,
+            package="gradient_descent_the_ultimate_optimizer",
+            workloads="c",
+        ),
+    ]
+
+
+def matrices_apart(params: Sequence[Any]) -> list[dict[str, Any]]:
+    """Groups as OMADA and Muon take them. Of tensors alone, all with two dimensions are matrices."""
+    if params and isinstance(params[0], dict):
+        return list(params)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in params if (p.dim() == 2) == wanted], "matrices": wanted} for wanted in (True, False)
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _muon(params: Params) -> Optimizer:
+    return MuonWithAdamW(matrices_apart(params), lr=LR)
+
+
+def _omada(params: Params, **options: Any) -> Optimizer:
+    return OMADA(matrices_apart(params), lr=LR, **options)
+
+
+def _searching_adamw(params: Params, held: float | None = None) -> Optimizer:
+    optimizer = torch.optim.AdamW(params, lr=LR, fused=True)
+    LearnedScale(optimizer, settings=_ENDLESS, held=held)
+    return optimizer
+
+
+def _searching_omada(params: Params) -> Optimizer:
+    optimizer = _omada(params, scale=False)
+    LearnedScale(optimizer, settings=_ENDLESS)
+    return optimizer
+
+
+def _peer(name: str, params: Params) -> Optimizer:
+    import pytorch_optimizer
+
+    optimizer: Optimizer = getattr(pytorch_optimizer, name)(params, lr=LR)
+    return optimizer
+
+
+def _schedule_free(params: Params) -> Optimizer:
+    from schedulefree import AdamWScheduleFree
+
+    optimizer: Any = AdamWScheduleFree(params, lr=LR)
+    optimizer.train()
+    return optimizer  # type: ignore[no-any-return]
+
+
+def _gdtuo(workload: Training) -> Callable[[], None]:
+    """Its wrapper replaces the module's parameters, so it cannot have tied weights."""
+    from gradient_descent_the_ultimate_optimizer import gdtuo
+
+    model = workload.fresh_model(tied=False)
+    wrapper = gdtuo.ModuleWrapper(model, optimizer=gdtuo.Adam(alpha=LR, optimizer=gdtuo.SGD(1e-7)))
+    wrapper.initialize()
+
+    def step() -> None:
+        wrapper.begin()
+        loss = workload.loss(model)
+        wrapper.zero_grad()
+        torch.autograd.backward(loss, create_graph=True)
+        wrapper.step()
+
+    return step

@@ -1,0 +1,70 @@
+"""The optimizers that experiments know by name: ours, torch's as the baseline, and what else people use.
+
+This module needs torch alone, so that ``mada optimizers`` lists them wherever mada-optim is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch.optim import Optimizer
+
+import mada_optim
+from mada_lab.optimizers.peers import MuonWithAdamW, prodigy, schedule_free_adamw
+from mada_lab.optimizers.variants import MaximumMADA, ZeroedGradientMADA
+from mada_lab.tasks import InputError
+
+LR = 3e-3
+WEIGHT_DECAY = 0.1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What experiments know of an optimizer.
+
+    Args:
+        description: for people.
+        make: constructor; None: ``mada_optim.load_optimizer`` of the name.
+        own_betas: (0.9, 0.99) would mean something else to it than to Adam.
+        lr: learning rate where the user gives none.
+        weight_decay: where the user gives none.
+        final_lr: share of the learning rate at the end of a run, where the user gives none.
+    """
+
+    description: str
+    make: Callable[..., Optimizer] | None = None
+    own_betas: bool = False
+    lr: float = LR
+    weight_decay: float = WEIGHT_DECAY
+    final_lr: float = 0.1
+
+
+# The baseline must be what people use, not our reformulation of it, and as fast as it comes.
+ENTRIES: dict[str, Entry] = {
+    "adam": Entry("Adam; adamw without weight decay", weight_decay=0.0),
+    "adamw": Entry("torch.optim.AdamW, fused: the baseline", partial(torch.optim.AdamW, fused=True)),
+    "adan": Entry("Adan: momentum of gradient differences", own_betas=True),
+    "amsgrad": Entry("torch.optim.AdamW(amsgrad=True), fused", partial(torch.optim.AdamW, fused=True, amsgrad=True)),
+    "avgrad": Entry("AMSGrad with the average in place of the maximum"),
+    "hyperadam": Entry("Adam that learns beta1 and beta2"),
+    "lion": Entry("Lion: sign of a momentum; wants a 3 to 10 times smaller rate", own_betas=True, lr=1e-3),
+    "mada": Entry("learns all coefficients but beta2, from Adam's point"),
+    "mada-maximum": Entry("MADA with AMSGrad's maximum instead of AVGrad's average", MaximumMADA),
+    "mada-paper": Entry("learns all six, with the authors' step sizes"),
+    "mada-zeroed": Entry("MADA with the kept gradient zeroed, as the authors' code does", ZeroedGradientMADA),
+    "muon": Entry("torch.optim.Muon for hidden matrices, torch's AdamW for the rest", MuonWithAdamW),
+    "omada": Entry("Muon for hidden matrices, AdamW for the rest, at rates that it finds", mada_optim.OMADA),
+    "prodigy": Entry("Prodigy (prodigyopt): finds its step size, which lr multiplies", prodigy, lr=1.0),
+    "schedulefree": Entry("schedule-free AdamW (schedulefree), lr constant", schedule_free_adamw, final_lr=1.0),
+    "yogi": Entry("Yogi: additive second moment"),
+}
+
+
+def find(name: str) -> Entry:
+    """Return the entry of an optimizer. Raises :class:`InputError` where there is none of that name."""
+    if name not in ENTRIES:
+        raise InputError(f"optimizer must be one of {', '.join(ENTRIES)}, got {name!r}")
+    return ENTRIES[name]

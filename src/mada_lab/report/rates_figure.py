@@ -1,0 +1,137 @@
+"""The figure of final losses over learning rates, a panel for each task, drawn from stored stages."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mada_lab.report.figures import save_figure, spaced
+from mada_lab.report.tables import Summary, count
+from mada_lab.sweep.stage_folder import StoredStage, load_stages, without_paths
+from mada_lab.tasks import require
+from mada_lab.tasks.stored import prepare_file
+from mada_optim.history.drawing import look, style
+from mada_optim.history.notation import SCALE
+
+
+@dataclass(frozen=True)
+class TaskRates:
+    """What was trained on one task for one number of steps: summaries by label."""
+
+    title: str
+    summaries: Mapping[str, Summary]
+
+
+def by_task(stages: Sequence[StoredStage], labels: Sequence[str] | None = None) -> list[TaskRates]:
+    """Join the stages of equal task, data and number of steps.
+
+    Args:
+        stages: a task has the title of its first stage, up to the first comma. Where two stages have the same label,
+            the later one counts.
+        labels: what is shown, in this order; None: everything.
+    """
+    joined: dict[str, tuple[str, dict[str, Summary]]] = {}
+    for stage in stages:
+        base = stage.described["base"]
+        title = f"{stage.described['title'].partition(',')[0]}, {count(base['steps'], 'step')}"
+        key = json.dumps([base["steps"], without_paths(base["task"]), _weights_and_data(stage)], sort_keys=True)
+        _, summaries = joined.setdefault(key, (title, {}))
+        summaries |= {summary.label: summary for summary in stage.summaries}
+    tasks = [
+        TaskRates(title, {label: found[label] for label in labels or found if label in found})
+        for title, found in joined.values()
+    ]
+    return [task for task in tasks if task.summaries]
+
+
+def write_rates(folders: Sequence[Path], out: Path, labels: Sequence[str] | None = None) -> list[Path]:
+    """Draw the stages of these folders.
+
+    Args:
+        folders: each is that of a stage, a comparison or a sweep.
+        out: the file; its suffix is replaced by .png and .svg.
+        labels: see :func:`by_task`.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: a folder is none of these, there is no run of ``labels``, or a file cannot be written.
+    """
+    written = [out.with_suffix(suffix) for suffix in (".png", ".svg")]
+    for path in written:
+        prepare_file(path)
+    stages = [stage for folder in folders for stage in load_stages(folder) if stage.runs]
+    known = {summary.label for stage in stages for summary in stage.summaries}
+    for label in labels or ():
+        require(label in known, "only", label, f"one of {', '.join(map(repr, sorted(known)))}")
+    draw_rates(by_task(stages, labels), out)
+    return written
+
+
+def _weights_and_data(stage: StoredStage) -> list[str]:
+    data = stage.records[0]["data"]
+    return [data.get("sha256", data["source"]), (data.get("init") or {}).get("sha256", "")]
+
+
+def finds_its_rate(summary: Summary) -> bool:
+    """Whether all runs searched for the learning rate: the rate that was given then changes nothing."""
+    return all(
+        any(name.startswith(SCALE) for line in run.metrics for name in line.get("coefficients", ()))
+        for run in summary.runs
+    )
+
+
+def draw_rates(tasks: Sequence[TaskRates], path: Path) -> None:
+    """Draw ``path``.png and .svg: mean final validation losses over the learning rates that were given.
+
+    Lines are means over seeds, dashes are runs. A learning rate at which a run diverged is left out. An optimizer that
+    finds its rate, and ran at one given rate alone, is a line across. Losses far above the others are cut off.
+    """
+    labels = list(dict.fromkeys(label for task in tasks for label in task.summaries))
+    with style():
+        figure = Figure(figsize=(1.0 + 3.6 * len(tasks), 4.2), layout="constrained")
+        row = figure.subplots(1, len(tasks), squeeze=False)[0]
+        for axes, task in zip(row, tasks, strict=True):
+            for label, summary in task.summaries.items():
+                _draw(axes, summary, labels.index(label))
+            lrs = spaced(sorted({lr for each in task.summaries.values() for lr in each.lrs()}), most=5)
+            axes.set(title=textwrap.fill(task.title, 34), xlabel="given learning rate", xscale="log")
+            axes.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
+            axes.minorticks_off()
+            axes.set_ylim(top=_highest_shown(task))
+        row[0].set_ylabel("final validation loss (nats)")
+        keys = {text: line for axes in row for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+        options = {"ncols": min(len(labels), 6), "frameon": False}
+        figure.legend([keys[label] for label in labels], labels, loc="outside upper center", **options)
+        save_figure(figure, path)
+
+
+def _highest_shown(task: TaskRates) -> float | None:
+    """The highest mean loss within Tukey's fence, and a little more; None: there are too few."""
+    each = [[summary.mean_final(lr) for lr in summary.lrs()] for summary in task.summaries.values()]
+    means = sorted(mean for means in each for mean in means if mean is not None)
+    if len(means) < 4:
+        return None
+    low, _, high = statistics.quantiles(means)
+    top = max(mean for mean in means if mean <= high + 1.5 * (high - low))
+    return top + 0.05 * (top - means[0])
+
+
+def _draw(axes: Axes, summary: Summary, number: int) -> None:
+    colour, dashes = look(number)
+    finals = {lr: loss for lr in summary.lrs() if (loss := summary.mean_final(lr)) is not None}
+    if len(finals) == 1 and finds_its_rate(summary):
+        axes.axhline(*finals.values(), color=colour, ls="dashed", label=summary.label)
+        return
+    axes.plot(list(finals), list(finals.values()), "o", color=colour, ls=dashes, ms=4, label=summary.label)
+    for lr in finals:
+        values = summary.finals(lr)
+        axes.plot([lr] * len(values), values, "_", color=colour, ms=7, alpha=0.6)

@@ -1,0 +1,1 @@
+"""Many runs on equal terms: an experiment, its stages, the pool in which they are trained."""

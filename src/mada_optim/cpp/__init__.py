@@ -1,0 +1,1 @@
+"""C++ sources made into libraries on the user's machine, and kept."""

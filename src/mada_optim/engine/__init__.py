@@ -1,0 +1,1 @@
+"""One step: what happens in it, in which order, and what is kept for it."""

@@ -1,0 +1,18 @@
+"""Updates: what a family of optimizers is, and the families of MADA and OMADA. A new update belongs here."""
+
+from mada_optim.families.base import Buffers, Coefficient, Family, Shapes, is_special
+from mada_optim.families.mada import MADAFamily
+from mada_optim.families.numerics import cut, root
+from mada_optim.families.omada import OMADAFamily
+
+__all__ = [
+    "Buffers",
+    "Coefficient",
+    "Family",
+    "MADAFamily",
+    "OMADAFamily",
+    "Shapes",
+    "cut",
+    "is_special",
+    "root",
+]

@@ -1,0 +1,1 @@
+"""The passes traced, cut in three, and compiled by torch.compile."""

@@ -1,0 +1,1 @@
+"""The passes written in Triton, for all parameters at once."""

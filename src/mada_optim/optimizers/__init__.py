@@ -1,0 +1,1 @@
+"""What users call: the optimizers, their parameter groups and their checkpoints."""

@@ -1,0 +1,104 @@
+"""MADA, all of whose coefficients are learned."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from mada_optim.engine.betas import split_betas
+from mada_optim.families import MADAFamily
+from mada_optim.learning import Bounds, HyperLR
+from mada_optim.optimizers.base import Scale
+from mada_optim.optimizers.named import WithBetas
+
+
+class MADA(WithBetas, name="mada"):
+    """Adam, AVGrad, Yogi, Adan and Lion in one update, whose coefficients are learned while the model trains.
+
+    Source: Ozkara et al., "MADA: Meta-Adaptive Optimizers through hyper-gradient Descent", ICML 2024. The update is
+    that of :class:`MADAFamily`, the hypergradient that of :mod:`mada_optim.learning.hypergradient`.
+
+    Args:
+        params: as in torch.optim.
+        lr: learning rate η. Default: 1e-3.
+        betas: where β1 and β2 start; groups have them as options while β1 is not learned. Default: (0.9, 0.999).
+        eps: ε, added to the denominator. Default: 1e-8.
+        weight_decay: decoupled weight decay λ. Default: 1e-2.
+        beta3: where β3 starts, the share of Adan's gradient differences. Default: 0.0.
+        rho: where ρ starts: 1 is Adam's second moment, 0 AVGrad's average of it. Default: 1.0.
+        c: where c starts: 1 is Adam's second moment, 0 Yogi's. Default: 1.0.
+        gamma: where γ starts: 1 is Adam's direction, 0 Lion's. Default: 1.0.
+        lion_betas: κ, the two momentum coefficients of Lion, not learned. Default: (0.95, 0.98).
+        hyper_lr: step sizes of the coefficients. None, the default: 5e-4 for β1, 0 for β2, 0.1 for the others. The
+            authors learn β2 with 5e-4, too: ``load_optimizer("mada-paper")``. A number: one for all. A mapping,
+            ``{"beta1": 5e-4, "rho": 0.1}``: coefficients that it does not name are frozen. 0.0: nothing is learned.
+        bounds: boxes (low, high) of coefficients by name. The others keep theirs: β1 [0.01, 0.99], β2 [0.5, 0.999],
+            β3 [0, 0.99], ρ, c and γ [0, 1].
+        hyper_momentum, hyper_clip, hyper_warmup, hyper_every, hyper_per_group, foreach, maximize, capturable,
+            differentiable, fused, state_dtype, stochastic_rounding, scale: see :class:`HypergradientOptimizer`.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(4, 1)
+    >>> optimizer = MADA(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
+    >>> optimizer.coefficients()
+    {'beta1': 0.9, 'beta2': 0.95, 'beta3': 0.0, 'rho': 1.0, 'c': 1.0, 'gamma': 1.0}
+    """
+
+    family_type: ClassVar[type[MADAFamily]] = MADAFamily
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        beta3: float = 0.0,
+        rho: float = 1.0,
+        c: float = 1.0,
+        gamma: float = 1.0,
+        hyper_lr: HyperLR = None,
+        hyper_momentum: float = 0.0,
+        hyper_clip: float = 10.0,
+        hyper_warmup: int = 50,
+        hyper_every: int = 1,
+        bounds: Bounds | None = None,
+        hyper_per_group: bool = False,
+        lion_betas: tuple[float, float] = (0.95, 0.98),
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        state_dtype: torch.dtype | None = None,
+        stochastic_rounding: bool = False,
+        scale: Scale = False,
+    ) -> None:
+        super().__init__(
+            params,
+            self.family_type(),
+            lr,
+            weight_decay,
+            start={**split_betas(betas), "beta3": beta3, "rho": rho, "c": c, "gamma": gamma},
+            hyper_lr=hyper_lr,
+            hyper_momentum=hyper_momentum,
+            hyper_clip=hyper_clip,
+            hyper_warmup=hyper_warmup,
+            hyper_every=hyper_every,
+            bounds=bounds,
+            hyper_per_group=hyper_per_group,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            state_dtype=state_dtype,
+            stochastic_rounding=stochastic_rounding,
+            scale=scale,
+            eps=eps,
+            lion_betas=lion_betas,
+        )

@@ -1,0 +1,107 @@
+"""What ``mada`` says at its front: next steps, examples that can be run, results for scripts, a summary first."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from test_cli import TINY
+from tiny import tiny_config
+
+from mada_lab.cli.main import _parser, main
+from mada_lab.report.page import write_report
+from mada_lab.run.folder import RunFolder
+from mada_lab.run.train import resolve
+
+pytestmark = pytest.mark.usefixtures("without_ray")
+
+COMMANDS = next(action for action in _parser()._actions if action.metavar == "COMMAND").choices
+
+
+def test_mada_alone_says_what_to_do_next(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert "mada demo" in lines[1]
+
+
+def examples(parser: argparse.ArgumentParser) -> list[list[str]]:
+    """Return the arguments of each example in an epilog: up to two spaces, after which it is explained."""
+    lines = re.findall(r"^  (?:torchrun .* -m mada_lab|mada) ?(.*?)(?:  .*)?$", parser.epilog or "", re.MULTILINE)
+    whole = re.findall(r"&& mada (.*)$", parser.epilog or "", re.MULTILINE)
+    return [shlex.split(line.partition(" && ")[0]) for line in lines + whole]
+
+
+@pytest.mark.parametrize("name", [None, *COMMANDS])
+def test_the_help_of_each_command_has_examples_that_parse(name: str | None) -> None:
+    parser = _parser() if name is None else COMMANDS[name]
+    given = examples(parser)
+    assert given
+    for arguments in given:
+        parsed = _parser().parse_args([word.replace("NAME", "name") for word in arguments])
+        assert callable(parsed.run)
+    if name is not None:
+        assert any(arguments[0] == name for arguments in given)
+
+
+def document(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    """Return what a command prints with --json; its standard output has to be that alone."""
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_results_of_trainings_for_scripts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, grid = str(tmp_path / "run"), str(tmp_path / "grid")
+    trained = document(capsys, "train", *TINY, "--out", run)
+    assert trained["status"] == "finished"
+    assert trained["folder"] == run
+    assert document(capsys, "train", "--resume", run)["val_loss"] == trained["val_loss"]
+
+    choice = ["--optimizers", "adamw,mada", "--lrs", "1e-3,1e-2", "--seeds", "1"]
+    compared = document(capsys, "compare", *choice, *TINY, "--out", grid)
+    assert [entry["optimizer"] for entry in compared["results"]] == ["adamw", "mada"]
+    assert " won at learning rate 0.01 (the highest of its grid)." in compared["summary"]
+
+    assert main(["compare", "--report", grid]) == 0
+    printed = capsys.readouterr()
+    assert compared["summary"] in " ".join(printed.out.split())
+    assert re.search("adamw +[▁▂▃▄▅▆▇█]{2} +[▁▂▃▄▅▆▇█]{3}", printed.out)
+    assert "of mada, 0.01, is the highest of its grid; a better one may lie beyond: add --lrs 0.03" in printed.err
+
+    reported = document(capsys, "report", grid, run, "--out", str(tmp_path / "all.md"))
+    text = (tmp_path / "all.md").read_text("utf-8")
+    assert text.split("\n\n")[1:3] == reported["summary"]
+    (sentence,) = document(capsys, "report", grid, "--out", str(tmp_path / "all.html"))["summary"]
+    assert sentence.endswith(f": {compared['summary']}")
+    page = (tmp_path / "all.html").read_text("utf-8")
+    assert page.index('<p class="summary">') < page.index("<table>")
+
+
+def test_results_of_other_commands_for_scripts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert {k: v for k, v in document(capsys, "optimizers")[7].items() if k != "description"} == {
+        "name": "mada",
+        "lr": 3e-3,
+    }
+    played = document(capsys, "online", "--problem", "theorem", "--steps", "30")
+    assert played["optimizers"]["AMSGrad"]["rho"] == [None]
+    assert len(played["optimizers"]["Adam"]["iterates"]) == 1
+    assert document(capsys, "bounds", "--steps", "50", "--seeds", "1")["bounds"][2]["rho"] == 1.0
+
+
+def test_the_report_of_a_run_that_has_not_been_validated_has_no_empty_table(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.create(resolve(tiny_config()), {"source": "a text", "init": None})
+    run.metrics_file.write_text('{"step": 1, "loss": 4.0, "lr": 0.1, "step_seconds": 0.1, "optimizer_seconds": 0.1}\n')
+    write_report([run.path], tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text("utf-8")
+    assert "The run is not over. It is at step 1." in text.split("\n\n")[1]
+    assert "diverged" not in text
+    assert "| - |" not in text
