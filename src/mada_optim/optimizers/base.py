@@ -24,19 +24,18 @@ from mada_optim.engine.betas import (
     update_betas,
     without_effect,
 )
-from mada_optim.engine.step import (
+from mada_optim.engine.coefficient_set import (
     PREVIOUS_LR,
     SET_SETTINGS,
     SET_TENSORS,
+    CoefficientSet,
     Group,
-    check_buffer_names,
-    check_step_sizes,
-    follow_device,
-    prepare_state,
-    release,
-    take_step,
+    new_tensors,
 )
+from mada_optim.engine.parameter_state import ParameterState
+from mada_optim.engine.step import release, take_step
 from mada_optim.families import Family
+from mada_optim.families.in_group import FamilyInGroup
 from mada_optim.learning import Bounds, HyperLR
 from mada_optim.optimizers.checkpoint import LATER_ARGUMENTS, check_fits, complete_groups, fill_state
 from mada_optim.optimizers.groups import (
@@ -234,7 +233,7 @@ class HypergradientOptimizer(Optimizer):
     @property
     def skipped_hypergradients(self) -> int:
         """How many hypergradients were not finite and therefore left the coefficients where they were."""
-        return sum(int(groups[0]["hyper_skipped"]) for groups in self._coefficient_sets())
+        return sum(coefficients.skipped for coefficients in self._coefficient_sets())
 
     def freeze(self) -> None:
         """Stop learning: the coefficients stay where they are from now on, and what learning needs is released.
@@ -247,9 +246,9 @@ class HypergradientOptimizer(Optimizer):
         for group in self.param_groups:
             group["hyper_lr"] = dict.fromkeys(group["hyper_lr"], 0.0)
         with torch.no_grad():
-            for groups in self._coefficient_sets():
-                release(self.family, groups, self.state)
-                update_betas(self.family, groups)
+            for coefficients in self._coefficient_sets():
+                release(coefficients, self.state)
+                update_betas(self.family, coefficients.groups)
         if not self.defaults["hyper_per_group"]:
             self._start |= {name: self.coefficients()[name] for name in learned}  # with which later groups begin
 
@@ -317,27 +316,20 @@ class HypergradientOptimizer(Optimizer):
         if first is not None:
             group.update({key: first[key] for key in (*SET_SETTINGS, *SET_TENSORS, "special")})
         else:
-            values = torch.tensor(list(settings.start.values()), dtype=number_dtype(device), device=device)
-            group.update(
-                coefficients=values,
-                hyper_momentum_buffer=torch.zeros_like(values),
-                hyper_square_buffer=torch.zeros_like(values),
-                hyper_taken=torch.zeros((), dtype=torch.int64, device=device),
-                hyper_skipped=torch.zeros((), dtype=torch.int64, device=device),
-                hyper_steps=torch.zeros((), dtype=torch.int64, device=device if group["capturable"] else "cpu"),
-            )
-        check_buffer_names(self.family, group)
+            values = list(settings.start.values())
+            group.update(new_tensors(values, number_dtype(device), device, group["capturable"]))
+        ParameterState(FamilyInGroup(self.family, group)).check_names()
         super().add_param_group(ParameterGroup(group, self.family))
         start_betas(self.family, self.param_groups[-1], settings.start)
 
     def _check_group(self, group: Group) -> None:
         check_group(self.family, group, self.defaults["hyper_per_group"])
 
-    def _coefficient_sets(self) -> list[list[Group]]:
-        """Parameter groups that share one set of coefficients, for each set."""
+    def _coefficient_sets(self) -> list[CoefficientSet]:
+        """The sets of coefficients: one, or one for each parameter group."""
         if self.defaults["hyper_per_group"]:
-            return [[group] for group in self.param_groups]
-        return [self.param_groups]
+            return [CoefficientSet(self.family, [group]) for group in self.param_groups]
+        return [CoefficientSet(self.family, self.param_groups)]
 
     # The step.
 
@@ -391,22 +383,23 @@ class HypergradientOptimizer(Optimizer):
         with torch.no_grad():
             self._check_capture()
             self._check_gradients()
-            for group in self.param_groups:
-                check_step_sizes(self.family, group)
-            for groups in self._coefficient_sets():
-                check_agreement(groups)
-                update_betas(self.family, groups)
+            sets = self._coefficient_sets()
+            for coefficients in sets:
+                coefficients.check_step_sizes()
+            for coefficients in sets:
+                check_agreement(coefficients.groups)
+                update_betas(self.family, coefficients.groups)
             grad_scale = self._take_hyper_grad_scale()
             phantom = self._is_phantom_step()
             for group in self.param_groups:
-                prepare_state(self.family, group, self.state)
+                ParameterState(FamilyInGroup(self.family, group)).prepare(self.state)
             if phantom or not self._unscale():
                 return
-            for groups in self._coefficient_sets():
-                follow_device(groups)
+            for coefficients in sets:
+                coefficients.follow_parameters()
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            for index, groups in enumerate(self._coefficient_sets()):
-                hypergradient = take_step(self.family, groups, self.state, grad_scale)
+            for index, coefficients in enumerate(sets):
+                hypergradient = take_step(coefficients, self.state, grad_scale)
                 if hypergradient is not None:
                     self._hypergradients[index] = hypergradient
 
@@ -535,5 +528,5 @@ class HypergradientOptimizer(Optimizer):
             for hook in hooks:
                 hook.remove()
         self._hypergradients.clear()
-        for groups in self._coefficient_sets():
-            update_betas(self.family, groups)
+        for coefficients in self._coefficient_sets():
+            update_betas(self.family, coefficients.groups)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mada_optim.arguments import as_list, is_number, tensor_of, to_python
 from mada_optim.engine.betas import fixed_betas, has_betas, learned_betas
-from mada_optim.engine.step import PREVIOUS_LR, SET_SETTINGS, SET_TENSORS, Group, learning_rule
+from mada_optim.engine.coefficient_set import PREVIOUS_LR, SET_SETTINGS, SET_TENSORS, Group, learning_rule
 from mada_optim.families import Family
 from mada_optim.kernels import check_fused
 from mada_optim.learning import CoefficientSettings, resolve_settings
