@@ -317,17 +317,17 @@ class LearnedScale:
         self._pending = Pending(list(measured), totals if team is None else team.sum(totals))
 
     def _moving(self, group: Group) -> Iterable[list[Tensor]]:
-        """The parameters of a group that have a way, by what :func:`follow` wants alike. Ways of others begin."""
-        alike: dict[Hashable, list[Tensor]] = {}
+        """The parameters of a group that have a way, by what :func:`follow` wants params_by_key. Ways of others begin."""
+        params_by_key: dict[Hashable, list[Tensor]] = {}
         low = is_low(group)
         for param in group["params"]:
             if param in self._ways and self._ways[param].fits(param, low):
                 grad_dtype = None if param.grad is None else param.grad.dtype
-                alike.setdefault((param.device, param.dtype, grad_dtype, spread_like(param)), []).append(param)
+                params_by_key.setdefault((param.device, param.dtype, grad_dtype, spread_like(param)), []).append(param)
             elif param.grad is not None:  # the first one, or one in another dtype or on another device
                 check_learnable([param])
                 self._ways[param] = Way.begin(param, visible=low)
-        return alike.values()
+        return params_by_key.values()
 
     def _collect(self) -> None:
         """Learn from the hypergradients of the last step, which the device has had a whole step to compute."""

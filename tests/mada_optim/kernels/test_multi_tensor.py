@@ -23,7 +23,7 @@ from mada_optim.engine import group_step as engine
 from mada_optim.kernels import select
 from mada_optim.kernels.triton import launch, multi_tensor
 from mada_optim.kernels.triton.multi_tensor import TritonExecutor
-from mada_optim.kernels.triton.numbers import change_numbers
+from mada_optim.kernels.triton.scalars import change_numbers
 from mada_optim.learning.rule import LearnedTensors, LearningRule, call
 
 TESTS = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from mada_optim.kernels.traced.trace import Trace, trace
 from mada_optim.kernels.triton import source as triton_source
 from mada_optim.kernels.triton.expressions import UnsupportedError
 from mada_optim.kernels.triton.launch import load
-from mada_optim.kernels.triton.numbers import change_numbers
+from mada_optim.kernels.triton.scalars import change_numbers
 from mada_optim.tensors.blocks import Block
 from mada_optim.tensors.devices import move_numbers, number_on
 from mada_optim.tensors.distributed import PLAIN
@@ -125,7 +125,7 @@ class _Columns:
     @classmethod
     def of_any(cls, batch: Batch) -> list[_Columns]:
         """The parameters that have elements, with copies of what is not contiguous or is stored with another sign."""
-        alike: dict[tuple[tuple[str, torch.dtype], ...], _Columns] = {}
+        columns_by_dtypes: dict[tuple[tuple[str, torch.dtype], ...], _Columns] = {}
         for number, roles in enumerate(batch.roles):
             param = roles["param"]
             if any(tensor.shape != param.shape or tensor.device != param.device for tensor in roles.values()):
@@ -135,8 +135,10 @@ class _Columns:
                 )
             if param.numel():
                 key = tuple((role, tensor.dtype) for role, tensor in roles.items())
-                alike.setdefault(key, cls([], [], {role: [] for role in roles}))._add(number, Block([roles]))
-        return list(alike.values())
+                columns_by_dtypes.setdefault(key, cls([], [], {role: [] for role in roles}))._add(
+                    number, Block([roles])
+                )
+        return list(columns_by_dtypes.values())
 
     def _add(self, number: int, block: Block) -> None:
         for role, column in self.tensors.items():
@@ -176,10 +178,10 @@ class _Columns:
         aligned = not bool((host[places:] % ALIGNMENT).any())
         if batch.device.type == "cpu":
             return host.clone(), aligned
-        found = host.pin_memory().to(batch.device, non_blocking=True)
+        table_there = host.pin_memory().to(batch.device, non_blocking=True)
         if lr_on_device:
-            found[1 : 2 * _HEAD : _HEAD].view(torch.float64).copy_(lr.detach().reshape(1))
-        return found, aligned
+            table_there[1 : 2 * _HEAD : _HEAD].view(torch.float64).copy_(lr.detach().reshape(1))
+        return table_there, aligned
 
 
 class _Kernel:
