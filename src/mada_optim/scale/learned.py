@@ -317,7 +317,7 @@ class LearnedScale:
         self._pending = Pending(list(measured), totals if team is None else team.sum(totals))
 
     def _moving(self, group: Group) -> Iterable[list[Tensor]]:
-        """The parameters of a group that have a way, by what :func:`follow` wants params_by_key. Ways of others begin."""
+        """The parameters of a group that have a way, by what :func:`follow` wants alike. Ways of others begin."""
         params_by_key: dict[Hashable, list[Tensor]] = {}
         low = is_low(group)
         for param in group["params"]:
