@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mada_lab.cli.groups import DRAWING
+from mada_lab.cli.option_groups import DRAWING
 from mada_lab.cli.options import Outcome, new_folder
 
 SUMMARY = "time optimizer steps against torch's fused AdamW"

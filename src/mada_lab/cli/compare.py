@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mada_lab.cli.groups import (
+from mada_lab.cli.option_groups import (
     TRAINING,
     add_common_optimizer,
     add_data_and_model,

@@ -28,7 +28,7 @@ def declared(reference: str) -> Any:
     node: ast.AST = _parsed(module)
     for name in names.split("."):
         node = _values(node)[name]
-    return ast.literal_eval(node)  # type: ignore[arg-type]
+    return ast.literal_eval(node)
 
 
 def as_text(value: Any) -> str:

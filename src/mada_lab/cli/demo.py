@@ -6,7 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from mada_lab.cli.groups import TRAINING, add_common_optimizer, add_data_and_model, add_seed, add_training, run_config
+from mada_lab.cli.option_groups import (
+    TRAINING,
+    add_common_optimizer,
+    add_data_and_model,
+    add_seed,
+    add_training,
+    run_config,
+)
 from mada_lab.cli.options import Outcome, new_folder
 
 SUMMARY = "train with AdamW and with OMADA side by side, from a badly guessed learning rate"

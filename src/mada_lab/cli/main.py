@@ -122,7 +122,3 @@ def build_parser() -> argparse.ArgumentParser:
         options.set_defaults(command=command)
         command.add_options(options)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

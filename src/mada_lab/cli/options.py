@@ -1,4 +1,4 @@
-"""How the command ``mada`` reads options and prints their help. Options of several commands are in ``groups.py``."""
+"""How the command ``mada`` reads options and prints their help."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from mada_lab.cli.groups import DRAWING, add_reference
+from mada_lab.cli.option_groups import DRAWING, add_reference
 from mada_lab.cli.options import Outcome, split_labels
 
 SUMMARY = "show what is stored as one file, with tables and interactive figures"

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mada_lab.cli.groups import TRAINING, add_workers
+from mada_lab.cli.option_groups import TRAINING, add_workers
 from mada_lab.cli.options import Outcome, new_folder, split_labels
 from mada_lab.cli.stages import print_report, train_stages
 

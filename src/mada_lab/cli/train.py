@@ -7,9 +7,20 @@ import dataclasses
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from mada_lab.cli.groups import TRAINING, add_common_optimizer, add_data_and_model, add_seed, add_training, run_config
+from mada_lab.cli.option_groups import (
+    TRAINING,
+    add_common_optimizer,
+    add_data_and_model,
+    add_seed,
+    add_training,
+    run_config,
+)
 from mada_lab.cli.options import Outcome, new_folder
+
+if TYPE_CHECKING:
+    from mada_lab.run.config import RunConfig
 
 SUMMARY = "train a GPT on a text"
 EPILOG = """\
@@ -74,8 +85,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         folder = RunFolder(arguments.resume)
         config = folder.config()
     else:
-        name = {"name": arguments.optimizer} if "optimizer" in arguments else {}
-        config = run_config(arguments, **name, options=_constructor_options(arguments))
+        config = config_of(arguments)
         folder = RunFolder(getattr(arguments, "out", new_folder(config.optimizer.name)))
     # One of the processes that torchrun started is enough to say it.
     quiet = getattr(arguments, "quiet", False) or os.environ.get("RANK", "0") != "0"
@@ -107,13 +117,14 @@ def run(arguments: argparse.Namespace) -> Outcome:
     return 0, results
 
 
-def _constructor_options(arguments: argparse.Namespace) -> dict[str, float | dict[str, float]]:
-    """Return what the options say of coefficients, as arguments of the optimizer's constructor."""
+def config_of(arguments: argparse.Namespace) -> RunConfig:
+    """Return the configuration that the options describe, with what they say of the optimizer."""
     values = vars(arguments)
-    options = {name: values[name] for name in _STARTS if name in values}
+    name = {"name": values["optimizer"]} if "optimizer" in values else {}
+    options = {coefficient: values[coefficient] for coefficient in _STARTS if coefficient in values}
     if "hyper_lr" in values:
         options["hyper_lr"] = _hyper_lr(values["hyper_lr"])
-    return options
+    return run_config(arguments, **name, options=options)
 
 
 def _hyper_lr(words: Sequence[str]) -> float | dict[str, float]:

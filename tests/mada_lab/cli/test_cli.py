@@ -243,7 +243,7 @@ def test_completion_knows_commands_options_and_what_they_mean() -> None:
     pytest.importorskip("argcomplete")
     assert complete("mada swe") == ["sweep"]
     assert complete("mada train --weight") == ["--weight-decay"]
-    (explained,) = complete("mada train --weight", _ARGCOMPLETE_SHELL="zsh", _ARGCOMPLETE_DFS="1")
+    (explained,) = complete("mada train --weight", _ARGCOMPLETE_SHELL="zsh", _ARGCOMPLETE_SUPPRESS_SPACE="1")
     assert explained == "--weight-decay:decoupled, on tensors of 2 and more dimensions (default: 0.1)"
 
 

@@ -6,7 +6,9 @@ import argparse
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from test_cli import TINY
@@ -45,6 +47,17 @@ def test_the_help_of_each_command_has_examples_that_parse(name: str | None) -> N
         assert parsed.command.__name__ == f"mada_lab.cli.{arguments[0]}"
     if name is not None:
         assert any(arguments[0] == name for arguments in shown)
+
+
+def test_a_file_and_a_line_make_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    greet = ModuleType("mada_lab.cli.greet")
+    greet.SUMMARY, greet.EPILOG, greet.NEEDS = "greet", "examples:\n  mada greet\n", ()
+    greet.add_options = lambda parser: parser.add_argument("--name", help="(default: nobody)")
+    greet.run = lambda arguments: (0, {"name": getattr(arguments, "name", "nobody")})
+    monkeypatch.setitem(sys.modules, greet.__name__, greet)
+    monkeypatch.setattr("mada_lab.cli.main.COMMANDS", (*COMMANDS, "greet"))
+    assert document(capsys, "greet", "--name", "Ada") == {"name": "Ada"}
+    assert document(capsys, "greet") == {"name": "nobody"}
 
 
 def document(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:

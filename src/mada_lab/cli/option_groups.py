@@ -36,10 +36,13 @@ def run_config(arguments: argparse.Namespace, **optimizer: Any) -> RunConfig:
     """
     from mada_lab.run.config import TASKS, OptimizerConfig, RunConfig, make_task
 
-    kind = {"kind": arguments.task} if "task" in arguments else {}
-    task = make_task(kind | {name: value for each in TASKS.values() for name, value in chosen(arguments, each).items()})
-    fields = chosen(arguments, RunConfig) | {"task": task}
-    return RunConfig(**fields | {"optimizer": OptimizerConfig(**chosen(arguments, OptimizerConfig) | optimizer)})
+    values = {"kind": arguments.task} if "task" in arguments else {}
+    for task in TASKS.values():
+        values |= chosen(arguments, task)
+    fields = chosen(arguments, RunConfig)
+    fields["task"] = make_task(values)
+    fields["optimizer"] = OptimizerConfig(**chosen(arguments, OptimizerConfig), **optimizer)
+    return RunConfig(**fields)
 
 
 def add_data_and_model(parser: argparse.ArgumentParser) -> None:
