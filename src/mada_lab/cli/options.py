@@ -35,7 +35,7 @@ class CommandParser(argparse.ArgumentParser):
     """argparse's, with a suggestion for what was mistyped, under the usage of the command that it was given to."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, formatter_class=HelpFormatter, **options)
+        super().__init__(*arguments, **{"formatter_class": HelpFormatter, **options})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """See :meth:`argparse.ArgumentParser.parse_known_args`; here nothing may be left over.

@@ -60,7 +60,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
     default = (folders[0] if os.access(folders[0], os.W_OK) else Path()) / "report.html"
     out = Path(getattr(arguments, "out", default))
     if out.suffix == ".png":
-        written = write_rates(folders, out, split_labels(arguments.only, _labels(folders)))
+        only = split_labels(arguments.only, _labels(folders)) if arguments.only else None
+        written = write_rates(folders, out, only)
         print(f"Written: {', '.join(map(str, written))}")
         return 0, {"files": written}
     require(not arguments.only, "only", arguments.only, "left out: it is for a figure, --out NAME.png")

@@ -80,12 +80,18 @@ def test_other_values_change_something() -> None:
         assert outcome("train", *options) != outcome("train")
 
 
+def test_the_optimizers_with_a_rate_of_their_own_are_named() -> None:
+    (text,) = (text for command, option, text in VALUES if (command, option) == ("train", "--lr"))
+    own = {name for name, entry in ENTRIES.items() if entry.lr != declared("mada_lab.optimizers.registry:LR")}
+    assert set(re.findall(r"(\w+): ", text)) == own
+
+
 def test_step_sizes_of_coefficients_are_those_that_the_help_states() -> None:
     (text,) = DESCRIBED["--hyper-lr"]
     stated = re.fullmatch("(.*) for beta1, 0 for beta2, (.*) for the others", text)
     assert stated is not None
-    given = [f"beta1={stated[1]}", *(f"{name}={stated[2]}" for name in ("beta3", "rho", "c", "gamma"))]
-    assert outcome("train", "--hyper-lr", *given) == outcome("train")
+    step_sizes = [f"beta1={stated[1]}", *(f"{name}={stated[2]}" for name in ("beta3", "rho", "c", "gamma"))]
+    assert outcome("train", "--hyper-lr", *step_sizes) == outcome("train")
 
 
 @pytest.mark.parametrize("reference", ["mada_lab.run.config:RunConfig.nothing", "mada_lab.tasks.packing:pack.corpus"])
@@ -111,18 +117,16 @@ def cases(option: str, text: str) -> Iterator[tuple[list[str], str]]:
             yield [], value
 
 
-def outcome(command: str, *options: str) -> Any:
+def outcome(command: str, *words: str) -> Any:
     """Return what a command makes of its options."""
-    arguments = PARSER.parse_args([command, *REQUIRED.get(command, []), *options])
+    arguments = PARSER.parse_args([command, *REQUIRED.get(command, []), *words])
     values = {name: value for name, value in vars(arguments).items() if name not in ("task", "optimizer")}
     if command in SETTINGS:
         setting = SETTINGS[command](**chosen(arguments, SETTINGS[command]))
         return arguments.out, online_resolved(setting) if command == "online" else setting
     if command == "tokens":
-        known = inspect.signature(pack)
-        bound = known.bind(
-            "corpus", "out", **{name: values[name] for name in ("tokenizer", "val_share") if name in values}
-        )
+        options = {name: value for name, value in values.items() if name in ("tokenizer", "val_share")}
+        bound = inspect.signature(pack).bind("corpus", "out", **options)
         bound.apply_defaults()
         return bound.arguments
     if command in ("train", "demo", "compare"):
