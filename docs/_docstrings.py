@@ -59,6 +59,29 @@ def _is_ours(member: griffe.Object | griffe.Alias, package: griffe.Module) -> bo
     return isinstance(member, griffe.Alias) and member.target_path.startswith(f"{package.name}.")
 
 
+def _written_out(cls: griffe.Class) -> None:
+    """Give a constructor the options that ``with_options`` shows at runtime, with the defaults of its class statement.
+
+    The decorator's first argument is a TypedDict, whose attributes are ``name: Annotated[type, default]``.
+    """
+    init = cls.members.get("__init__")
+    calls = [decorator.value for decorator in init.decorators] if isinstance(init, griffe.Function) else []
+    for call in calls:
+        if isinstance(call, griffe.ExprCall) and call.canonical_path.endswith("options.with_options"):
+            *named, rest = init.parameters
+            options = _options(cls.modules_collection[call.arguments[0].canonical_path], cls.keywords)
+            init.parameters = griffe.Parameters(*named, *options, *([rest] if len(call.arguments) > 1 else []))
+
+
+def _options(typed_dict: griffe.Class, defaults: dict[str, Any]) -> list[griffe.Parameter]:
+    options = [option for base in typed_dict.resolved_bases for option in _options(base, defaults)]
+    for name, attribute in typed_dict.members.items():
+        annotation, default = attribute.annotation.slice.elements
+        kind = griffe.ParameterKind.keyword_only
+        options.append(griffe.Parameter(name, annotation=annotation, kind=kind, default=defaults.get(name, default)))
+    return options
+
+
 class Docstrings(griffe.Extension):
     """Applied to every object of the package."""
 
@@ -78,6 +101,7 @@ class Docstrings(griffe.Extension):
 
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
         """Put the arguments of a class in the order of its signature, which is torch's."""
+        _written_out(cls)
         lines = arguments(cls)
         if lines:
             assert cls.docstring is not None

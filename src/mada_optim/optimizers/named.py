@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from mada_optim.engine.betas import split_betas
+from mada_optim.families import Family
 from mada_optim.optimizers.base import HypergradientOptimizer
+from mada_optim.optimizers.options import with_defaults
 
 # The optimizers that :func:`load_optimizer` knows; classes enter themselves.
 BY_NAME: dict[str, Any] = {}
@@ -25,7 +28,23 @@ class WithBetas(HypergradientOptimizer):
         if name is not None:
             BY_NAME[name] = cls
         if defaults:
-            cls.__init__ = _with_defaults(cls.__init__, defaults)  # type: ignore[method-assign]
+            cls.__init__ = with_defaults(cls.__init__, defaults)  # type: ignore[method-assign]
+
+    def __init__(
+        self,
+        params: ParamsT,
+        family: Family,
+        lr: float | Tensor,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        **options: Any,
+    ) -> None:
+        start = split_betas(betas)
+        for coefficient in family.coefficients:
+            if coefficient.name in options:
+                start[coefficient.name] = options.pop(coefficient.name)
+        super().__init__(params, family, lr, weight_decay, start=start, eps=eps, **options)
 
     def frozen_config(self, group: int = 0) -> dict[str, Any]:
         """See :meth:`HypergradientOptimizer.frozen_config`.
@@ -37,22 +56,3 @@ class WithBetas(HypergradientOptimizer):
         """
         values = self.coefficients(group)
         return {"betas": (values.pop("beta1"), values.pop("beta2")), **values, "hyper_lr": 0.0, **self._frozen_scale()}
-
-
-def _with_defaults(init: Callable[..., None], defaults: dict[str, Any]) -> Callable[..., None]:
-    """A constructor with other defaults, by name; their places among the arguments stay."""
-    signature = inspect.signature(init)
-    unknown = [name for name in defaults if name not in signature.parameters]
-    if unknown:
-        raise TypeError(f"no argument {unknown[0]!r}, whose default could be replaced")
-    replaced = [one.replace(default=defaults.get(one.name, one.default)) for one in signature.parameters.values()]
-    signature = signature.replace(parameters=replaced)
-
-    @functools.wraps(init)
-    def initialize(*args: Any, **kwargs: Any) -> None:
-        arguments = signature.bind(*args, **kwargs)
-        arguments.apply_defaults()
-        init(*arguments.args, **arguments.kwargs)
-
-    initialize.__signature__ = signature  # type: ignore[attr-defined]
-    return initialize
