@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from typing import Any
 
@@ -54,6 +55,14 @@ def arguments(cls: griffe.Object | griffe.Alias) -> dict[str, str]:
     return lines
 
 
+def presets(package: griffe.Module) -> str:
+    """Return a table of the optimizers that have a name, ``class Yogi(MADA, name="yogi")``, and what each is."""
+    classes = [cls for module in package["optimizers"].modules.values() for cls in module.classes.values()]
+    named = {ast.literal_eval(str(cls.keywords["name"])): cls for cls in classes if "name" in cls.keywords}
+    rows = (f"| `{name}` | {as_markdown(cls.docstring.value).splitlines()[0]} |" for name, cls in sorted(named.items()))
+    return "\n".join(["| name | optimizer |", "| --- | --- |", *rows])
+
+
 def _is_ours(member: griffe.Object | griffe.Alias, package: griffe.Module) -> bool:
     """Whether a name of the package comes from one of its modules."""
     return isinstance(member, griffe.Alias) and member.target_path.startswith(f"{package.name}.")
@@ -90,7 +99,10 @@ class Docstrings(griffe.Extension):
             obj.docstring.value = as_markdown(linked(obj.docstring.value, obj.package))
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
-        """Give a method that says no more than "See X.y" the arguments of X.y."""
+        """List the named optimizers, and give a method that says no more than "See X.y" the arguments of X.y."""
+        if "load_optimizer" in pkg.members:
+            docstring = pkg["load_optimizer"].docstring
+            docstring.value = docstring.value.replace("\n\nArgs:", f"\n\n{presets(pkg)}\n\nArgs:", 1)
         classes = [member for member in pkg.members.values() if _is_ours(member, pkg) and member.is_class]
         for method in [each for cls in classes for each in cls.members.values() if each.is_function and each.docstring]:
             see = _SEE_METHOD.match(method.docstring.value)

@@ -9,7 +9,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import TypedDict, Unpack
 
 from mada_optim.families import MADAFamily
-from mada_optim.optimizers.named import WithBetas
+from mada_optim.optimizers.named import NamedOptimizer
 from mada_optim.optimizers.options import LearningOptions, StepOptions, with_options
 
 
@@ -32,7 +32,7 @@ class MADAOptions(MADAStart, LearningOptions, LionOptions, StepOptions, total=Fa
     """The options of MADA, in the order in which they are shown."""
 
 
-class MADA(WithBetas, name="mada"):
+class MADA(NamedOptimizer, name="mada"):
     """Adam, AVGrad, Yogi, Adan and Lion in one update, whose coefficients are learned while the model trains.
 
     Source: Ozkara et al., "MADA: Meta-Adaptive Optimizers through hyper-gradient Descent", ICML 2024. The update is
@@ -76,4 +76,4 @@ class MADA(WithBetas, name="mada"):
         weight_decay: float = 1e-2,
         **options: Unpack[MADAOptions],
     ) -> None:
-        super().__init__(params, self.family_type(), lr, betas, eps, weight_decay, **options)
+        super().__init__(params, self.family_type(), lr, weight_decay, betas=betas, eps=eps, **options)

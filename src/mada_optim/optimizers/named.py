@@ -1,4 +1,4 @@
-"""Optimizers by name, and the base of those that have betas."""
+"""The base of optimizers that have a name, and the names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from mada_optim.engine.betas import split_betas
+from mada_optim.engine.betas import BETAS, has_betas, split_betas
 from mada_optim.families import Family
 from mada_optim.optimizers.base import HypergradientOptimizer
 from mada_optim.optimizers.options import with_defaults
@@ -16,8 +16,8 @@ from mada_optim.optimizers.options import with_defaults
 BY_NAME: dict[str, Any] = {}
 
 
-class WithBetas(HypergradientOptimizer):
-    """Optimizers of families with beta1 and beta2, which users give as ``betas``.
+class NamedOptimizer(HypergradientOptimizer):
+    """The base of optimizers of one family, which take its coefficients by name, beta1 and beta2 as ``betas``.
 
     A subclass may have a name, under which :func:`load_optimizer` knows it, and other defaults of the constructor's
     arguments: ``class Yogi(MADA, name="yogi", c=0.0, hyper_lr=0.0)``.
@@ -31,28 +31,23 @@ class WithBetas(HypergradientOptimizer):
             cls.__init__ = with_defaults(cls.__init__, defaults)  # type: ignore[method-assign]
 
     def __init__(
-        self,
-        params: ParamsT,
-        family: Family,
-        lr: float | Tensor,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        **options: Any,
+        self, params: ParamsT, family: Family, lr: float | Tensor, weight_decay: float, **arguments: Any
     ) -> None:
-        start = split_betas(betas)
+        start = split_betas(arguments.pop("betas")) if has_betas(family) else {}
         for coefficient in family.coefficients:
-            if coefficient.name in options:
-                start[coefficient.name] = options.pop(coefficient.name)
-        super().__init__(params, family, lr, weight_decay, start=start, eps=eps, **options)
+            if coefficient.name in arguments:
+                start[coefficient.name] = arguments.pop(coefficient.name)
+        super().__init__(params, family, lr, weight_decay, start=start, **arguments)
 
     def frozen_config(self, group: int = 0) -> dict[str, Any]:
         """See :meth:`HypergradientOptimizer.frozen_config`.
 
         >>> import torch
+        >>> from mada_optim import MADA
         >>> weight = torch.nn.Parameter(torch.zeros(2))
         >>> MADA([weight], lr=1e-3, **MADA([weight], rho=0.5).frozen_config()).coefficients()["rho"]
         0.5
         """
-        values = self.coefficients(group)
-        return {"betas": (values.pop("beta1"), values.pop("beta2")), **values, "hyper_lr": 0.0, **self._frozen_scale()}
+        values: dict[str, Any] = self.coefficients(group)
+        betas = {"betas": tuple(values.pop(name) for name in BETAS)} if has_betas(self.family) else {}
+        return {**betas, **values, "hyper_lr": 0.0, **self._frozen_scale()}

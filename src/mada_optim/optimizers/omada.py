@@ -19,7 +19,7 @@ from mada_optim.families import OMADAFamily
 from mada_optim.matrices import Layout, Parameter, classify, may_be_matrix
 from mada_optim.matrices.groups import by_layout
 from mada_optim.optimizers.mada import LionOptions, MADAStart
-from mada_optim.optimizers.named import WithBetas
+from mada_optim.optimizers.named import NamedOptimizer
 from mada_optim.optimizers.options import LearningOptions, Scale, StepOptions, with_options
 from mada_optim.scale import LearnedScale
 from mada_optim.scale.rule import ADAPTIVE
@@ -53,7 +53,7 @@ class OMADAOptions(MADAStart, OrthoOptions, LearningOptions, LionOptions, StepOp
     """The options of OMADA, in the order in which they are shown."""
 
 
-class OMADA(WithBetas, name="omada", hyper_warmup=0, scale=True):
+class OMADA(NamedOptimizer, name="omada", hyper_warmup=0, scale=True):
     """Muon for matrices and AdamW for the rest, at learning rates that are found in the first steps, and then held.
 
     The update is that of :class:`OMADAFamily`, the search that of :class:`LearnedScale`, with a scale for matrices and
@@ -140,7 +140,7 @@ class OMADA(WithBetas, name="omada", hyper_warmup=0, scale=True):
         elif not isinstance(params, Tensor):
             groups = list(params)
             _warn_of_missing_marks(groups)
-        super().__init__(groups, OMADAFamily(distribute), lr, betas, eps, weight_decay, **options)
+        super().__init__(groups, OMADAFamily(distribute), lr, weight_decay, betas=betas, eps=eps, **options)
 
     def _learn_scale(self, scale: Scale) -> LearnedScale:
         return LearnedScale(self, per=_kind, settings=_SEARCH, held=scale if isinstance(scale, Mapping) else None)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from problems import Net, loss_of, train
-from test_points import assert_equal, pair
+from test_presets import assert_equal, pair
 from torch import nn
 from torch.optim import lr_scheduler
 
