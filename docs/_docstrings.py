@@ -18,6 +18,7 @@ _ARGUMENTS = re.compile(r"(?<=^Args:\n)(?: +.*(?:\n|\Z))+", re.MULTILINE)
 _NEXT_ARGUMENT = re.compile(r"\n(?= {4}\S)")
 _SEE_METHOD = re.compile(r"See :meth:`(\w+\.\w+)`")
 _LITERAL_BLOCK = re.compile(r"(?<=::\n)(?:\n| {4,}.*(?:\n|\Z))+")
+_OTHERS = "others"
 _AS_ELSEWHERE = re.compile(r"\w+: (?:as in|see) \[?`(\w+)`(?:\]\[[\w.]+\])?\.")
 
 
@@ -43,15 +44,51 @@ def linked(docstring: str, package: griffe.Module) -> str:
     return _ROLE.sub(link, plain)
 
 
+def parameters(cls: griffe.Class) -> list[griffe.Parameter]:
+    """Return the parameters of a class with the options that ``with_options`` shows at runtime.
+
+    The decorator's first argument is a TypedDict, whose attributes are ``name: Annotated[type, default]``. Other
+    defaults stand in the class statement. A second argument, ``keep_rest=True``, keeps the constructor's ``**``.
+    """
+    init = cls.members.get("__init__")
+    if not isinstance(init, griffe.Function):
+        return list(cls.parameters)
+    for call in [decorator.value for decorator in init.decorators]:
+        if isinstance(call, griffe.ExprCall) and call.canonical_path.endswith("options.with_options"):
+            options = _options(cls.modules_collection[call.arguments[0].canonical_path], cls.keywords)
+            *named, rest = init.parameters
+            if options[0].name not in init.parameters:  # else they have been written out before
+                return [*named, *options, *([rest] if len(call.arguments) > 1 else [])]
+    return list(init.parameters)
+
+
+def _options(typed_dict: griffe.Class, defaults: dict[str, Any]) -> list[griffe.Parameter]:
+    options = [option for base in typed_dict.resolved_bases for option in _options(base, defaults)]
+    for name, attribute in typed_dict.members.items():
+        annotation, default = attribute.annotation.slice.elements
+        kind = griffe.ParameterKind.keyword_only
+        options.append(griffe.Parameter(name, annotation=annotation, kind=kind, default=defaults.get(name, default)))
+    return options
+
+
 def arguments(cls: griffe.Object | griffe.Alias) -> dict[str, str]:
-    """Return the lines about each argument. "as in X" and "see X" become the lines of X, if X is a public class."""
+    """Return the lines about each argument. "as in X" and "see X" become the lines of X, if X is a public class.
+
+    "others: see X" become the lines of X about all arguments that are not described.
+    """
     section = _ARGUMENTS.search(as_markdown(cls.docstring.value)) if cls.docstring is not None else None
     entries = [entry.strip() for entry in _NEXT_ARGUMENT.split(section[0])] if section else []
     lines = {entry.partition(":")[0]: entry for entry in entries}
-    for name, entry in lines.items():
+    for name, entry in list(lines.items()):
         elsewhere = _AS_ELSEWHERE.fullmatch(entry)
         if elsewhere and elsewhere[1] in cls.package.members:
-            lines[name] = arguments(cls.package[elsewhere[1]]).get(name, entry)
+            known = arguments(cls.package[elsewhere[1]])
+            if name == _OTHERS:
+                del lines[name]
+                names = [each.name for each in parameters(cls) if each.name not in lines]
+                lines |= {each: known[each] for each in names if each in known}
+            else:
+                lines[name] = known.get(name, entry)
     return lines
 
 
@@ -66,29 +103,6 @@ def presets(package: griffe.Module) -> str:
 def _is_ours(member: griffe.Object | griffe.Alias, package: griffe.Module) -> bool:
     """Whether a name of the package comes from one of its modules."""
     return isinstance(member, griffe.Alias) and member.target_path.startswith(f"{package.name}.")
-
-
-def _written_out(cls: griffe.Class) -> None:
-    """Give a constructor the options that ``with_options`` shows at runtime, with the defaults of its class statement.
-
-    The decorator's first argument is a TypedDict, whose attributes are ``name: Annotated[type, default]``.
-    """
-    init = cls.members.get("__init__")
-    calls = [decorator.value for decorator in init.decorators] if isinstance(init, griffe.Function) else []
-    for call in calls:
-        if isinstance(call, griffe.ExprCall) and call.canonical_path.endswith("options.with_options"):
-            *named, rest = init.parameters
-            options = _options(cls.modules_collection[call.arguments[0].canonical_path], cls.keywords)
-            init.parameters = griffe.Parameters(*named, *options, *([rest] if len(call.arguments) > 1 else []))
-
-
-def _options(typed_dict: griffe.Class, defaults: dict[str, Any]) -> list[griffe.Parameter]:
-    options = [option for base in typed_dict.resolved_bases for option in _options(base, defaults)]
-    for name, attribute in typed_dict.members.items():
-        annotation, default = attribute.annotation.slice.elements
-        kind = griffe.ParameterKind.keyword_only
-        options.append(griffe.Parameter(name, annotation=annotation, kind=kind, default=defaults.get(name, default)))
-    return options
 
 
 class Docstrings(griffe.Extension):
@@ -113,8 +127,9 @@ class Docstrings(griffe.Extension):
 
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
         """Put the arguments of a class in the order of its signature, which is torch's."""
-        _written_out(cls)
         lines = arguments(cls)
+        if "__init__" in cls.members:
+            cls.members["__init__"].parameters = griffe.Parameters(*parameters(cls))
         if lines:
             assert cls.docstring is not None
             ordered = {parameter.name: lines[parameter.name] for parameter in cls.parameters if parameter.name in lines}

@@ -18,8 +18,8 @@ class AVGrad(MADA, name="avgrad"):
     The direction is m̂_t / (√(v̄_t / (1-β2^t)) + ε) with v̄_t the mean of v_1, ..., v_t: MADA at ρ = 0, nothing learned.
 
     Args:
-        params, lr, betas, eps, weight_decay, foreach, maximize, capturable, differentiable, fused, state_dtype,
-            stochastic_rounding, scale: as in :class:`MADA`.
+        params, lr, betas, eps, weight_decay: as in :class:`MADA`.
+        others: see :class:`HypergradientOptimizer`.
     """
 
     @with_options(StepOptions)

@@ -54,8 +54,7 @@ class MADA(NamedOptimizer, name="mada"):
             ``{"beta1": 5e-4, "rho": 0.1}``: coefficients that it does not name are frozen. 0.0: nothing is learned.
         bounds: boxes (low, high) of coefficients by name. The others keep theirs: β1 [0.01, 0.99], β2 [0.5, 0.999],
             β3 [0, 0.99], ρ, c and γ [0, 1].
-        hyper_momentum, hyper_clip, hyper_warmup, hyper_every, hyper_per_group, foreach, maximize, capturable,
-            differentiable, fused, state_dtype, stochastic_rounding, scale: see :class:`HypergradientOptimizer`.
+        others: see :class:`HypergradientOptimizer`.
 
     >>> import torch
     >>> model = torch.nn.Linear(4, 1)

@@ -99,8 +99,7 @@ class OMADA(NamedOptimizer, name="omada", hyper_warmup=0, scale=True):
             is learned but the scale. ``{"ortho": 0.1}`` with ``ortho=0.0`` learns how much of Muon to be. ω's
             hypergradient is normalized: 0.1 is the length of a step when all hypergradients agree.
         bounds: boxes (low, high) of coefficients by name. The others keep theirs: MADA's, ω and ν [0, 1].
-        hyper_momentum, hyper_clip, hyper_warmup, hyper_every, hyper_per_group, foreach, maximize, capturable,
-            differentiable, fused, state_dtype, stochastic_rounding: see :class:`HypergradientOptimizer`.
+        others: see :class:`HypergradientOptimizer`.
 
     Raises:
         ValueError: a parameter of a group with ``matrices=True`` is not one, or ``use_muon`` says otherwise; a pattern
