@@ -58,13 +58,14 @@ class ParameterGroup(dict[str, Any]):
 @lru_cache(maxsize=64)
 def has_betas(family: Family) -> bool:
     """Whether a family has beta1 and beta2, whose values never change which terms of the update are computed."""
-    special = {coefficient.name: coefficient.special for coefficient in family.coefficients}
-    return all(special.get(name) == () for name in BETAS)
+    frozen_at = {coefficient.name: coefficient.frozen_at for coefficient in family.coefficients}
+    return all(frozen_at.get(name) == () for name in BETAS)
 
 
 def ignores_betas(family: Family, group: Mapping[str, Any]) -> bool:
     """Whether betas change nothing in a group, which is at Lion's point: it has no such option then."""
-    return isinstance(family, MADAFamily) and group.get("special", {}).get("gamma") == 0.0
+    is_madas = isinstance(getattr(family, "inner", family), MADAFamily)
+    return is_madas and group.get("special", {}).get("gamma") == 0.0
 
 
 def without_effect(betas: Any) -> str:

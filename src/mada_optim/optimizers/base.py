@@ -22,8 +22,11 @@ from mada_optim.engine.betas import (
     start_betas,
     update_betas,
 )
-from mada_optim.engine.step import check_step_sizes, follow_device, prepare_state, release, take_step
+from mada_optim.engine.coefficient_set import CoefficientSet
+from mada_optim.engine.parameter_state import ParameterState
+from mada_optim.engine.step import release, take_step
 from mada_optim.families import Family
+from mada_optim.families.in_group import FamilyInGroup
 from mada_optim.optimizers.checkpoint import LATER_ARGUMENTS, loading
 from mada_optim.optimizers.display import as_text
 from mada_optim.optimizers.groups import (
@@ -171,7 +174,7 @@ class HypergradientOptimizer(Optimizer):
     @property
     def skipped_hypergradients(self) -> int:
         """How many hypergradients were not finite and therefore left the coefficients where they were."""
-        return sum(int(groups[0]["hyper_skipped"]) for groups in self._coefficient_sets())
+        return sum(coefficients.skipped for coefficients in self._coefficient_sets())
 
     def freeze(self) -> None:
         """Stop learning: the coefficients stay where they are from now on, and what learning needs is released.
@@ -184,9 +187,9 @@ class HypergradientOptimizer(Optimizer):
         for group in self.param_groups:
             group["hyper_lr"] = dict.fromkeys(group["hyper_lr"], 0.0)
         with torch.no_grad():
-            for groups in self._coefficient_sets():
-                release(self.family, groups, self.state)
-                update_betas(self.family, groups)
+            for coefficients in self._coefficient_sets():
+                release(coefficients, self.state)
+                update_betas(self.family, coefficients.groups)
         if not self.defaults["hyper_per_group"]:
             self._start |= {name: self.coefficients()[name] for name in learned}  # with which later groups begin
 
@@ -233,11 +236,11 @@ class HypergradientOptimizer(Optimizer):
     def _check_group(self, group: Group) -> None:
         check_group(self.family, group, self.defaults["hyper_per_group"])
 
-    def _coefficient_sets(self) -> list[list[Group]]:
-        """Return the parameter groups that share one set of coefficients, for each set."""
+    def _coefficient_sets(self) -> list[CoefficientSet]:
+        """Return the sets of coefficients: one, or one for each parameter group."""
         if self.defaults["hyper_per_group"]:
-            return [[group] for group in self.param_groups]
-        return [self.param_groups]
+            return [CoefficientSet(self.family, [group]) for group in self.param_groups]
+        return [CoefficientSet(self.family, self.param_groups)]
 
     # The step.
 
@@ -289,22 +292,23 @@ class HypergradientOptimizer(Optimizer):
         with torch.no_grad():
             check_capture(self)
             check_gradients(self)
-            for group in self.param_groups:
-                check_step_sizes(self.family, group)
-            for groups in self._coefficient_sets():
-                check_agreement(groups)
-                update_betas(self.family, groups)
+            sets = self._coefficient_sets()
+            for coefficients in sets:
+                coefficients.check_step_sizes()
+            for coefficients in sets:
+                check_agreement(coefficients.groups)
+                update_betas(self.family, coefficients.groups)
             grad_scale = take_hyper_grad_scale(self)
             is_phantom = is_phantom_step(self)
             for group in self.param_groups:
-                prepare_state(self.family, group, self.state)
+                ParameterState(FamilyInGroup(self.family, group)).prepare(self.state)
             if is_phantom or not unscale(self):
                 return
-            for groups in self._coefficient_sets():
-                follow_device(groups)
+            for coefficients in sets:
+                coefficients.follow_parameters()
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            for index, groups in enumerate(self._coefficient_sets()):
-                hypergradient = take_step(self.family, groups, self.state, grad_scale)
+            for index, coefficients in enumerate(sets):
+                hypergradient = take_step(coefficients, self.state, grad_scale)
                 if hypergradient is not None:
                     self._hypergradients[index] = hypergradient
 
@@ -339,5 +343,5 @@ class HypergradientOptimizer(Optimizer):
         with loading(self, self._coefficient_sets):
             super().load_state_dict(state_dict)
         self._hypergradients.clear()
-        for groups in self._coefficient_sets():
-            update_betas(self.family, groups)
+        for coefficients in self._coefficient_sets():
+            update_betas(self.family, coefficients.groups)

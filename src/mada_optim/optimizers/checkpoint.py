@@ -14,19 +14,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mada_optim.arguments import is_number
-from mada_optim.engine.step import (
-    PENDING,
-    PREVIOUS_LR,
-    SET_SETTINGS,
-    SET_TENSORS,
-    Group,
-    State,
-    buffer_names,
-    init_state,
-    move_shared,
-)
+from mada_optim.engine.coefficient_set import PREVIOUS_LR, SET_SETTINGS, SET_TENSORS, CoefficientSet, Group
+from mada_optim.engine.parameter_state import PENDING, ParameterState, State
 from mada_optim.families import Family
-from mada_optim.kernels.base import family_statistics
+from mada_optim.families.in_group import FamilyInGroup
 from mada_optim.tensors.devices import device_with_values, has_values
 from mada_optim.tensors.distributed import fill
 
@@ -49,14 +40,14 @@ _OWN_KEYS = ("family", "special", PREVIOUS_LR)
 
 
 @contextmanager
-def loading(optimizer: HypergradientOptimizer, coefficient_sets: Callable[[], list[list[Group]]]) -> Iterator[None]:
+def loading(optimizer: HypergradientOptimizer, coefficient_sets: Callable[[], list[CoefficientSet]]) -> Iterator[None]:
     """Let torch's ``load_state_dict`` check a state_dict before it changes anything, and fill the state as we do.
 
     torch itself would cast every buffer to the dtype of its parameter.
 
     Args:
         optimizer: that loads.
-        coefficient_sets: returns its groups that share a set of coefficients, for each set.
+        coefficient_sets: returns its sets of coefficients.
     """
     family = optimizer.family
     loaded: dict[str, Any] = {}
@@ -147,29 +138,31 @@ def check_fits(family: Family, saved: Mapping[str, Any], current_groups: list[Gr
             where_param = f"of parameter {saved_id}"
             if not is_number(buffers.get("step")):  # as torch's optimizers kept it once
                 _check_shape("step", buffers.get("step"), torch.Size(), where_param)
-            names = _stored_names(family, saved_group, buffers)
+            update = FamilyInGroup(family, saved_group)
+            names = _stored_names(update, buffers)
             for name in names:
                 _check_shape(name, buffers.get(name), param.shape, where_param)
-            for name, shape in family_statistics(family, saved_group).items():
+            for name, shape in update.statistics.items():
                 _check_shape(name, buffers.get(name), torch.Size(shape(param.shape)), where_param)
             if "pending_grad" in names:
                 _check_shape("pending", buffers.get("pending"), torch.Size(), where_param)
 
 
 def fill_state(
-    family: Family, saved: Mapping[str, Any], sets: Iterable[list[Group]], current_groups: list[Group], state: State
+    family: Family, saved: Mapping[str, Any], sets: Iterable[CoefficientSet], current_groups: list[Group], state: State
 ) -> None:
     """Fill an optimizer's state from a state_dict that fits, without aliasing it; buffers keep their precision.
 
     Args:
         family: of the optimizer.
         saved: the state_dict, its groups completed.
-        sets: groups that share a set of coefficients, for each set; they hold what the state_dict has. Changed.
+        sets: of coefficients, whose groups hold what the state_dict has. Changed.
         current_groups: those of the optimizer.
         state: of the optimizer. Changed.
     """
-    for groups in sets:
-        move_shared(groups, device_with_values(param for group in groups for param in group["params"]))
+    for coefficients in sets:
+        groups = coefficients.groups
+        coefficients.move_to(device_with_values(param for group in groups for param in group["params"]))
         for group in groups:
             for key in SET_SETTINGS:
                 if group[key] == groups[0][key]:  # one object, as before: a change in one is for all
@@ -178,18 +171,19 @@ def fill_state(
         for param, saved_id in zip(group["params"], saved_group["params"], strict=True):
             buffers = saved["state"].get(saved_id)
             if buffers:
-                state[param] = init_state(family, param, group, _stored_names(family, group, buffers))
+                update = FamilyInGroup(family, group)
+                state[param] = ParameterState(update).initial(param, _stored_names(update, buffers))
                 for name, tensor in state[param].items():
                     fill(tensor, torch.as_tensor(buffers[name]))
 
 
-def _stored_names(family: Family, group: Group, buffers: Mapping[str, Any]) -> list[str]:
+def _stored_names(update: FamilyInGroup, buffers: Mapping[str, Any]) -> list[str]:
     """Return the names of a parameter's buffers to load: those that its group needs, and those saved for learning.
 
     Where learning has stopped or begun again without a step since, the group needs others for learning than were saved.
     """
-    needed = [name for name in buffer_names(family, group) if name not in PENDING]
-    return [*needed, "pending_grad"] if any(name in buffers for name in PENDING) else needed
+    is_pending = any(name in buffers for name in PENDING)
+    return [*update.buffers, "pending_grad"] if is_pending else list(update.buffers)
 
 
 def _with_tuples(value: Any, example: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mada_optim.engine.betas import has_betas
-from mada_optim.engine.step import SET_TENSORS, Group
+from mada_optim.engine.coefficient_set import SET_TENSORS, Group
 from mada_optim.families import Family
 from mada_optim.optimizers.groups import INTERNAL_KEYS
 from mada_optim.scale.rate import given_rate

@@ -15,9 +15,18 @@ import torch
 from torch import Tensor
 
 from mada_optim.arguments import as_list, is_number, tensor_of, to_python
-from mada_optim.engine.betas import Group, fixed_betas, has_betas, ignores_betas, learned_betas, without_effect
-from mada_optim.engine.step import PREVIOUS_LR, SET_SETTINGS, SET_TENSORS, check_buffer_names, learning_rule
+from mada_optim.engine.betas import fixed_betas, has_betas, ignores_betas, learned_betas, without_effect
+from mada_optim.engine.coefficient_set import (
+    PREVIOUS_LR,
+    SET_SETTINGS,
+    SET_TENSORS,
+    Group,
+    learning_rule,
+    new_tensors,
+)
+from mada_optim.engine.parameter_state import ParameterState
 from mada_optim.families import Family
+from mada_optim.families.in_group import FamilyInGroup
 from mada_optim.kernels import check_fused
 from mada_optim.learning import CoefficientSettings, resolve_settings
 from mada_optim.tensors.devices import device_with_values, number_dtype, number_on
@@ -111,28 +120,10 @@ def join_coefficients(
     if first is not None:
         group.update({key: first[key] for key in (*SET_SETTINGS, *SET_TENSORS, "special")})
     else:
-        group.update(_new_coefficients(settings, device, group["capturable"]))
-    check_buffer_names(family, group)
+        values = list(settings.start.values())
+        group.update(new_tensors(values, number_dtype(device), device, group["capturable"]))
+    ParameterState(FamilyInGroup(family, group)).check_names()
     return settings.start
-
-
-def _new_coefficients(settings: CoefficientSettings, device: torch.device, capturable: bool) -> dict[str, Tensor]:
-    """Return a new set of coefficients and all that learning keeps of them, by the names under which groups hold it.
-
-    Args:
-        settings: where the coefficients start.
-        device: of the parameters.
-        capturable: whether steps are counted on the device.
-    """
-    values = torch.tensor(list(settings.start.values()), dtype=number_dtype(device), device=device)
-    return {
-        "coefficients": values,
-        "hyper_momentum_buffer": torch.zeros_like(values),
-        "hyper_square_buffer": torch.zeros_like(values),
-        "hyper_taken": torch.zeros((), dtype=torch.int64, device=device),
-        "hyper_skipped": torch.zeros((), dtype=torch.int64, device=device),
-        "hyper_steps": torch.zeros((), dtype=torch.int64, device=device if capturable else "cpu"),
-    }
 
 
 def _resolve(

@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import TypedDict, Unpack
 
 from mada_optim.arguments import as_list, tensor_of, to_python
-from mada_optim.engine.step import Group
+from mada_optim.engine.coefficient_set import Group
 from mada_optim.families import OMADAFamily
 from mada_optim.matrices import Layout, Parameter, classify, may_be_matrix
 from mada_optim.matrices.groups import by_layout

@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mada_optim import MADA, OMADA, HypergradientOptimizer, load_optimizer
-from mada_optim.engine import step as engine
+from mada_optim.engine import group_step as engine
 from mada_optim.kernels import select
 from mada_optim.kernels.triton import launch, multi_tensor, numbers
 
@@ -53,7 +53,7 @@ def main() -> None:
     from test_multi_tensor import Kept, ManyOperations
 
     multi_tensor.load = numbers.load = Compiling
-    engine.select_kernels = lambda family, *_: select._make(multi_tensor.MultiTensorKernels, family)
+    engine.select_executor = lambda family, *_: select.the(multi_tensor.TritonExecutor)
     paper = load_optimizer("mada-paper")
     many, kept = (partial(HypergradientOptimizer, family=family) for family in (ManyOperations(), Kept()))
     for make, dtype in (

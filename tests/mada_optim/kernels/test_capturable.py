@@ -58,8 +58,8 @@ def test_a_step_never_waits_for_the_device(row: Row, capturable, compiled, lr, m
     """The device is played by "meta", whose tensors have no values that a program could read."""
     if compiled:
         monkeypatch.setattr(torch, "compile", lambda module, **_: module)
-        monkeypatch.setattr(select, "NativeKernels", select.CompiledKernels)
-        select._make.cache_clear()
+        monkeypatch.setattr(select, "NativeExecutor", select.CompiledExecutor)
+        select.the.cache_clear()
     params = [nn.Parameter(torch.zeros(shape, device="meta")) for shape in [(40, 300), (5,), (3, 2), ()]]
     optimizer = row(params, lr=1e-2, fused=compiled, capturable=capturable)
 
@@ -75,7 +75,7 @@ def test_a_step_never_waits_for_the_device(row: Row, capturable, compiled, lr, m
     with NoTransfer():
         for _ in range(3):
             step()
-    select._make.cache_clear()
+    select.the.cache_clear()
 
 
 def test_capturing_needs_capturable(monkeypatch):

@@ -13,7 +13,7 @@ import torch
 from problems import IDS, TABLE, Net, Row, train
 
 from mada_optim import MADA, OMADA, AVGrad, Coefficient, Family, HypergradientOptimizer, LearningRule, load_optimizer
-from mada_optim.engine.step import PREVIOUS_LR, SET_TENSORS
+from mada_optim.engine.coefficient_set import PREVIOUS_LR, SET_TENSORS
 
 
 def weight() -> torch.nn.Parameter:
