@@ -28,7 +28,7 @@ from mada_optim.engine.step import release, take_step
 from mada_optim.families import Family
 from mada_optim.families.in_group import FamilyInGroup
 from mada_optim.optimizers.checkpoint import LATER_ARGUMENTS, loading
-from mada_optim.optimizers.display import as_text
+from mada_optim.optimizers.display import as_tables, as_text
 from mada_optim.optimizers.groups import (
     check_agreement,
     check_family,
@@ -48,6 +48,7 @@ from mada_optim.optimizers.torch_protocols import (
 )
 from mada_optim.scale import LearnedScale
 from mada_optim.scale.rule import ADAPTIVE
+from mada_optim.tables import as_html
 from mada_optim.tensors.devices import as_floats
 
 
@@ -215,9 +216,7 @@ class HypergradientOptimizer(Optimizer):
 
     def _repr_html_(self) -> str:
         """Show the same in a notebook, as tables."""
-        from mada_optim.history.notebook import optimizer_as_html
-
-        return optimizer_as_html(self)
+        return as_html(type(self).__name__, as_tables(self))
 
     # Parameter groups.
 

@@ -1,4 +1,4 @@
-"""An optimizer as text: its coefficients, and what the user set."""
+"""An optimizer as text and as tables: its coefficients, and what the user set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from mada_optim.engine.betas import has_betas
 from mada_optim.engine.coefficient_set import SET_TENSORS, Group
 from mada_optim.families import Family
 from mada_optim.optimizers.groups import INTERNAL_KEYS
+from mada_optim.scale.in_use import rates_in_use
+from mada_optim.scale.learned import as_table
 from mada_optim.scale.rate import given_rate
+from mada_optim.tables import Table
 
 if TYPE_CHECKING:
     from mada_optim.optimizers.base import HypergradientOptimizer
@@ -35,6 +38,37 @@ def as_text(optimizer: HypergradientOptimizer) -> str:
         lines.append("Learning rate, searched for" if scale.searching else "Learning rate that was found")
         lines += [f"    {kind}: {value:.3g}" for kind, value in scale.values.items()]
     return "\n".join([f"{type(optimizer).__name__} (", *lines, ")"])
+
+
+def as_tables(optimizer: HypergradientOptimizer) -> list[Table]:
+    """Return the coefficients and whether they are learned, the learning rates, and the parameter groups."""
+    tables: list[Table] = []
+    groups = optimizer.param_groups
+    symbols = {coefficient.name: coefficient.symbol for coefficient in optimizer.family.coefficients}
+    per_group = optimizer.defaults["hyper_per_group"]
+    for index, group in enumerate(groups if per_group else groups[:1]):
+        heading = f"coefficient of group {index}" if per_group else "coefficient"
+        step_sizes = group["hyper_lr"]
+        rows = [
+            (
+                name if symbols[name] == name else f"{symbols[name]} {name}",
+                f"{value:g}",
+                f"learned, hyper_lr {step_sizes[name]:g}" if step_sizes[name] else "fixed",
+            )
+            for name, value in optimizer.coefficients(index).items()
+        ]
+        tables.append(((heading, "value", ""), rows))
+    if optimizer.scale is not None:
+        tables.append(as_table(optimizer.scale))
+    sizes = [
+        (str(index), str(len(group["params"])), f"{group['weight_decay']:g}") for index, group in enumerate(groups)
+    ]
+    rates = [(kind or "lr", f"{float(rate):.3g}") for kind, rate in rates_in_use(optimizer).items()]
+    return [
+        *tables,
+        (("parameter group", "parameters", "weight decay"), sizes),
+        (("learning rate", "in use"), rates),
+    ]
 
 
 def _defaults(optimizer: HypergradientOptimizer) -> dict[str, Any]:
