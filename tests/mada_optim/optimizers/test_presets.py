@@ -151,9 +151,9 @@ def test_learning_is_the_twin_moved_along_the_recorded_coefficients(row: Row):
 
 
 def test_frozen_config_repeats_a_training_with_what_it_found():
-    found = Net()
-    first = MADA(found.parameters(), lr=5e-3, hyper_warmup=0)
-    train(found, first, 30)
+    model = Net()
+    first = MADA(model.parameters(), lr=5e-3, hyper_warmup=0)
+    train(model, first, 30)
     again = MADA(Net().parameters(), lr=5e-3, **first.frozen_config())
     assert again.coefficients() == first.coefficients()
     assert all(alpha == 0.0 for alpha in again.param_groups[0]["hyper_lr"].values())
