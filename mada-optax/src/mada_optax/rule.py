@@ -32,7 +32,7 @@ class SearchSettings:
         window: decay of that running mean.
         steps: number of steps after which the scale is held.
         least_share: the scale is held earlier where the schedule has fallen below this share of its peak.
-        margin: factor by which the scale is multiplied when it is held.
+        margin: factor by which the scale is multiplied when it is held, see :func:`held_scale`.
         bounds: closed interval in which the scale stays.
 
     Raises:
@@ -84,6 +84,7 @@ class ScaleState(NamedTuple):
         taken: how many hypergradients were used.
         climbing: whether the scale has never been asked to fall.
         waiting: hypergradient of the last step, used at the next one.
+        recent: Σ 0.1·0.9^k h²_{t-k}.
     """
 
     log_value: jax.Array
@@ -92,6 +93,7 @@ class ScaleState(NamedTuple):
     taken: jax.Array
     climbing: jax.Array
     waiting: jax.Array
+    recent: jax.Array
 
 
 def start(settings: SearchSettings) -> ScaleState:
@@ -104,6 +106,7 @@ def start(settings: SearchSettings) -> ScaleState:
         taken=jnp.zeros((), jnp.int32),
         climbing=jnp.asarray(True),
         waiting=jnp.zeros((), dtype),
+        recent=jnp.zeros((), dtype),
     )
 
 
@@ -121,14 +124,27 @@ def learn(settings: SearchSettings, state: ScaleState) -> ScaleState:
     taken = state.taken + 1
     mean = MEAN_DECAY * state.mean + (1 - MEAN_DECAY) * h
     square = SQUARE_DECAY * state.square + (1 - SQUARE_DECAY) * h**2
+    recent = MEAN_DECAY * state.recent + (1 - MEAN_DECAY) * h**2
     root = jnp.sqrt(square / (1 - SQUARE_DECAY**taken))
     slope = jnp.clip(mean / (1 - MEAN_DECAY**taken) / root, -1.0, 1.0)
     climbing = state.climbing & (slope <= 0.0)
     lowest, highest = map(math.log, settings.bounds)
     moved = state.log_value - jnp.where(climbing, settings.climb, settings.rate) * slope
-    after = ScaleState(jnp.clip(moved, lowest, highest), mean, square, taken, climbing, jnp.zeros_like(h))
+    after = ScaleState(jnp.clip(moved, lowest, highest), mean, square, taken, climbing, jnp.zeros_like(h), recent)
     passed = state._replace(waiting=jnp.zeros_like(h))
     return choose((h != 0.0) & jnp.isfinite(h), after, passed)
+
+
+def held_scale(settings: SearchSettings, state: ScaleState) -> jax.Array:
+    """Return the scale that is held when the search ends: κ times the margin, within the bounds.
+
+    The margin makes up for the noise of gradients. It is taken to the power of what is left of the hypergradients:
+    their root mean square over some 10 steps, as a share of that over some 100 steps, at most 1.
+    """
+    recent = state.recent / (1 - MEAN_DECAY**state.taken)
+    square = state.square / (1 - SQUARE_DECAY**state.taken)
+    liveliness = jnp.where(state.recent > 0.0, jnp.minimum(jnp.sqrt(recent / square), 1.0), 1.0)
+    return jnp.minimum(jnp.exp(state.log_value) * settings.margin**liveliness, settings.bounds[1])
 
 
 def choose(condition: jax.Array, one: ScaleState, other: ScaleState) -> ScaleState:

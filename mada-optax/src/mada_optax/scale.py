@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mada_optax.rule import ADAPTIVE, ScaleState, SearchSettings, choose, learn, start
+from mada_optax.rule import ADAPTIVE, ScaleState, SearchSettings, choose, held_scale, learn, start
 from mada_optax.way import Trail, Way, begin, collect, trails
 
 LEAST_STEPS = 30
@@ -207,8 +207,9 @@ def _advance(
         moved = learn(of[label], scale)
         search[label] = choose(active, moved, scale)
         value = jnp.exp(moved.log_value)
-        held = jnp.minimum(value * of[label].margin, of[label].bounds[1])
-        rates[label] = jnp.where(ending, held, jnp.where(advancing, value, state.learned_rate[label]))
+        rates[label] = jnp.where(
+            ending, held_scale(of[label], moved), jnp.where(advancing, value, state.learned_rate[label])
+        )
     return state._replace(
         search=search,
         learned_rate=rates,

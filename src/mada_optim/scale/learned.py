@@ -32,7 +32,7 @@ from mada_optim.scale.around import (
     use_now,
 )
 from mada_optim.scale.rate import ScaledRate, given_rate, plateau_of
-from mada_optim.scale.rule import ADAPTIVE, ScaleState, SearchSettings, learn
+from mada_optim.scale.rule import ADAPTIVE, ScaleState, SearchSettings, held_scale, learn
 from mada_optim.scale.way import TENSORS, VISIBLE, Way, follow
 from mada_optim.tables import Table, as_html
 from mada_optim.tensors.distributed import check_learnable, find_team, spread_like
@@ -67,8 +67,8 @@ class LearnedScale:
         log κ ← log κ - a mean(h)/rms(h)            used one step later; see :class:`SearchSettings` for a
 
     After 150 steps, or after 30 when the schedule has fallen below half of its peak, κ is multiplied by a margin and
-    held. What the search kept of the parameters (6 bytes for each number in float32) is freed. From then on the
-    optimizer is itself, at ``scale.learning_rate`` times the schedule.
+    held, see :func:`~mada_optim.scale.rule.held_scale`. What the search kept of the parameters (6 bytes for each number
+    in float32) is freed. From then on the optimizer is itself, at ``scale.learning_rate`` times the schedule.
 
     ``optimizer.param_groups[i]["lr"]`` shows the rate in use; schedulers go on from the one that they gave, see
     :class:`ScaledRate`. A rate that is a tensor stays what was given. Under DDP every process finds the same scale,
@@ -218,8 +218,7 @@ class LearnedScale:
             return
         self._collect()
         for key, state in self._states.items():
-            settings = self._settings_of(key)
-            self._held[key] = min(state.value * settings.margin, settings.bounds[1])
+            self._held[key] = held_scale(self._settings_of(key), state)
         self.searching = False
         self._ways.clear()
         log.info(self.describe())
@@ -470,7 +469,8 @@ class LearnedScale:
             )
 
     def _load_scale(self, key: Hashable, saved: Mapping[str, Any]) -> None:
-        self._states[key] = ScaleState(**{field.name: saved[field.name] for field in fields(ScaleState)})
+        known = {field.name: saved[field.name] for field in fields(ScaleState) if field.name in saved}
+        self._states[key] = ScaleState(**known)
         self._peak, self.steps, self.searching = saved["peak"], int(saved["steps"]), not saved["held"]
         if self.searching:
             self._held.clear()

@@ -28,7 +28,7 @@ class SearchSettings:
         window: decay of that running mean.
         steps: number of steps after which the scale is held.
         least_share: the scale is held earlier where the schedule has fallen below this share of its peak.
-        margin: factor by which the scale is multiplied when it is held.
+        margin: factor by which the scale is multiplied when it is held, see :func:`held_scale`.
         bounds: closed interval in which the scale stays. Where nothing holds it back, as with a reward that is
             certain, weight decay λ diverges once the held scale times λ exceeds 2.
     """
@@ -75,6 +75,7 @@ class ScaleState:
         square: Σ 0.01·0.99^k h²_{t-k}.
         taken: how many hypergradients were used.
         climbing: whether the scale has never been asked to fall.
+        recent: Σ 0.1·0.9^k h²_{t-k}.
     """
 
     log_value: float
@@ -82,11 +83,20 @@ class ScaleState:
     square: float = 0.0
     taken: int = 0
     climbing: bool = True
+    recent: float = 0.0
 
     @property
     def value(self) -> float:
         """κ."""
         return math.exp(self.log_value)
+
+    @property
+    def liveliness(self) -> float:
+        """Root mean square of h over some 10 steps, as a share of that over some 100 steps; at most 1."""
+        if self.recent == 0.0 or self.square == 0.0:  # before the first, or of an older checkpoint
+            return 1.0
+        recent = self.recent / (1 - MEAN_DECAY**self.taken)
+        return min(1.0, math.sqrt(recent / (self.square / (1 - SQUARE_DECAY**self.taken))))
 
 
 def learn(settings: SearchSettings, state: ScaleState, hypergradient: float) -> ScaleState:
@@ -111,9 +121,25 @@ def learn(settings: SearchSettings, state: ScaleState, hypergradient: float) -> 
     taken = state.taken + 1
     mean = MEAN_DECAY * state.mean + (1 - MEAN_DECAY) * hypergradient
     square = SQUARE_DECAY * state.square + (1 - SQUARE_DECAY) * hypergradient**2
+    recent = MEAN_DECAY * state.recent + (1 - MEAN_DECAY) * hypergradient**2
     root = math.sqrt(square / (1 - SQUARE_DECAY**taken))
     slope = max(-1.0, min(1.0, mean / (1 - MEAN_DECAY**taken) / root))
     climbing = state.climbing and slope <= 0.0
     lowest, highest = map(math.log, settings.bounds)
     moved = state.log_value - (settings.climb if climbing else settings.rate) * slope
-    return ScaleState(max(lowest, min(highest, moved)), mean, square, taken, climbing)
+    return ScaleState(max(lowest, min(highest, moved)), mean, square, taken, climbing, recent)
+
+
+def held_scale(settings: SearchSettings, state: ScaleState) -> float:
+    """The scale that is held when the search ends: κ times the margin, within the bounds.
+
+    The margin makes up for the noise of gradients, which lets the search settle below the best rate. Where training
+    data are fit perfectly, the noise dies out, and with it the hypergradients. So the margin is taken to the power of
+    what is left of them, :attr:`ScaleState.liveliness`.
+
+    >>> noisy = ScaleState(math.log(1e-3), square=0.5, recent=0.9, taken=100)
+    >>> dying_out = ScaleState(math.log(1e-3), square=0.5, recent=0.0005, taken=100)
+    >>> [round(held_scale(ADAPTIVE, state), 5) for state in (noisy, dying_out)]
+    [0.0025, 0.00102]
+    """
+    return min(state.value * settings.margin**state.liveliness, settings.bounds[1])
