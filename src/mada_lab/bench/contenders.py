@@ -12,15 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mada_lab.bench.routines import (
-    QUINTICS,
-    Routine,
-    batched_quintics,
-    exact,
-    muon_one_by_one,
-    orthogonalize_each,
-)
-from mada_lab.optimizers.peers import MuonWithAdamW
+from mada_lab.bench.routines import QUINTICS, Routine, batched_quintics, exact, muon_one_by_one, orthogonalize_each
+from mada_lab.optimizers.registry import ENTRIES, Entry
 from mada_optim import (
     MADA,
     OMADA,
@@ -106,7 +99,7 @@ def contenders() -> list[Contender]:
         ("torch.optim.Muon, one by one", "torch", muon_one_by_one),
         ("SVD", "torch", exact),
     ]
-    found = {"matrices": LR, "rest": LR}
+    held = {"matrices": LR, "rest": LR}
     three = {"beta1": 5e-4, "beta2": 5e-4, "rho": 0.1}
 
     def ours(name: str, buffers: int, kept: int, make: Any, every: int | None = 1, workloads: str = "abc") -> Contender:
@@ -132,12 +125,11 @@ def contenders() -> list[Contender]:
         Contender("AdamW, fused, searching for its rate", "ours", _searching_adamw),
         Contender("AdamW, fused, at the rate found", "ours", partial(_searching_adamw, held=LR)),
         Contender("OMADA, searching for its rates", "ours", _searching_omada, workloads=TRAINING),
-        Contender("OMADA, at the rates found", "ours", partial(_omada, scale=found), workloads=TRAINING),
+        Contender("OMADA, at the rates found", "ours", partial(_omada, scale=held), workloads=TRAINING),
         Contender("OMADA, no search", "ours", partial(_omada, scale=False), workloads=TRAINING),
-        Contender("OMADA, Muon's iteration", "ours", partial(_omada, scale=found, ns_steps=5), workloads="j"),
-        Contender("Muon and AdamW (torch)", "torch", _muon, workloads=TRAINING),
+        Contender("OMADA, Muon's iteration", "ours", partial(_omada, scale=held, ns_steps=5), workloads="j"),
         *(Contender(name, kind, routine=routine, workloads="ghi") for name, kind, routine in routines),
-        Contender("schedule-free AdamW", "peer", _schedule_free, package="schedulefree"),
+        *(_of_registry(entry.timed_as, entry) for entry in ENTRIES.values() if entry.timed_as is not None),
         Contender("Adan (pytorch-optimizer)", "peer", partial(_peer, "Adan"), package="pytorch_optimizer"),
         Contender("Lion (pytorch-optimizer)", "peer", partial(_peer, "Lion"), package="pytorch_optimizer"),
         Contender(
@@ -160,8 +152,20 @@ def matrices_apart(params: Sequence[Any]) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def _muon(params: Params) -> Optimizer:
-    return MuonWithAdamW(matrices_apart(params), lr=LR)
+def _of_registry(name: str, entry: Entry) -> Contender:
+    """Return what experiments train with, as a line of the table."""
+    assert entry.make is not None
+    return Contender(
+        name,
+        "torch" if entry.package is None else "peer",
+        partial(_made_for_matrices, entry.make) if entry.takes_matrices else partial(entry.make, lr=LR),
+        package=entry.package,
+        workloads=TRAINING if entry.takes_matrices else "abc",
+    )
+
+
+def _made_for_matrices(make: Callable[..., Optimizer], params: Params) -> Optimizer:
+    return make(matrices_apart(params), lr=LR)
 
 
 def _omada(params: Params, **options: Any) -> Optimizer:
@@ -185,14 +189,6 @@ def _peer(name: str, params: Params) -> Optimizer:
 
     optimizer: Optimizer = getattr(pytorch_optimizer, name)(params, lr=LR)
     return optimizer
-
-
-def _schedule_free(params: Params) -> Optimizer:
-    from schedulefree import AdamWScheduleFree
-
-    optimizer: Any = AdamWScheduleFree(params, lr=LR)
-    optimizer.train()
-    return optimizer  # type: ignore[no-any-return]
 
 
 def _gdtuo(workload: Training) -> Callable[[], None]:

@@ -26,10 +26,10 @@ def run_train(arguments: argparse.Namespace) -> Outcome:
     from rich.console import Console
 
     from mada_lab.display.progress import Display
+    from mada_lab.errors import InputError
+    from mada_lab.files import read_json
     from mada_lab.run.folder import RunFolder
     from mada_lab.run.train import train
-    from mada_lab.tasks import InputError
-    from mada_lab.tasks.stored import read_json
 
     resume = arguments.resume is not None
     if resume:
@@ -37,7 +37,7 @@ def run_train(arguments: argparse.Namespace) -> Outcome:
         if given:
             raise InputError(f"--resume takes everything from the run's config.json; leave out {_flags(given)}")
         folder = RunFolder(arguments.resume)
-        config = folder.config()
+        config: RunConfig = folder.config()
     else:
         config = _config(arguments)
         default = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.optimizer.name}"
@@ -109,8 +109,9 @@ def run_demo(arguments: argparse.Namespace) -> Outcome:
 
 
 def run_compare(arguments: argparse.Namespace) -> Outcome:
-    from mada_lab.sweep.compare import comparison
-    from mada_lab.sweep.stage_folder import TUNE, check_reference
+    from mada_lab.report.stage_report import check_reference
+    from mada_lab.sweep.comparison import comparison
+    from mada_lab.sweep.stage_folder import TUNE
 
     out = Path(getattr(arguments, "report", None) or getattr(arguments, "out", None) or _new_folder("compare"))
     reference = getattr(arguments, "reference", None)
@@ -136,10 +137,10 @@ def _name_those_without_betas(experiment: Experiment) -> None:
 
 
 def run_sweep(arguments: argparse.Namespace) -> Outcome:
-    from mada_lab.sweep import experiment as sweep
+    from mada_lab.sweep.experiment_file import load
     from mada_lab.sweep.stage_folder import CONFIRM, TUNE
 
-    experiment = sweep.load(arguments.file, arguments.data_root)
+    experiment = load(arguments.file, arguments.data_root)
     out = Path(getattr(arguments, "out", None) or _new_folder(Path(arguments.file).stem))
     folders = {stage: out / stage for stage in (TUNE, CONFIRM)}
     chosen = {
@@ -163,7 +164,7 @@ def _run_stages(
     from rich.console import Console
 
     from mada_lab.display.progress import SweepDisplay
-    from mada_lab.sweep.stages import run_stages
+    from mada_lab.sweep.run_stages import run_stages
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     with SweepDisplay(console) as display:
@@ -184,15 +185,15 @@ def _print_report(out: Path, reference: str | None = None, option: str = "--lrs"
     from rich.console import Console
     from rich.table import Table
 
-    from mada_lab.report.summary import curves_table, edge_warnings, verdict
-    from mada_lab.sweep.stage_folder import load_stage
-    from mada_lab.sweep.stages import make_report
-    from mada_lab.tasks.stored import read_json
+    from mada_lab.files import read_json
+    from mada_lab.report.sparklines import curves_table
+    from mada_lab.report.stage_files import write_stage_files
+    from mada_lab.report.verdict import edge_warnings, verdict
 
-    tables, notes = make_report(out, reference)
-    stage = load_stage(out, reference)
-    if len(stage.runs) > 1:
-        tables.append(curves_table(stage.summaries))
+    report = write_stage_files(out, reference)
+    tables = list(report.tables().values())
+    if len(report.stage.runs) > 1:
+        tables.append(curves_table(report.stage.summaries))
     console = Console()
     for header, *rows in tables:
         table = Table(box=None, header_style="bold", pad_edge=False)
@@ -208,23 +209,23 @@ def _print_report(out: Path, reference: str | None = None, option: str = "--lrs"
         console.print(table)
         console.print()
     console = Console()
-    for note in notes:
+    for note in report.notes():
         console.print(note, highlight=False, markup=False)
     console.print(f"Written: {out}/table.md, results.json, curves.png", highlight=False, markup=False, soft_wrap=True)
-    sentence = verdict(stage.entries, stage.reference)
+    sentence = verdict(report.entries, report.reference)
     console.print(f"\n{sentence}", highlight=False, markup=False)
-    for warning in edge_warnings(stage.entries, option):
+    for warning in edge_warnings(report.entries, option):
         print(f"mada: {warning}", file=sys.stderr)
     results: dict[str, Any] = {**read_json(out / "results.json"), "summary": sentence}
     return results
 
 
 def run_report(arguments: argparse.Namespace) -> Outcome:
+    from mada_lab.errors import InputError, require
     from mada_lab.report.rates_figure import write_rates
-    from mada_lab.tasks import InputError, require
 
     try:
-        from mada_lab.report.page import write_report
+        from mada_lab.report.report_file import write_report
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is missing: pip install 'mada-optim[experiments]'") from None
 
@@ -284,8 +285,8 @@ def run_bench(arguments: argparse.Namespace) -> Outcome:
     from rich.console import Console
 
     from mada_lab.bench import measure, report
-    from mada_lab.tasks import require
-    from mada_lab.tasks.stored import read_json
+    from mada_lab.errors import require
+    from mada_lab.files import read_json
 
     chosen, missing = measure.choose(arguments.workloads, arguments.device, arguments.only)
     if arguments.threads is not None:
@@ -328,8 +329,8 @@ def run_optimizers(_: argparse.Namespace) -> Outcome:
 def run_bounds(arguments: argparse.Namespace) -> Outcome:
     from rich.console import Console
 
-    from mada_lab.tasks import InputError
-    from mada_lab.tasks.stored import prepare_file
+    from mada_lab.errors import InputError
+    from mada_lab.files import prepare_file
     from mada_lab.theory.figures import Setting, bounds, draw_bounds, summarize
 
     options = {name: value for name, value in vars(arguments).items() if name != "out"}
@@ -351,8 +352,8 @@ def run_bounds(arguments: argparse.Namespace) -> Outcome:
 
 
 def run_scale(arguments: argparse.Namespace) -> Outcome:
-    from mada_lab.tasks import InputError
-    from mada_lab.tasks.stored import prepare_file
+    from mada_lab.errors import InputError
+    from mada_lab.files import prepare_file
     from mada_lab.theory.scale_figure import Setting, draw_scale, rates_and_losses, summarize
 
     options = {name: value for name, value in vars(arguments).items() if name not in ("run", "command", "out")}
@@ -375,8 +376,8 @@ def run_online(arguments: argparse.Namespace) -> Outcome:
     from rich.console import Console
 
     from mada_lab.display.progress import StepsDisplay
-    from mada_lab.tasks import InputError
-    from mada_lab.tasks.stored import prepare_file
+    from mada_lab.errors import InputError
+    from mada_lab.files import prepare_file
     from mada_lab.theory.online import Setting, draw_online, finals, scan, steps_of, summarize
 
     options = {name: value for name, value in vars(arguments).items() if name not in ("out", "scan")}
@@ -407,7 +408,9 @@ def run_online(arguments: argparse.Namespace) -> Outcome:
 
 def _config(arguments: argparse.Namespace) -> RunConfig:
     """The configuration that the options describe; what was not given keeps the default of the dataclasses."""
-    from mada_lab.run.config import OptimizerConfig, RunConfig, make_task
+    from mada_lab.optimizers.config import OptimizerConfig
+    from mada_lab.run.config import RunConfig
+    from mada_lab.tasks.registry import make_task
 
     given = vars(arguments)
 
@@ -429,7 +432,7 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
 
 
 def _hyper_lr(values: Sequence[str]) -> float | dict[str, float]:
-    from mada_lab.tasks import InputError
+    from mada_lab.errors import InputError
 
     try:
         if len(values) == 1 and "=" not in values[0]:

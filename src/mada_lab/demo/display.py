@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mada_lab.display.terminal_chart import ChartLine, chart
-from mada_lab.report.tables import rounded
 from mada_lab.run.folder import RunFolder
 from mada_lab.run.train import StepReport
+from mada_lab.text import rounded
 from mada_optim.history.notation import SCALE
 
 # Okabe and Ito's lighter orange and blue, which are read on dark and on light ground.

@@ -14,16 +14,17 @@ from pathlib import Path
 from rich.console import Console
 
 from mada_lab.demo.display import DemoDisplay
-from mada_lab.report.coefficient_paths import coefficient_points
-from mada_lab.report.tables import StoredRun, load_run, loss_or_diverged
 from mada_lab.run.config import RunConfig
+from mada_lab.run.curves import coefficient_points
 from mada_lab.run.folder import RunFolder
-from mada_lab.sweep.compare import comparison
+from mada_lab.run.stored import StoredRun, load_run
+from mada_lab.sweep.comparison import comparison
 from mada_lab.sweep.experiment import Experiment
+from mada_lab.sweep.run_stages import Ending, run_stages
 from mada_lab.sweep.side_by_side import SideBySide
 from mada_lab.sweep.stage_folder import TUNE
-from mada_lab.sweep.stages import Ending, run_stages
 from mada_lab.tasks.language import LanguageConfig
+from mada_lab.text import loss_or_diverged
 from mada_optim.history.notation import SCALE
 
 NAMES = {"adamw": "AdamW", "omada": "OMADA"}

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mada_lab.report.coefficient_paths import coefficient_points
-from mada_lab.report.figures import save_figure, smoothed
+from mada_lab.figures import save_figure, smoothed
+from mada_lab.run.curves import coefficient_points
 from mada_lab.run.folder import Metrics
 from mada_optim.history.drawing import (
     DASHES,

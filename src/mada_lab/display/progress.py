@@ -23,9 +23,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from mada_lab.report.tables import count, rounded
 from mada_lab.run.train import StepReport
-from mada_lab.sweep.stages import RunReport
+from mada_lab.sweep.run_stages import RunReport
+from mada_lab.text import count, rounded
 from mada_optim.history.notation import SYMBOLS, short
 
 _GAP = 2  # spaces between two values

@@ -95,11 +95,12 @@ class MuonWithAdamW(Optimizer):
 
 
 def schedule_free_adamw(groups: Sequence[Group], **arguments: Any) -> Optimizer:
-    """The package ``schedulefree`` (Defazio et al., "The Road Less Scheduled", 2024)."""
+    """The package ``schedulefree`` (Defazio et al., "The Road Less Scheduled", 2024), ready to train."""
     from schedulefree import AdamWScheduleFree
 
-    optimizer: Optimizer = AdamWScheduleFree(groups, **arguments)
-    return optimizer
+    optimizer: Any = AdamWScheduleFree(groups, **arguments)
+    optimizer.train()
+    return optimizer  # type: ignore[no-any-return]
 
 
 def prodigy(groups: Sequence[Group], **arguments: Any) -> Optimizer:

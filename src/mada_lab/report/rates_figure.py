@@ -12,11 +12,13 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mada_lab.report.figures import save_figure, spaced
-from mada_lab.report.tables import Summary, count
-from mada_lab.sweep.stage_folder import StoredStage, load_stages, without_paths
-from mada_lab.tasks import require
-from mada_lab.tasks.stored import prepare_file
+from mada_lab.errors import require
+from mada_lab.figures import save_figure, spaced
+from mada_lab.files import prepare_file
+from mada_lab.sweep.stage_folder import StoredStage, load_stages
+from mada_lab.sweep.summary import Summary
+from mada_lab.tasks.registry import without_paths
+from mada_lab.text import count
 from mada_optim.history.drawing import look, style
 from mada_optim.history.notation import SCALE
 

@@ -12,7 +12,6 @@ lock              held by the process that trains
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 from collections.abc import Mapping
@@ -22,9 +21,8 @@ from typing import Any
 import torch
 
 import mada_optim
-from mada_lab.run.config import RunConfig, differences, from_dict, to_dict
-from mada_lab.tasks import InputError
-from mada_lab.tasks.stored import (
+from mada_lab.errors import InputError
+from mada_lab.files import (
     CHECKPOINT,
     CONFIG,
     LOCK,
@@ -35,6 +33,7 @@ from mada_lab.tasks.stored import (
     replacing,
     write_json,
 )
+from mada_lab.run.config import ResolvedRun, differences, resolved_from_dict, to_dict
 
 Metrics = list[dict[str, Any]]
 _TAIL = 4096  # bytes, more than a line has
@@ -58,7 +57,7 @@ class RunFolder:
                 f"out must be a new or empty folder, got {str(self.path)!r}; to go on with a run: --resume"
             )
 
-    def create(self, config: RunConfig, data: Mapping[str, Any]) -> None:
+    def create(self, config: ResolvedRun, data: Mapping[str, Any]) -> None:
         """Start a run, in a folder that is locked. ``data`` is the task's description."""
         self.check_free()
         write_json(
@@ -70,21 +69,23 @@ class RunFolder:
         """But for what a kill in this very moment left behind."""
         return all(path.suffix == TEMPORARY or path.name == LOCK for path in self.path.iterdir())
 
-    def config(self) -> RunConfig:
+    def config(self) -> ResolvedRun:
         if not self.config_file.exists():
             raise InputError(f"resume must be the folder of a run, got {str(self.path)!r}, which has no config.json")
-        return from_dict(read_json(self.config_file)["config"])
+        return resolved_from_dict(read_json(self.config_file)["config"])
 
     def recorded(self) -> dict[str, Any]:
         """What config.json says beside the configuration: data, versions, machine."""
         return {name: value for name, value in read_json(self.config_file).items() if name != "config"}
 
-    def check_same(self, config: RunConfig, data: Mapping[str, Any]) -> None:
+    def check_same(self, config: ResolvedRun, data: Mapping[str, Any]) -> None:
         """Raise unless this folder is of the same configuration on the same data."""
-        found = differences(to_dict(config), to_dict(self.config()))
-        found += differences(data, self.recorded()["data"])
-        if found:
-            raise InputError(f"{self.path} is a run of another configuration ({'; '.join(found)}); choose a new folder")
+        differing = differences(to_dict(config), to_dict(self.config()))
+        differing += differences(data, self.recorded()["data"])
+        if differing:
+            raise InputError(
+                f"{self.path} is a run of another configuration ({'; '.join(differing)}); choose a new folder"
+            )
 
     # Metrics.
 
@@ -145,11 +146,6 @@ class RunFolder:
             raise InputError(
                 f"{self.checkpoint_file} cannot be read ({error}); delete it to start this run again from step 0"
             ) from error
-
-
-def finite(value: float) -> float | None:
-    """JSON knows no NaN."""
-    return value if math.isfinite(value) else None
 
 
 def _versions() -> dict[str, str]:

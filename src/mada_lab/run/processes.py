@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mada_lab.tasks import Batch, InputError
+from mada_lab.errors import InputError
+from mada_lab.tasks.base import Batch
 
 T = TypeVar("T")
 

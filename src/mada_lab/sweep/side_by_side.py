@@ -17,9 +17,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
+from mada_lab.errors import InputError
 from mada_lab.run.train import StepReport
 from mada_lab.sweep.pool import Pool
-from mada_lab.tasks import InputError
 
 _STOP = "stop"
 

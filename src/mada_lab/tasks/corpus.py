@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from mada_lab.tasks import InputError, require
+from mada_lab.errors import InputError, require
 
 PIECE = 1 << 16  # characters
 

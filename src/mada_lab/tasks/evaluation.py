@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from mada_lab.tasks import InputError, require
+from mada_lab.errors import InputError, require
 from mada_lab.tasks.windows import VALIDATION_TOKENS, Tokens, WindowsTask
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mada_lab.tasks import InputError, require
-from mada_lab.tasks.stored import CHECKPOINT, CONFIG, RESULT, read_checkpoint, read_json
+from mada_lab.errors import InputError, require
+from mada_lab.files import CHECKPOINT, CONFIG, RESULT, read_checkpoint, read_json
 
 if TYPE_CHECKING:
     from mada_lab.tasks.windows import WindowsConfig

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 import mada_optim
-from mada_lab.tasks import InputError, require
+from mada_lab.errors import InputError, require
+from mada_lab.files import LOCK, TEMPORARY, locked, replacing, write_json
 from mada_lab.tasks.corpus import Corpus, Piece, split
-from mada_lab.tasks.stored import LOCK, TEMPORARY, locked, replacing, write_json
 from mada_lab.tasks.windows import Tokens
 
 if TYPE_CHECKING:

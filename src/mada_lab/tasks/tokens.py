@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from mada_lab.tasks import require
+from mada_lab.errors import require
 from mada_lab.tasks.evaluation import Lambada, perplexity
 from mada_lab.tasks.initial import Initial, from_run, is_run, published
 from mada_lab.tasks.packing import Packed, read

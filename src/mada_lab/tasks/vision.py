@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mada_lab.tasks import Batch, InputError, TaskConfig, require
+from mada_lab.errors import InputError, require
+from mada_lab.tasks.base import Batch, TaskConfig
 
 Images = npt.NDArray[np.uint8]  # (N, channels, height, width)
 Labels = npt.NDArray[np.int64]

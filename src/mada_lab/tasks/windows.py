@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mada_lab.tasks import Batch, TaskConfig, require
+from mada_lab.errors import require
+from mada_lab.tasks.base import Batch, TaskConfig
 from mada_lab.tasks.initial import Initial
 
 VALIDATION_BATCH = 64

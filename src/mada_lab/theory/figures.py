@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mada_lab.report.figures import save_figure
+from mada_lab.figures import save_figure
 from mada_lab.theory.bounds import Problem, best_rho, critical_rho, direct_bound, interpolation_bound
 from mada_lab.theory.evidence import TailedQuadratic, mean_squared_gradient
 from mada_optim.history.drawing import PALETTE, style

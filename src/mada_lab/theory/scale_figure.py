@@ -10,7 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mada_lab.report.figures import save_figure
+from mada_lab.figures import save_figure
 from mada_lab.theory.scale import (
     best_rate,
     cosine_shares,

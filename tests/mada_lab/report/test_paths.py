@@ -7,10 +7,10 @@ from pathlib import Path
 from tiny import stored_run as run
 from tiny import tiny_config
 
-from mada_lab.report.coefficient_paths import panels
-from mada_lab.report.figures import draw_coefficients
-from mada_lab.report.tables import Summary
+from mada_lab.report.coefficient_panels import panels
+from mada_lab.report.stage_figures import draw_coefficients
 from mada_lab.run.train import train
+from mada_lab.sweep.summary import Summary
 
 ADAM = {"beta1": 0.9, "rho": 1.0}
 

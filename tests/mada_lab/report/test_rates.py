@@ -13,8 +13,9 @@ from tiny import stored_run
 from mada_lab.cli.main import main
 from mada_lab.report import rates_figure as rates
 from mada_lab.report.rates_figure import TaskRates, by_task, draw_rates, finds_its_rate
-from mada_lab.report.tables import StoredRun, Summary
+from mada_lab.run.stored import StoredRun
 from mada_lab.sweep.stage_folder import StoredStage
+from mada_lab.sweep.summary import Summary
 
 SEARCHED = [{"beta1": 0.9, "scale_matrices": 1e-3}]
 LOSSES = {1e-4: 1.8, 3e-4: 1.7, 1e-3: 1.6, 3e-3: 1.5, 1e-1: 9.0}
@@ -86,7 +87,7 @@ def test_the_command_draws_what_is_stored(tmp_path: Path, capsys: pytest.Capture
         run = folder / "runs" / name
         run.mkdir(parents=True)
         optimizer = {"name": "adamw", "lr": lr, "betas": [0.9, 0.99], "weight_decay": 0.1, "options": {}}
-        config = {**base, "optimizer": optimizer, "seed": 0}
+        config = {**base, "optimizer": optimizer, "seed": 0, "final_lr": 0.1, "threads": 1, "device": "cpu"}
         data = {"source": "text", "sha256": "0"}
         (run / "config.json").write_text(
             json.dumps({"config": config, "data": data, "versions": {}, "machine": {}}), "utf-8"

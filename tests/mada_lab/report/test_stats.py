@@ -7,23 +7,15 @@ from typing import Any
 import pytest
 from tiny import stored_run
 
-from mada_lab.report.stats import mean_interval, paired_difference, t_quantile
-from mada_lab.report.tables import (
-    StoredRun,
-    Summary,
-    betas_results,
-    betas_table,
-    edges,
-    joint_table,
-    loss_table,
-    lr_difference_table,
-    lr_table,
-    markdown,
-    reference_table,
-    results,
-)
-from mada_lab.run.train import Result
+from mada_lab.report.joint_table import joint_table
+from mada_lab.report.results import betas_results, edges, results
+from mada_lab.report.stage_report import StageReport
+from mada_lab.report.tables import betas_table, loss_table, lr_difference_table, lr_table, markdown, reference_table
+from mada_lab.run.result import Result
+from mada_lab.run.stored import StoredRun
+from mada_lab.stats import mean_interval, paired_difference, t_quantile
 from mada_lab.sweep.stage_folder import TUNE, StoredStage
+from mada_lab.sweep.summary import Summary
 
 STAGE: dict[str, Any] = {
     "title": "t",
@@ -119,16 +111,16 @@ def test_best_rates_at_the_edge_of_their_grid_are_marked_in_every_table(
         )
         for label, shift in (("adamw", 0.0), ("mada", 0.5))
     ]
-    stage = StoredStage({**STAGE, "stage": TUNE}, summaries, RECORDS, {})
-    entries = stage.entries
+    report = StageReport(StoredStage({**STAGE, "stage": TUNE}, summaries, RECORDS, {}))
+    entries = report.entries
     assert [(entry["best_lr"], entry["best_lr_edge"]) for entry in entries] == [(best, edge)] * 2
-    tables = stage.tables()
+    tables = report.tables()
     marked = {title for title, table in tables.items() if any("†" in cell for row in table for cell in row)}
     of_best_rates = {title for title in tables if title != "Difference to adamw at every learning rate"}
     assert marked == (of_best_rates if edge else set())
     names = f"adamw ({best:g}, the {edge}), mada ({best:g}, the {edge})"
     note = f"† The best learning rate is at the edge of its grid, and a better one may lie beyond: {names}."
-    assert [note for note in stage.notes() if "†" in note] == ([note] if edge else [])
+    assert [note for note in report.notes() if "†" in note] == ([note] if edge else [])
     joint = joint_table([("one", entries), ("two", entries)])
     assert joint is not None
     assert all((" †" in cell) == (edge is not None) for row in joint[1:] for cell in row[1:3])
@@ -149,16 +141,16 @@ def test_a_second_stage_knows_the_grid_of_the_first() -> None:
 
 def test_a_run_alone_is_compared_with_nothing() -> None:
     for name in ("adamw", "mada"):
-        stage = StoredStage({**STAGE, "stage": None}, [Summary(name, [stored_run(0)])], RECORDS, {})
-        assert list(stage.tables()) == ["Losses", "Time of a step"]
-        assert stage.tables()["Losses"][0][:2] == ["optimizer", "lr"]
-        assert all(cell != "-" for table in stage.tables().values() for row in table for cell in row)
-        assert stage.notes() == ["s; width 16; 9 steps; losses in nats."]
+        report = StageReport(StoredStage({**STAGE, "stage": None}, [Summary(name, [stored_run(0)])], RECORDS, {}))
+        assert list(report.tables()) == ["Losses", "Time of a step"]
+        assert report.tables()["Losses"][0][:2] == ["optimizer", "lr"]
+        assert all(cell != "-" for table in report.tables().values() for row in table for cell in row)
+        assert report.notes() == ["s; width 16; 9 steps; losses in nats."]
 
 
 def test_columns_of_a_comparison_without_its_reference() -> None:
     stage = StoredStage({}, [Summary("mada", [stored_run(0)]), Summary("adan", [stored_run(0, val=2.0)])], [], {})
-    table = stage.tables()["Difference to adamw and to the best, and time of a step"]
+    table = StageReport(stage).tables()["Difference to adamw and to the best, and time of a step"]
     assert table[0] == ["optimizer", "minus the best's", "ms per step", "of these optimizer"]
 
 
@@ -169,7 +161,7 @@ def test_differences_at_every_learning_rate_need_three_seeds() -> None:
             Summary(label, [_run(lr, seed, [5.0, last + lr * seed]) for lr in (0.1, 0.2) for seed in range(seeds)])
             for label, last in (("adamw", 2.0), ("mada", 1.5))
         )
-        tables = StoredStage({}, [adamw, mada], [], {}).tables()
+        tables = StageReport(StoredStage({}, [adamw, mada], [], {})).tables()
         assert (title in tables) == (seeds == 3)
     assert tables[title][1] == ["mada", "-0.5000 ± 0.0000", "-0.5000 ± 0.0000"]
 

@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
-from mada_lab.report.coefficient_paths import Panel
-from mada_lab.report.figures import colour_levels, panel_looks, smoothed, spaced
-from mada_lab.report.tables import StoredRun, Summary, loss_or_diverged
+from mada_lab.figures import smoothed, spaced
+from mada_lab.report.coefficient_panels import Panel
+from mada_lab.report.stage_figures import colour_levels, panel_looks
+from mada_lab.run.stored import StoredRun
+from mada_lab.sweep.summary import Summary
+from mada_lab.text import loss_or_diverged
 from mada_optim.history.drawing import DASHES, look
 from mada_optim.history.notation import SYMBOLS, is_logarithmic
 

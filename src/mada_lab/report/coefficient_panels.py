@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mada_lab.report.tables import StoredRun, Summary
-from mada_lab.run.folder import Metrics
+from mada_lab.run.curves import coefficient_points
+from mada_lab.run.stored import StoredRun
+from mada_lab.sweep.summary import Summary
 from mada_optim.history.drawing import Points, axis_limits, moves
 from mada_optim.history.notation import SYMBOLS
 
@@ -121,15 +122,6 @@ def panels(summaries: Sequence[Summary]) -> list[Panel]:
         for chunk in chunks
     ]
     return joined + alone
-
-
-def coefficient_points(metrics: Metrics) -> dict[str, list[tuple[int, float]]]:
-    """The path of each coefficient; none where the optimizer has no coefficients."""
-    points: dict[str, list[tuple[int, float]]] = {}
-    for line in metrics:
-        for name, value in line.get("coefficients", {}).items():
-            points.setdefault(name, []).append((line["step"], value))
-    return points
 
 
 def _starts(paths: Sequence[Mapping[str, Points]]) -> list[tuple[tuple[float, ...], str]]:

@@ -1,9 +1,10 @@
-"""How files are written, and how those of a run are read: to go on with it, or to begin another with its weights."""
+"""How files are written and read: whole or not at all, by one process at a time."""
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import pickle
 import tempfile
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from mada_lab.tasks import InputError
+from mada_lab.errors import InputError
 
 CONFIG, CHECKPOINT, RESULT = "config.json", "checkpoint.pt", "result.json"
 LOCK, TEMPORARY = "lock", ".tmp"
@@ -98,6 +99,11 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     return values
+
+
+def finite(value: float) -> float | None:
+    """Return None in place of NaN and infinity, which JSON does not know."""
+    return value if math.isfinite(value) else None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

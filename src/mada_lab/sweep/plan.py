@@ -1,0 +1,115 @@
+"""The plan of an experiment: each of its runs, resolved once."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import nn
+
+from mada_lab.errors import require
+from mada_lab.optimizers.build import build
+from mada_lab.run.config import ResolvedRun, RunConfig, resolve
+from mada_lab.sweep.changes import changed
+from mada_lab.sweep.experiment import LR, Experiment, fixed
+from mada_lab.sweep.stage_folder import CONFIRM, TUNE, run_folder
+from mada_lab.sweep.summary import Summary, load_summary
+
+Runs = dict[str, ResolvedRun]
+"""Runs by the name of their folder."""
+
+
+class NotReady(Exception):
+    """Runs on which others depend are not over."""
+
+
+class AllDiverged(NotReady):
+    """They are over, and none can be built on."""
+
+
+class Plan:
+    """All runs of an experiment, resolved when the plan is made and never again.
+
+    Some values are known only when other runs are over: the best learning rate, the coefficients of another contender.
+    Until then a run is a draft with others in their place.
+
+    Args:
+        experiment: what is trained.
+        folders: of the stages, by name; from there comes what is known of runs that are over.
+
+    Raises:
+        InputError: a run cannot be trained as described.
+    """
+
+    def __init__(self, experiment: Experiment, folders: Mapping[str, Path]) -> None:
+        self.experiment, self.folders = experiment, folders
+        self._drafts: dict[tuple[str, str], list[ResolvedRun]] = {}
+        self._ready: dict[tuple[str, str], Runs] = {}
+        for label in [*self.wave(dependent=False), *self.wave(dependent=True)]:
+            start = self._first_coefficients(label)
+            for stage in (TUNE, CONFIRM) if experiment.confirm is not None else (TUNE,):
+                configs = self._configs(stage, label, experiment.base.optimizer.lr).values()
+                self._drafts[stage, label] = [
+                    resolve(config if start is None else fixed(config, start)) for config in configs
+                ]
+
+    def wave(self, dependent: bool) -> list[str]:
+        """Return the contenders that start at the coefficients of others, which come after the others, or those."""
+        contenders = self.experiment.contenders
+        return [label for label, each in contenders.items() if (each.coefficients_from is not None) is dependent]
+
+    def drafts(self, stage: str, label: str) -> list[ResolvedRun]:
+        """Return the runs of a contender in a stage, with values of others where theirs are not known yet."""
+        return self._drafts[stage, label]
+
+    def runs(self, stage: str, label: str) -> Runs:
+        """Return the runs of a contender in a stage. Raise :class:`NotReady` where others must be over before."""
+        if (stage, label) not in self._ready:
+            self._ready[stage, label] = self._make_runs(stage, label)
+        return self._ready[stage, label]
+
+    def all_drafts(self) -> Iterable[ResolvedRun]:
+        """Return the drafts of all contenders in all stages."""
+        return (draft for drafts in self._drafts.values() for draft in drafts)
+
+    def _make_runs(self, stage: str, label: str) -> Runs:
+        drafts = self._drafts[stage, label]
+        lr = None
+        if stage == CONFIRM:
+            lr, _ = self._best(TUNE, label)
+            drafts = [changed(draft, {LR: lr}) for draft in drafts]
+        runs = dict(zip(self._configs(stage, label, lr), drafts, strict=True))
+        source = self.experiment.contenders[label].coefficients_from
+        if source is None:
+            return runs
+        best, summary = self._best(stage, source)
+        finals = [run.result.coefficients for run in summary.at(best)]
+        means = {name: statistics.fmean(final[name] for final in finals) for name in finals[0]}
+        # More seeds of the source give other coefficients, and thus other runs.
+        return {f"{name}-from-lr{best:g}-x{len(finals)}": fixed(run, means) for name, run in runs.items()}
+
+    def _configs(self, stage: str, label: str, lr: float | None) -> Mapping[str, RunConfig]:
+        return self.experiment.tune(label) if stage == TUNE else self.experiment.confirmed(label, lr)
+
+    def _best(self, stage: str, label: str) -> tuple[float, Summary]:
+        """Return the best learning rate of a contender in a stage, and its runs there."""
+        planned = self.runs(stage, label)
+        summary = load_summary(label, (run_folder(self.folders[stage], name) for name in planned))
+        if len(summary.runs) < len(planned):
+            raise NotReady(f"{len(summary.runs)} of {len(planned)} runs of {label} are over")
+        best = summary.best_lr()
+        if best is None:
+            raise AllDiverged(f"{label} has a diverged run at each learning rate")
+        return best, summary
+
+    def _first_coefficients(self, label: str) -> dict[str, float] | None:
+        """Return where the optimizer starts whose final coefficients a contender wants; None: it wants none."""
+        source = self.experiment.contenders[label].coefficients_from
+        if source is None:
+            return None
+        optimizer = build(self._drafts[TUNE, source][0].optimizer, nn.Linear(1, 1))
+        read = getattr(optimizer, "coefficients", None)
+        allowed = "a contender whose optimizer has coefficients"
+        require(callable(read), f"coefficients_from of {label!r}", source, allowed)
+        return dict(read()) if read is not None else None
