@@ -31,7 +31,7 @@ def smoothed(values: Sequence[float], half: int) -> list[float]:
 
 
 def spaced(values: Sequence[float], most: int = 7) -> list[float]:
-    """Those that can be labels of a logarithmic axis beside each other.
+    """Return those of the values that can be labels of a logarithmic axis beside each other.
 
     >>> spaced([0.001, 0.003, 0.01, 0.03, 3.0]), spaced([0.001, 0.003, 0.01])
     ([0.001, 0.01, 3.0], [0.001, 0.003, 0.01])

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 
 def count(number: int, noun: str) -> str:
-    """
+    """Return a number with its noun.
+
     >>> count(1, "seed"), count(2, "seed")
     ('1 seed', '2 seeds')
     """
@@ -14,7 +15,8 @@ def count(number: int, noun: str) -> str:
 
 
 def listed(names: Sequence[str], most: int) -> str:
-    """
+    """Return the first names, and how many others there are.
+
     >>> listed(["a", "b", "c", "d"], most=2), listed(["a"], most=2)
     ('a, b and 2 others', 'a')
     """
@@ -28,7 +30,7 @@ def loss_or_diverged(loss: float | None) -> str:
 
 
 def rounded(value: float, sign: str = "") -> str:
-    """A loss, in a form that stays short where one blew up.
+    """Return a loss, in a form that stays short where one blew up.
 
     >>> rounded(1.70123), rounded(-0.1, "+"), rounded(1534319905996.8)
     ('1.7012', '-0.1000', '1.53e+12')

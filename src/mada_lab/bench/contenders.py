@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mada_lab.bench.contender import LR, Contender, TrainedModel
 from mada_lab.bench.routines import QUINTICS, Routine, batched_quintics, exact, muon_one_by_one, orthogonalize_each
 from mada_lab.optimizers.registry import ENTRIES, Entry
 from mada_optim import (
@@ -25,45 +24,10 @@ from mada_optim import (
     load_optimizer,
 )
 
-if TYPE_CHECKING:
-    from mada_lab.bench.workloads import Training
-
 Params = Sequence[Tensor]
-LR = 1e-4
 _ENDLESS = SearchSettings(steps=1_000_000)
 ALL = "abcdef"
 TRAINING = "abcj"  # training steps, and what OMADA and Muon are timed on
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One line of the table.
-
-    Args:
-        name: as it is printed.
-        kind: "ours", "torch" or "peer".
-        make: optimizer from parameters or parameter groups.
-        unit: how many steps are timed as one, for those whose steps differ.
-        words: float32 numbers for each parameter that a step must read and write at least, where we know.
-        start: for what is not an optimizer in torch's sense: a function that trains one step, from a training workload.
-        routine: for what only orthogonalizes matrices: a function of a list of tensors and of how matrices lie in each.
-        package: that it needs beside ours, by the name under which it is imported.
-        workloads: letters of those that it runs on.
-    """
-
-    name: str
-    kind: str
-    make: Callable[[Any], Optimizer] | None = None
-    unit: int = 1
-    words: float | None = None
-    start: Callable[[Training], Callable[[], None]] | None = None
-    routine: Routine | None = None
-    package: str | None = None
-    workloads: str = "abc"
-
-    @property
-    def is_there(self) -> bool:
-        return self.package is None or importlib.util.find_spec(self.package) is not None
 
 
 class GenericFamily(MADAFamily):
@@ -191,8 +155,8 @@ def _peer(name: str, params: Params) -> Optimizer:
     return optimizer
 
 
-def _gdtuo(workload: Training) -> Callable[[], None]:
-    """Its wrapper replaces the module's parameters, so it cannot have tied weights."""
+def _gdtuo(workload: TrainedModel) -> Callable[[], None]:
+    """Train with gdtuo. Its wrapper replaces the module's parameters, so it cannot have tied weights."""
     from gradient_descent_the_ultimate_optimizer import gdtuo
 
     model = workload.fresh_model(tied=False)

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from mada_lab.bench.contenders import Contender, contenders
+from mada_lab.bench.contender import Contender
+from mada_lab.bench.contenders import contenders
 from mada_lab.bench.workloads import WORKLOADS, Running, Workload
 from mada_lab.errors import require, require_device
 

@@ -187,7 +187,7 @@ class SweepDisplay:
         self._progress.stop()
 
     def kept(self, folder: Path, kept: int, left: int) -> None:
-        """To be given to :func:`run_stages` as ``on_kept``."""
+        """Say how many runs are kept. To be given to :func:`run_stages` as ``on_kept``."""
         line = f"{folder}: {kept} of {count(kept + left, 'run')} are over and kept, {left} to train."
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 

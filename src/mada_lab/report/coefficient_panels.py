@@ -78,7 +78,7 @@ class Panel:
 
     @property
     def fixed(self) -> str:
-        """The others, as text, with all values that they have.
+        """The coefficients that do not move, as text, with all values that they have.
 
         >>> points = {"rho": [(1, 0.5), (2, 0.4)], "c": [(1, 1.0), (2, 1.0)]}
         >>> Panel("mada", [Line(0, "mada", "mada-seed0", 0, False, points)]).fixed
@@ -94,7 +94,7 @@ class Panel:
 
 
 def panels(summaries: Sequence[Summary]) -> list[Panel]:
-    """The paths of all contenders that learn.
+    """Return the paths of all contenders that learn.
 
     Those that always start at the same place stand together, a colour for each; if there is only one, its runs have a
     colour each. One that starts at several places has a panel for itself, with a colour for each start.
@@ -125,7 +125,7 @@ def panels(summaries: Sequence[Summary]) -> list[Panel]:
 
 
 def _starts(paths: Sequence[Mapping[str, Points]]) -> list[tuple[tuple[float, ...], str]]:
-    """Where each run starts, as numbers and as text, in the coefficients in which any two of them differ there.
+    """Return where each run starts, as numbers and as text, in the coefficients in which any two of them differ there.
 
     >>> low, high = {"rho": [(1, 0.0)], "c": [(1, 1.0)]}, {"rho": [(1, 0.5)], "c": [(1, 1.0)]}
     >>> _starts([low, high])

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from mada_lab.figures import smoothed, spaced
 from mada_lab.report.coefficient_panels import Panel
 from mada_lab.report.stage_figures import colour_levels, panel_looks
+from mada_lab.run.curves import loss_points
 from mada_lab.run.stored import StoredRun
 from mada_lab.sweep.summary import Summary
 from mada_lab.text import loss_or_diverged
@@ -209,19 +210,19 @@ class Key:
 
 def keys(figures: Sequence[go.Figure]) -> list[Key]:
     """Return the keys of the figures, each once; none for figures whose axis names the lines."""
-    found: dict[str, Key] = {}
+    by_group: dict[str, Key] = {}
     for trace in (trace for figure in figures if figure.layout.showlegend is not False for trace in figure.data):
         if trace.legendgroup and trace.showlegend is not False:
             line = trace.line
             key = Key(trace.legendgroup, trace.name, line.color, line.dash or "solid", line.width, trace.opacity or 1.0)
-            found.setdefault(trace.legendgroup, key)
-    return list(found.values())
+            by_group.setdefault(trace.legendgroup, key)
+    return list(by_group.values())
 
 
 def losses(run: StoredRun) -> go.Figure:
     """Training and validation losses of one run over steps."""
     figure = _figure(440, "step", "loss (nats)", hovermode="x unified")
-    points = [(line["step"], line["loss"]) for line in run.metrics if line.get("loss") is not None]
+    points = loss_points(run.metrics, "loss")
     if points:
         steps, values = zip(*points, strict=True)
         smooth = smoothed(values, len(values) // 80)
@@ -233,7 +234,7 @@ def losses(run: StoredRun) -> go.Figure:
         hover = {"hovertemplate": "%{y:.4f}", "name": "training", "legendgroup": "training"}
         figure.add_scatter(x=steps[::every], y=smooth[::every], mode="lines", line=line, **hover)
         figure.update_yaxes(range=_around([min(values), max(smooth[len(smooth) // 40 :])]))
-    points = [(line["step"], line["val_loss"]) for line in run.metrics if line.get("val_loss") is not None]
+    points = loss_points(run.metrics, "val_loss")
     steps, values = zip(*points, strict=True) if points else ((), ())
     _, line = _line(look(1))
     hover = {"hovertemplate": "%{y:.4f}", "name": "validation", "legendgroup": "validation"}
@@ -274,7 +275,7 @@ def _dash(colour: str) -> dict[str, Any]:
 
 
 def _text(label: str) -> str:
-    """plotly reads some HTML in its texts."""
+    """Escape a label: plotly reads some HTML in its texts."""
     return html.escape(label, quote=False)
 
 
@@ -287,7 +288,7 @@ def _around(values: Sequence[float]) -> list[float] | None:
 
 
 def _learned(run: StoredRun) -> bool:
-    before = next((line["val_loss"] for line in run.metrics if line.get("val_loss") is not None), math.inf)
+    before = next((loss for _, loss in loss_points(run.metrics, "val_loss")), math.inf)
     return run.result.val_loss is not None and run.result.val_loss <= before
 
 

@@ -47,8 +47,8 @@ def by_task(stages: Sequence[StoredStage], labels: Sequence[str] | None = None) 
         _, summaries = joined.setdefault(key, (title, {}))
         summaries |= {summary.label: summary for summary in stage.summaries}
     tasks = [
-        TaskRates(title, {label: found[label] for label in labels or found if label in found})
-        for title, found in joined.values()
+        TaskRates(title, {label: by_label[label] for label in labels or by_label if label in by_label})
+        for title, by_label in joined.values()
     ]
     return [task for task in tasks if task.summaries]
 

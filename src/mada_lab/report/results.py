@@ -17,7 +17,7 @@ Entries = Sequence[dict[str, Any]]  # of each optimizer, see results()
 
 
 def results(summaries: Sequence[Summary], reference: str = REFERENCE) -> list[dict[str, Any]]:
-    """One entry for each optimizer, as JSON values: everything that the tables say, unrounded.
+    """Return one entry for each optimizer, as JSON values: everything that the tables say, unrounded.
 
     ``reference`` is the label of the one that the others are compared with, if it is there.
     """
@@ -67,14 +67,14 @@ def _difference(name: str, runs: Sequence[StoredRun], others: Sequence[StoredRun
 
 
 def edges(entries: Entries) -> list[str]:
-    """Which of the optimizers, of :func:`results` or :func:`betas_results`, are best at the edge of their grid."""
-    found = [
+    """Return which optimizers of :func:`results` or :func:`betas_results` are best at the edge of their grid."""
+    at_edge = [
         (entry["optimizer"], entry[name], entry[f"{name}_edge"])
         for entry in entries
         for name in ("best_lr", "lr")
         if entry.get(f"{name}_edge") is not None
     ]
-    return [f"{label} ({lr:g}, the {edge})" for label, lr, edge in found]
+    return [f"{label} ({lr:g}, the {edge})" for label, lr, edge in at_edge]
 
 
 def median_train_loss(summaries: Sequence[Summary]) -> float:
@@ -83,7 +83,7 @@ def median_train_loss(summaries: Sequence[Summary]) -> float:
 
 
 def betas_results(summaries: Sequence[Summary], threshold: float, reference: str = REFERENCE) -> list[dict[str, Any]]:
-    """How much it matters where the betas start: one entry for each optimizer, at one learning rate, as JSON values.
+    """Return how much the start of the betas matters: one entry for each optimizer, as JSON values.
 
     ``share`` is that of the runs whose final training loss is below ``threshold``; losses at a start are means over
     seeds. None stands for a diverged run. ``better`` counts the starts at which the validation loss is below that of
@@ -116,6 +116,6 @@ def betas_results(summaries: Sequence[Summary], threshold: float, reference: str
 
 
 def _by_start(entry: dict[str, Any]) -> dict[tuple[float, ...], float]:
-    """Validation losses of an entry of :func:`betas_results`, infinite where a run diverged."""
+    """Return the validation losses of an entry of :func:`betas_results`, infinite where a run diverged."""
     trained = (start for start in entry["starts"] if "val_loss" in start)
     return {tuple(start["betas"]): or_infinite(start["val_loss"]) for start in trained}

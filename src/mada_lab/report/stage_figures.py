@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def draw_comparison(summaries: Sequence[Summary], path: Path, title: str) -> None:
-    """``path``.png and .svg: validation loss over steps at each best learning rate, final loss over learning rates.
+    """Draw ``path``.png and .svg: validation loss over steps at the best learning rate, final loss over learning rates.
 
     Lines are means over seeds, the band is their range, a dash is one run.
     """
@@ -63,7 +63,7 @@ def draw_comparison(summaries: Sequence[Summary], path: Path, title: str) -> Non
 
 
 def draw_betas(entries: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """``path``.png and .svg: final losses over where the betas start, an optimizer to each column.
+    """Draw ``path``.png and .svg: final losses over where the betas start, an optimizer to each column.
 
     Dots are the starts, crosses those with a diverged run. All columns have the same colours.
 
@@ -91,7 +91,7 @@ def draw_betas(entries: Sequence[Mapping[str, Any]], path: Path, title: str) -> 
 
 
 def draw_coefficients(panels: Sequence[Panel], path: Path, title: str) -> None:
-    """``path``.png and .svg: the paths of the coefficients over steps, a small plot for each, a line for each run.
+    """Draw ``path``.png and .svg: the paths of the coefficients over steps, a small plot for each, a line for each run.
 
     A cross is where a run diverged.
     """

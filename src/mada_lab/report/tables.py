@@ -48,7 +48,8 @@ def time_table(entries: Entries) -> Table:
 
 
 def without_empty_columns(table: Table) -> Table:
-    """
+    """Return the table without the columns in which there are only dashes.
+
     >>> without_empty_columns([["", "a", "b"], ["x", "-", "1"], ["y", "-", "-"]])
     [['', 'b'], ['x', '1'], ['y', '-']]
     """
@@ -71,11 +72,11 @@ def lr_table(entries: Entries) -> Table:
 def lr_difference_table(entries: Entries) -> Table:
     """Each optimizer against the reference at every learning rate that both were trained at."""
     cells = {entry["optimizer"]: {at["lr"]: at for at in entry["by_lr"] if "difference" in at} for entry in entries}
-    lrs = sorted({lr for found in cells.values() for lr in found})
+    lrs = sorted({lr for by_lr in cells.values() for lr in by_lr})
     table = [["optimizer", *(f"lr {lr:g}" for lr in lrs)]]
-    for name, found in cells.items():
-        if found:
-            shown = {lr: plus_minus(at, "difference", "+") for lr, at in found.items()}
+    for name, by_lr in cells.items():
+        if by_lr:
+            shown = {lr: plus_minus(at, "difference", "+") for lr, at in by_lr.items()}
             table.append([name, *(shown.get(lr, "-") for lr in lrs)])
     return table
 
@@ -89,10 +90,12 @@ def edge_note(at_edge: Sequence[str]) -> str:
 
 
 def marked(cell: str, edge: str | None) -> str:
+    """Return a cell with a mark where its learning rate is at an edge of the grid."""
     return cell if edge is None else f"{cell} {EDGE_MARK}"
 
 
 def difference_cell(entry: dict[str, Any], name: str) -> str:
+    """Return a difference and its interval, marked where the learning rate is at an edge of the grid."""
     return marked(plus_minus(entry, name, "+"), entry["best_lr_edge"] if name in entry else None)
 
 
@@ -117,13 +120,14 @@ def betas_table(entries: Entries, threshold: float, reference: str = REFERENCE) 
 
 
 def markdown(table: Table) -> str:
+    """Return the table in Markdown."""
     header, *rows = table
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def plus_minus(entry: dict[str, Any], name: str, sign: str = "") -> str:
-    """A mean and the half width of its interval, as far as they are known."""
+    """Return a mean and the half width of its interval, as far as they are known."""
     if name not in entry:
         return "-"
     mean, half = rounded(entry[name], sign), entry[f"{name}_ci95"]

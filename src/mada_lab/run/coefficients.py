@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from torch.optim import Optimizer
 
 from mada_optim.history.notation import SCALE
+
+T = TypeVar("T")
 
 
 def coefficients_of(optimizer: Optimizer) -> dict[str, float]:
@@ -15,6 +18,15 @@ def coefficients_of(optimizer: Optimizer) -> dict[str, float]:
     scale = getattr(optimizer, "scale", None)
     scales = {} if scale is None else {f"{SCALE}{kind}": value for kind, value in scale.values.items()}
     return {**(read() if callable(read) else {}), **scales}
+
+
+def scales_of(values: Mapping[str, T]) -> dict[str, T]:
+    """Return what is known of the learned scales, by the kind of parameters.
+
+    >>> scales_of({"rho": 0.5, "scale_matrices": 1e-3})
+    {'matrices': 0.001}
+    """
+    return {name.removeprefix(SCALE): value for name, value in values.items() if name.startswith(SCALE)}
 
 
 def learned_among(optimizer: Optimizer, coefficients: Mapping[str, float]) -> dict[str, float]:

@@ -16,7 +16,7 @@ def loss_points(metrics: Metrics, name: str) -> list[tuple[int, float]]:
 
 
 def coefficient_points(metrics: Metrics) -> dict[str, list[tuple[int, float]]]:
-    """The path of each coefficient; none where the optimizer has no coefficients."""
+    """Return the path of each coefficient; none where the optimizer has no coefficients."""
     points: dict[str, list[tuple[int, float]]] = {}
     for line in metrics:
         for name, value in line.get("coefficients", {}).items():

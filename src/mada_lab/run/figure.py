@@ -6,14 +6,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mada_lab.figures import save_figure, smoothed
-from mada_lab.run.curves import coefficient_points
+from mada_lab.run.curves import coefficient_points, loss_points
 from mada_lab.run.folder import Metrics, RunFolder
 from mada_optim.history.drawing import PALETTE, EndLabel, draw_parts, label_ends, split, style
 from mada_optim.history.notation import SCALE
 
 
 def draw_run(folder: RunFolder) -> None:
-    """figure.png and figure.svg of a run: losses above, the path of the coefficients below."""
+    """Draw figure.png and figure.svg of a run: losses above, the path of the coefficients below."""
     config, metrics = folder.config(), folder.metrics()
     paths = coefficient_points(metrics)
     rate = "found" if any(name.startswith(SCALE) for name in paths) else f"{config.optimizer.lr:g}"
@@ -31,8 +31,8 @@ def draw_run(folder: RunFolder) -> None:
 
 
 def _draw_losses(axes: Axes, metrics: Metrics, title: str) -> None:
-    training = [(line["step"], line["loss"]) for line in metrics if line.get("loss") is not None]
-    validation = [(line["step"], line["val_loss"]) for line in metrics if line.get("val_loss") is not None]
+    training = loss_points(metrics, "loss")
+    validation = loss_points(metrics, "val_loss")
     labels = []
     if training:
         steps, losses = zip(*training, strict=True)

@@ -40,7 +40,7 @@ _TAIL = 4096  # bytes, more than a line has
 
 
 class RunFolder:
-    """Paths, reading and writing. Files appear whole or not at all, but for metrics.jsonl, which grows by lines."""
+    """Paths, reading and writing. Files appear whole or not at all, except metrics.jsonl, which grows by lines."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -66,16 +66,17 @@ class RunFolder:
         )
 
     def _is_empty(self) -> bool:
-        """But for what a kill in this very moment left behind."""
+        """Return whether nothing is there, or only what a kill in this very moment left behind."""
         return all(path.suffix == TEMPORARY or path.name == LOCK for path in self.path.iterdir())
 
     def config(self) -> ResolvedRun:
+        """Read the run. Raise :class:`InputError` where there is none."""
         if not self.config_file.exists():
             raise InputError(f"resume must be the folder of a run, got {str(self.path)!r}, which has no config.json")
         return resolved_from_dict(read_json(self.config_file)["config"])
 
     def recorded(self) -> dict[str, Any]:
-        """What config.json says beside the configuration: data, versions, machine."""
+        """Return what config.json says beside the configuration: data, versions, machine."""
         return {name: value for name, value in read_json(self.config_file).items() if name != "config"}
 
     def check_same(self, config: ResolvedRun, data: Mapping[str, Any]) -> None:
@@ -90,7 +91,7 @@ class RunFolder:
     # Metrics.
 
     def metrics(self) -> Metrics:
-        """All whole lines. What a kill in the middle of a write left behind is not a line."""
+        """Return all whole lines. What a kill in the middle of a write left behind is not a line."""
         if not self.metrics_file.exists():
             return []
         lines: Metrics = []
@@ -137,7 +138,7 @@ class RunFolder:
                 raise
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The state that was saved last, on the CPU; None where the run was ended before its first checkpoint."""
+        """Return the state that was saved last, on the CPU; None where the run ended before its first checkpoint."""
         if not self.checkpoint_file.exists():
             return None
         try:

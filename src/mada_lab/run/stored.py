@@ -25,7 +25,7 @@ class StoredRun:
 
 
 def load_run(folder: RunFolder, under_way: bool = False) -> StoredRun | None:
-    """A run from its folder. None where it is not over, or, where it may be ``under_way``, has not begun."""
+    """Read a run from its folder. None where it is not over, or, where it may be ``under_way``, has not begun."""
     if not folder.result_file.exists() and not under_way:
         return None
     config, metrics = folder.config(), folder.metrics()

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from mada_lab.errors import require
 from mada_lab.optimizers.config import OptimizerConfig
 from mada_lab.optimizers.registry import find
+from mada_lab.run.coefficients import scales_of
 from mada_lab.run.config import RunConfig
 from mada_lab.sweep.changes import changed
 from mada_optim.history.notation import SCALE
@@ -155,7 +156,7 @@ class Experiment:
 
 def fixed(config: Config, coefficients: Mapping[str, float]) -> Config:
     """Return ``config`` with an optimizer that starts at ``coefficients``, holds learned scales, and learns nothing."""
-    scales = {name.removeprefix(SCALE): value for name, value in coefficients.items() if name.startswith(SCALE)}
+    scales = scales_of(coefficients)
     options: dict[str, Any] = {
         name: value
         for name, value in coefficients.items()

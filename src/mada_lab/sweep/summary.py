@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from mada_lab.run.curves import loss_points
 from mada_lab.run.folder import RunFolder
 from mada_lab.run.stored import StoredRun, load_run
 
@@ -23,6 +24,7 @@ class Summary:
     grid: Sequence[float] = ()
 
     def lrs(self) -> list[float]:
+        """Return the learning rates of the runs."""
         return sorted({run.lr for run in self.runs})
 
     def at(self, lr: float | None) -> list[StoredRun]:
@@ -34,6 +36,7 @@ class Summary:
         return [run.result.val_loss for run in self.at(lr) if run.result.val_loss is not None]
 
     def diverged(self, lr: float | None) -> int:
+        """Return how many runs at one learning rate diverged."""
         return len(self.at(lr)) - len(self.finals(lr))
 
     def mean_final(self, lr: float) -> float | None:
@@ -53,6 +56,7 @@ class Summary:
         return {min(grid): "lowest", max(grid): "highest"}.get(lr)
 
     def betas(self) -> list[tuple[float, float]]:
+        """Return where the betas of the runs start."""
         return sorted({run.betas for run in self.runs if run.betas is not None})
 
     def robust_lr(self) -> float:
@@ -68,9 +72,8 @@ class Summary:
         """Validation losses of all seeds by step, at the best learning rate."""
         curves: dict[int, list[float]] = {}
         for run in self.at(self.best_lr()):
-            for line in run.metrics:
-                if line.get("val_loss") is not None:
-                    curves.setdefault(line["step"], []).append(line["val_loss"])
+            for step, loss in loss_points(run.metrics, "val_loss"):
+                curves.setdefault(step, []).append(loss)
         return curves
 
     def band(self) -> tuple[list[int], list[float], list[float], list[float]]:
@@ -86,14 +89,15 @@ class Summary:
 
 
 def load_summary(label: str, folders: Iterable[RunFolder]) -> Summary:
-    """The runs of these folders that are over."""
+    """Read the runs of these folders that are over."""
     return Summary(label, [run for folder in folders if (run := load_run(folder)) is not None])
 
 
 def final_losses(runs: Sequence[StoredRun], name: str) -> list[float]:
-    """Infinite where a run diverged."""
+    """Return final losses, infinite where a run diverged. ``name`` is that of a field of :class:`Result`."""
     return [or_infinite(getattr(run.result, name)) for run in runs]
 
 
 def or_infinite(loss: float | None) -> float:
+    """Return a final loss; that of a diverged run is infinite."""
     return math.inf if loss is None else loss

@@ -54,7 +54,7 @@ class TaskConfig(ABC):
         """The task, its data loaded. Raises :class:`InputError` where that cannot be used."""
 
     def resolved(self) -> Self:
-        """The same, from whatever folder it is built: a run must be resumable from any."""
+        """Return the same configuration with absolute paths: a run must be resumable from any folder."""
         paths = {name: getattr(self, name) for name in self.paths}
         # What is not there may be a name on the hub; if not, building the task will say so.
         there: dict[str, Any] = {

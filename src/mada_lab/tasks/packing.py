@@ -203,9 +203,9 @@ def pack(
 
 
 def _end(tokenizer: Tokenizer) -> int:
-    """The number of the token that separates documents; -1 where there is none."""
-    found = tokenizer.token_to_id(END)
-    return -1 if found is None else found
+    """Return the number of the token that separates documents; -1 where there is none."""
+    number = tokenizer.token_to_id(END)
+    return -1 if number is None else number
 
 
 def _batches(stream: Iterable[Piece]) -> Iterator[list[Piece]]:

@@ -47,10 +47,10 @@ class TokensConfig(WindowsConfig):
         super().__post_init__()
         if self.size is not None:
             require(self.size in SIZES, "size", self.size, f"one of {', '.join(SIZES)}")
-            given, known = (self.layers, self.heads, self.width), SIZES[self.size]
-            alone = given in (known, (TokensConfig.layers, TokensConfig.heads, TokensConfig.width))
+            sizes, named = (self.layers, self.heads, self.width), SIZES[self.size]
+            alone = sizes in (named, (TokensConfig.layers, TokensConfig.heads, TokensConfig.width))
             require(alone, "size", self.size, "left out where layers, heads or width are given")
-            for name, value in zip(("layers", "heads", "width"), known, strict=True):
+            for name, value in zip(("layers", "heads", "width"), named, strict=True):
                 object.__setattr__(self, name, value)
 
     def build(self) -> TokensTask:

@@ -60,8 +60,8 @@ class VisionTask:
 
     def __init__(self, config: VisionConfig) -> None:
         self.config = config
-        found = digits() if config.data is None else read_parquet(config.data)
-        (self._images, self._labels), (self._val_images, self._val_labels) = found
+        train, test = digits() if config.data is None else read_parquet(config.data)
+        (self._images, self._labels), (self._val_images, self._val_labels) = train, test
         require(len(self._images) >= config.batch, "batch", config.batch, f"at most {len(self._images)}, all images")
         self.classes = int(self._labels.max()) + 1
         for name, labels in (("train", self._labels), ("test", self._val_labels)):
@@ -142,11 +142,11 @@ def shift_and_mirror(images: Images, random: np.random.Generator) -> Images:
     padded = np.pad(images, ((0, 0), (0, 0), (PADDING, PADDING), (PADDING, PADDING)))
     rows, columns = random.integers(0, 2 * PADDING + 1, size=(2, count))
     mirrored = random.random((count,)) < 0.5
-    found = np.empty_like(images)
+    augmented = np.empty_like(images)
     for i, image in enumerate(padded):
         piece = image[:, rows[i] : rows[i] + height, columns[i] : columns[i] + width]
-        found[i] = piece[:, :, ::-1] if mirrored[i] else piece
-    return found
+        augmented[i] = piece[:, :, ::-1] if mirrored[i] else piece
+    return augmented
 
 
 # Models.

@@ -186,7 +186,7 @@ def _scan_betas(setting: Setting) -> list[tuple[float, float]]:
 
 
 def draw_online(setting: Setting, played: Mapping[str, Traces], path: Path) -> None:
-    """``path``.png and .svg: iterate, average regret and ρ over the steps.
+    """Draw ``path``.png and .svg: iterate, average regret and ρ over the steps.
 
     A point of a line is the mean over seeds, and over the steps since the last point: a period, or some. The numbers at
     the ends are those of the table.
