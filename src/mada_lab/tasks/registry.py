@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -21,50 +21,57 @@ TASKS = {
     "tokens": "mada_lab.tasks.tokens.TokensConfig",
     "vision": "mada_lab.tasks.vision.VisionConfig",
 }
+KINDS = "language (characters), tokens or vision"
 DEFAULT = "language"
 
 
 @dataclass(frozen=True)
 class Option:
-    """A field of tasks on the command line. ``kind`` is str, int, float or bool."""
+    """A field of tasks on the command line.
 
-    kind: type
-    metavar: str
-    help: str
+    Args:
+        meaning: for people. Where it differs between tasks, it says so.
+        kind: of its value: str, int, float or bool.
+        metavar: stands for its value in a help text.
+        defaults: the classes that declare a default to be shown, by the text in front of it.
+    """
+
+    meaning: str
+    kind: type = str
+    metavar: str = ""
+    defaults: Mapping[str, str] = field(default_factory=dict)
 
 
-# By the name of the field.
+_WINDOWS = {"": "mada_lab.tasks.windows:WindowsConfig"}
+_GPT = {**_WINDOWS, "tokens: ": "mada_lab.tasks.tokens:TokensConfig"}
+_VISION = "mada_lab.tasks.vision:VisionConfig"
+_ALL = {**_GPT, "vision: ": _VISION}
 OPTIONS = {
     "data": Option(
-        str,
-        "FILE",
         "any UTF-8 text (default: Python's language reference); tokens: a folder that 'mada tokens' made; "
         "vision: a folder with CIFAR-10's parquet files (default: scikit-learn's digits)",
+        metavar="FILE",
     ),
-    "layers": Option(int, "N", "layers (default: 4; tokens: 12)"),
-    "heads": Option(int, "N", "attention heads (default: 4; tokens: 12)"),
-    "width": Option(
-        int,
-        "N",
-        "width, a multiple of heads; vision: channels of the first layer (default: 128; tokens: 768; vision: 32)",
-    ),
-    "context": Option(int, "N", "characters or tokens that the model sees (default: 64; tokens: 1024)"),
-    "batch": Option(int, "N", "windows or images in a batch (default: 12; tokens: 480; vision: 128)"),
-    "val_windows": Option(int, "N", "windows to validate on (default: 256)"),
-    "dropout": Option(float, "X", "language, tokens: share left out (default: 0)"),
-    "size": Option(str, "NAME", "tokens: gpt2, gpt2-medium, ..., for layers, heads and width"),
+    "layers": Option("layers", int, "N", _GPT),
+    "heads": Option("attention heads", int, "N", _GPT),
+    "width": Option("width, a multiple of heads; vision: channels of the first layer", int, "N", _ALL),
+    "context": Option("characters or tokens that the model sees", int, "N", _GPT),
+    "batch": Option("windows or images in a batch", int, "N", _ALL),
+    "val_windows": Option("windows to validate on", int, "N", _WINDOWS),
+    "dropout": Option("language, tokens: share left out", float, "X", _WINDOWS),
+    "size": Option("tokens: gpt2, gpt2-medium, ..., for layers, heads and width", metavar="NAME"),
     "init": Option(
-        str,
-        "RUN",
         "begin with the weights of an earlier run; tokens: also with published ones, in a folder or on the hub",
+        metavar="RUN",
     ),
-    "characters_of": Option(str, "FILE", "language: know the characters of this text, too, for a later run on it"),
-    "wikitext": Option(str, "FOLDER", "tokens: measure the perplexity on its val.bin, too"),
-    "lambada": Option(str, "FILE", "tokens: measure last words, too; text or JSON lines"),
-    "model": Option(str, "NAME", "vision: cnn or resnet9 (default: cnn)"),
-    "augment": Option(bool, "", "vision: shift and mirror (default: all but the digits)"),
-    "autocast": Option(bool, "", "language, tokens: products in bfloat16 (default: no; tokens: where there is a GPU)"),
+    "characters_of": Option("language: know the characters of this text, too, for a later run on it", metavar="FILE"),
+    "wikitext": Option("tokens: measure the perplexity on its val.bin, too", metavar="FOLDER"),
+    "lambada": Option("tokens: measure last words, too; text or JSON lines", metavar="FILE"),
+    "model": Option("vision: cnn or resnet9", metavar="NAME", defaults={"": _VISION}),
+    "augment": Option("vision: shift and mirror (default: all but the digits)", bool),
+    "autocast": Option("language, tokens: products in bfloat16 (default: no; tokens: where there is a GPU)", bool),
 }
+"""Fields of tasks that are options of a command, by name."""
 
 
 def task_type(kind: str) -> type[TaskConfig]:
