@@ -1,6 +1,6 @@
 """The optimizers that experiments know by name: ours, torch's as the baseline, and what else people use.
 
-A new one has its entry here, and a constructor in ``peers.py`` where it takes more than a class.
+A new one has its entry here, and a constructor in ``peers.py`` where it takes more than a class of a package.
 This module needs torch alone, so that ``mada optimizers`` lists them wherever mada-optim is installed.
 """
 
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 import mada_optim
 from mada_lab.errors import InputError
-from mada_lab.optimizers.peers import MuonWithAdamW, prodigy, schedule_free_adamw
+from mada_lab.optimizers.peers import MuonWithAdamW, imported
 from mada_lab.optimizers.variants import MaximumMADA, ZeroedGradientMADA
 
 LR = 3e-3
@@ -71,12 +71,17 @@ ENTRIES: dict[str, Entry] = {
     "omada": Entry(
         "Muon for hidden matrices, AdamW for the rest, at rates that it finds", mada_optim.OMADA, takes_matrices=True
     ),
+    # Mishchenko and Defazio, 2023, as its authors advise.
     "prodigy": Entry(
-        "Prodigy (prodigyopt): finds its step size, which lr multiplies", prodigy, lr=1.0, package="prodigyopt"
+        "Prodigy (prodigyopt): finds its step size, which lr multiplies",
+        imported("prodigyopt.Prodigy", use_bias_correction=True, safeguard_warmup=True),
+        lr=1.0,
+        package="prodigyopt",
     ),
+    # Defazio et al., "The Road Less Scheduled", 2024.
     "schedulefree": Entry(
         "schedule-free AdamW (schedulefree), lr constant",
-        schedule_free_adamw,
+        imported("schedulefree.AdamWScheduleFree"),
         final_lr=1.0,
         package="schedulefree",
         timed_as="schedule-free AdamW",

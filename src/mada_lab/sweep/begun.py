@@ -10,24 +10,17 @@ from mada_lab.errors import InputError
 from mada_lab.files import read_json
 from mada_lab.run.config import RunConfig, differences, from_dict, to_dict
 from mada_lab.run.folder import RunFolder
-from mada_lab.sweep.changes import changed
-from mada_lab.sweep.experiment import Experiment
 from mada_lab.sweep.plan import AllDiverged, NotReady, Plan, Runs
 from mada_lab.sweep.stage_folder import CONFIRM, STAGE, TUNE, run_folder
-from mada_lab.tasks.base import TaskConfig
 from mada_lab.tasks.registry import without_paths
 
 
 def check_begun(plan: Plan, stages: Sequence[str], labels: Sequence[str]) -> None:
     """Raise :class:`InputError` where the stages cannot go on in their folders, or the data cannot be read."""
-    tasks: list[TaskConfig] = []
-    for draft in plan.all_drafts():
-        if draft.task not in tasks:
-            tasks.append(draft.task)
     all_over: list[tuple[RunFolder, RunConfig]] = []
     for stage in stages:
         folder = plan.folders[stage]
-        _check_folder(folder, stage_base(plan.experiment, stage))
+        _check_folder(folder, plan.bases[stage])
         for label, contender in plan.experiment.contenders.items():
             try:
                 over, _ = over_and_left(folder, plan.runs(stage, label))
@@ -37,6 +30,7 @@ def check_begun(plan: Plan, stages: Sequence[str], labels: Sequence[str]) -> Non
             except NotReady as reason:
                 if TUNE not in stages and label in labels and contender.coefficients_from is None:
                     raise InputError(f"{CONFIRM} needs {TUNE}: {reason}") from None
+    tasks = plan.tasks()
     data = [task.build().describe() for task in tasks]
     for stored, run in all_over:
         here, there = data[tasks.index(run.task)], stored.recorded()["data"]
@@ -63,11 +57,6 @@ def over_and_left(folder: Path, runs: Runs) -> tuple[Runs, Runs]:
                 raise InputError(f"{stored.path} is a run of another configuration ({'; '.join(differing)})")
         (over if is_over else left)[name] = run
     return over, left
-
-
-def stage_base(experiment: Experiment, stage: str) -> RunConfig:
-    """Return what all runs of a stage have in common."""
-    return changed(experiment.base, experiment.confirm.run if stage == CONFIRM and experiment.confirm else {})
 
 
 def _check_folder(folder: Path, base: RunConfig) -> None:

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 from mada_lab.errors import require
@@ -107,7 +108,7 @@ class Experiment:
                 _check_not_overruled("confirm", self.confirm.run, {**self.axes_of(label), LR: (), SEED: ()})
             self._check_source(label, contender)
         # Some file systems do not tell upper from lower case.
-        names = Counter(name.casefold() for label in self.contenders for name in self.tune(label))
+        names = Counter(name.casefold() for runs in self._tuned.values() for name in runs)
         for name, count in names.items():
             require(count == 1, "runs", name, "told apart by their labels and values")
 
@@ -137,7 +138,11 @@ class Experiment:
 
     def tune(self, label: str) -> dict[str, RunConfig]:
         """Return the runs of a contender in the first stage, by the name of their folder."""
-        return _grid(label, self.config(label), self.axes_of(label))
+        return self._tuned[label]
+
+    @cached_property
+    def _tuned(self) -> dict[str, dict[str, RunConfig]]:
+        return {label: _grid(label, self.config(label), self.axes_of(label)) for label in self.contenders}
 
     def confirmed(self, label: str, lr: float | None) -> dict[str, RunConfig]:
         """Return the runs of a contender in the second stage, all at one learning rate."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
 
 from mada_lab.errors import require
 from mada_lab.optimizers.build import build
-from mada_lab.run.config import ResolvedRun, RunConfig, resolve
+from mada_lab.run.config import ResolvedRun, RunConfig, on_this_machine, resolve
 from mada_lab.sweep.changes import changed
 from mada_lab.sweep.experiment import LR, Experiment, fixed
 from mada_lab.sweep.stage_folder import CONFIRM, TUNE, run_folder
 from mada_lab.sweep.summary import Summary, load_summary
+from mada_lab.tasks.base import TaskConfig
 
 Runs = dict[str, ResolvedRun]
 """Runs by the name of their folder."""
@@ -44,50 +45,55 @@ class Plan:
 
     def __init__(self, experiment: Experiment, folders: Mapping[str, Path]) -> None:
         self.experiment, self.folders = experiment, folders
-        self._drafts: dict[tuple[str, str], list[ResolvedRun]] = {}
+        self.bases = {TUNE: on_this_machine(experiment.base)}
+        """What all runs of a stage have in common, by the name of the stage."""
+        if experiment.confirm is not None:
+            self.bases[CONFIRM] = changed(self.bases[TUNE], experiment.confirm.run)
+        dependent = [label for label, each in experiment.contenders.items() if each.coefficients_from is not None]
+        independent = [label for label in experiment.contenders if label not in dependent]
+        self.waves = [independent, dependent] if dependent else [independent]
+        """Labels of the contenders: those that start at the coefficients of others come after these."""
+        self._drafts: dict[tuple[str, str], Runs] = {}
         self._ready: dict[tuple[str, str], Runs] = {}
-        for label in [*self.wave(dependent=False), *self.wave(dependent=True)]:
+        for label in (*independent, *dependent):
             start = self._first_coefficients(label)
-            for stage in (TUNE, CONFIRM) if experiment.confirm is not None else (TUNE,):
-                configs = self._configs(stage, label, experiment.base.optimizer.lr).values()
-                self._drafts[stage, label] = [
-                    resolve(config if start is None else fixed(config, start)) for config in configs
-                ]
-
-    def wave(self, dependent: bool) -> list[str]:
-        """Return the contenders that start at the coefficients of others, which come after the others, or those."""
-        contenders = self.experiment.contenders
-        return [label for label, each in contenders.items() if (each.coefficients_from is not None) is dependent]
+            for stage in self.bases:
+                configs = self._configs(stage, label, experiment.base.optimizer.lr)
+                self._drafts[stage, label] = {
+                    name: resolve(config if start is None else fixed(config, start)) for name, config in configs.items()
+                }
 
     def drafts(self, stage: str, label: str) -> list[ResolvedRun]:
-        """Return the runs of a contender in a stage, with values of others where theirs are not known yet."""
-        return self._drafts[stage, label]
+        """Return the runs of a contender in a stage, with other values where theirs are not known yet."""
+        return list(self._drafts[stage, label].values())
 
     def runs(self, stage: str, label: str) -> Runs:
         """Return the runs of a contender in a stage. Raise :class:`NotReady` where others must be over before."""
         if (stage, label) not in self._ready:
-            self._ready[stage, label] = self._make_runs(stage, label)
+            self._ready[stage, label] = self._finished(stage, label, self._drafts[stage, label])
         return self._ready[stage, label]
 
-    def all_drafts(self) -> Iterable[ResolvedRun]:
-        """Return the drafts of all contenders in all stages."""
-        return (draft for drafts in self._drafts.values() for draft in drafts)
+    def tasks(self) -> list[TaskConfig]:
+        """Return the tasks of all runs, each once."""
+        tasks: list[TaskConfig] = []
+        for drafts in self._drafts.values():
+            tasks += [draft.task for draft in drafts.values() if draft.task not in tasks]
+        return tasks
 
-    def _make_runs(self, stage: str, label: str) -> Runs:
-        drafts = self._drafts[stage, label]
-        lr = None
+    def _finished(self, stage: str, label: str, runs: Runs) -> Runs:
+        """Put what is known by now into drafts, and into their names."""
         if stage == CONFIRM:
             lr, _ = self._best(TUNE, label)
-            drafts = [changed(draft, {LR: lr}) for draft in drafts]
-        runs = dict(zip(self._configs(stage, label, lr), drafts, strict=True))
+            names = self._configs(stage, label, lr)
+            runs = {name: changed(run, {LR: lr}) for name, run in zip(names, runs.values(), strict=True)}
         source = self.experiment.contenders[label].coefficients_from
-        if source is None:
-            return runs
-        best, summary = self._best(stage, source)
-        finals = [run.result.coefficients for run in summary.at(best)]
-        means = {name: statistics.fmean(final[name] for final in finals) for name in finals[0]}
-        # More seeds of the source give other coefficients, and thus other runs.
-        return {f"{name}-from-lr{best:g}-x{len(finals)}": fixed(run, means) for name, run in runs.items()}
+        if source is not None:
+            best, summary = self._best(stage, source)
+            finals = [run.result.coefficients for run in summary.at(best)]
+            means = {name: statistics.fmean(final[name] for final in finals) for name in finals[0]}
+            # More seeds of the source give other coefficients, and thus other runs.
+            runs = {f"{name}-from-lr{best:g}-x{len(finals)}": fixed(run, means) for name, run in runs.items()}
+        return runs
 
     def _configs(self, stage: str, label: str, lr: float | None) -> Mapping[str, RunConfig]:
         return self.experiment.tune(label) if stage == TUNE else self.experiment.confirmed(label, lr)
@@ -108,7 +114,7 @@ class Plan:
         source = self.experiment.contenders[label].coefficients_from
         if source is None:
             return None
-        optimizer = build(self._drafts[TUNE, source][0].optimizer, nn.Linear(1, 1))
+        optimizer = build(self.drafts(TUNE, source)[0].optimizer, nn.Linear(1, 1))
         read = getattr(optimizer, "coefficients", None)
         allowed = "a contender whose optimizer has coefficients"
         require(callable(read), f"coefficients_from of {label!r}", source, allowed)

@@ -6,7 +6,6 @@ runs/NAME   folder of a run
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mada_lab.errors import require
-from mada_lab.run.config import ResolvedRun, on_this_machine, to_dict
+from mada_lab.run.config import ResolvedRun, to_dict
 from mada_lab.run.folder import RunFolder
 from mada_lab.run.train import train
-from mada_lab.sweep.begun import check_begun, over_and_left, stage_base
+from mada_lab.sweep.begun import check_begun, over_and_left
 from mada_lab.sweep.experiment import Experiment
 from mada_lab.sweep.plan import NotReady, Plan, Runs
 from mada_lab.sweep.pool import Pool
@@ -78,7 +77,6 @@ def run_stages(
     Raises:
         InputError: something cannot be trained as described; nothing has been written then.
     """
-    experiment = dataclasses.replace(experiment, base=on_this_machine(experiment.base))
     for label in only:
         require(label in experiment.contenders, "only", label, f"one of {', '.join(map(repr, experiment.contenders))}")
     labels = [label for label in experiment.contenders if not only or label in only]
@@ -92,9 +90,8 @@ def run_stages(
     with pool:
         for stage in stages:
             folders[stage].mkdir(parents=True, exist_ok=True)
-            for dependent in (False, True):
-                wave = [label for label in plan.wave(dependent) if label in labels]
-                kept, left = _look_up(plan, stage, wave, tally, ending)
+            for wave in plan.waves:
+                kept, left = _look_up(plan, stage, [label for label in wave if label in labels], tally, ending)
                 if kept and on_kept is not None:
                     on_kept(folders[stage], kept, len(left))
                 _describe(plan, stage)
@@ -194,6 +191,6 @@ def _describe(plan: Plan, stage: str) -> None:
         "stage": stage,
         "threshold": experiment.threshold,
         "contenders": contenders,
-        "base": to_dict(stage_base(experiment, stage)),
+        "base": to_dict(plan.bases[stage]),
     }
     write_stage(plan.folders[stage], described)
