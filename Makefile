@@ -1,6 +1,6 @@
 # make demo   AdamW and OMADA side by side, from a badly guessed learning rate; two minutes
 # make test   all tests
-# make check  lint, layout, types and docs; each is a target, too
+# make check  lint, layout, layers, types and docs; each is a target, too
 # make docs   the documentation, into build/site
 # make release   sdist and wheel, into dist/: built, checked, installed into empty environments, tested there
 # Each builds its environment first, in .venv; nothing else has to be installed.
@@ -11,7 +11,7 @@ CONSTRAINTS ?= -c constraints.txt
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check lint layout types docs release format clean
+.PHONY: demo test check lint layout layers types docs release format clean
 
 demo: $(STAMP)
 	$(BIN)/mada demo $(ARGS)
@@ -19,13 +19,16 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
-check: lint layout types docs
+check: lint layout layers types docs
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 
 layout: $(STAMP)
 	$(BIN)/ruff format --check .
+
+layers: $(STAMP)
+	PYTHONPATH=src $(BIN)/lint-imports --no-cache
 
 types: $(STAMP)
 	$(BIN)/mypy

@@ -13,7 +13,7 @@ from characters import Characters, Model
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mada_optim import Coefficient, Family, HypergradientOptimizer, is_special
+from mada_optim import Coefficient, Family, HypergradientOptimizer, is_frozen_at
 
 
 # --8<-- [start:family]
@@ -27,18 +27,18 @@ class NesterovSGD(Family):
             box=(0.0, 0.99),
             hyper_lr=0.1,
             domain=(0.0, 1.0),
-            special=(0.0,),
+            frozen_at=(0.0,),
         ),
         Coefficient("nesterov", 0.0, box=(0.0, 1.0), hyper_lr=0.1, domain=(0.0, 1.0)),
     )
 
     def buffers(self, q: Mapping[str, Any]) -> tuple[str, ...]:
-        return () if is_special(q["momentum"], 0.0) else ("velocity",)
+        return () if is_frozen_at(q["momentum"], 0.0) else ("velocity",)
 
     def update(
         self, state: Mapping[str, Tensor], grad: Tensor, q: Mapping[str, Any], step: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        if is_special(q["momentum"], 0.0):
+        if is_frozen_at(q["momentum"], 0.0):
             return grad, {}
         velocity = q["momentum"] * state["velocity"] + grad
         lookahead = grad + q["momentum"] * velocity

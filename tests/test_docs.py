@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import nn
 
-from mada_optim import MADA, OMADA, AVGrad, load_optimizer
+from mada_optim import MADA, OMADA, AVGrad, OMADAFamily, load_optimizer
 
 REPOSITORY = Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"
@@ -204,3 +204,13 @@ def test_formulas_are_typeset(tmp_path: Path):
     document = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
     (errors,) = re.findall(r"<title>(.*?)</title>", document)
     assert json.loads(html.unescape(errors)) == []
+
+
+def test_the_tables_of_coefficients_are_those_of_the_families() -> None:
+    rows = re.findall(
+        r"^\| (\S+) `(\w+)` \| ([\d.]+) \| \[([\d.]+), ([\d.]+)\] \|",
+        (DOCS / "coefficients.md").read_text("utf-8"),
+        re.MULTILINE,
+    )
+    described = {name: (symbol, float(start), (float(low), float(high))) for symbol, name, start, low, high in rows}
+    assert described == {each.name: (each.symbol, each.default, each.box) for each in OMADAFamily.coefficients}

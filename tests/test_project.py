@@ -32,18 +32,35 @@ PAGE = "# Index\n\n::: mada_optim.half\n"
 DEAD_LINKS = "[a page](nowhere.md) [a heading](#nowhere)\n"
 
 
-def check(folder: Path, module: str, page: str) -> subprocess.CompletedProcess[str]:
-    """Run make check, with this project's settings, on a project of one module and one page."""
-    if shutil.which("make") is None or not all((BIN / name).exists() for name in ("ruff", "mypy", "mkdocs")):
-        pytest.skip("needs make, ruff, mypy and mkdocs")
+def check(folder: Path, module: str, page: str, lowest: str = GOOD) -> subprocess.CompletedProcess[str]:
+    """Run make check, with this project's settings, on a project of one page, and of packages with little in them.
+
+    Args:
+        folder: where to make it.
+        module: source of the package mada_optim itself.
+        page: source of the page.
+        lowest: source of the library's lowest layer.
+    """
+    tools = ("ruff", "mypy", "mkdocs", "lint-imports")
+    if shutil.which("make") is None or not all((BIN / name).exists() for name in tools):
+        pytest.skip(f"needs make, {', '.join(tools)}")
     settings = ("Makefile", "pyproject.toml", "constraints.txt", "mada-optax/pyproject.toml", "docs/_docstrings.py")
     settings += ("docs/_site.py",)
     for name in settings:
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, folder / name)
-    for package in ("src/mada_optim", "mada-optax/src/mada_optax"):
+    for package in ("src/mada_optim", "src/mada_lab", "mada-optax/src/mada_optax"):
         (folder / package).mkdir(parents=True)
         (folder / package / "__init__.py").write_text(module if package == "src/mada_optim" else GOOD)
+    contracts = (REPOSITORY / "pyproject.toml").read_text("utf-8").partition("[tool.importlinter]")[2]
+    for contract in contracts.split("[[tool.importlinter.contracts]]"):
+        for container in re.findall(r'^containers = \["(\w+)"\]', contract, re.MULTILINE):
+            for name in re.findall(r'^    "([^"]+)",', contract, re.MULTILINE):
+                for part in re.split(r"[ :|]+", name):
+                    path = folder / "src" / container / f"{part}.py"
+                    path.parent.mkdir(exist_ok=True)
+                    path.write_text(GOOD)
+    (folder / "src" / "mada_optim" / "warn.py").write_text(lowest)
     (folder / "docs" / "index.md").write_text(page)
     (folder / "mkdocs.yml").write_text(f"INHERIT: {REPOSITORY / 'mkdocs.yml'}\nnav: [index.md]\n")
     (folder / "installed").touch()
@@ -61,11 +78,18 @@ def test_make_check_passes_where_nothing_is_wrong(tmp_path: Path) -> None:
 
 
 def test_every_gate_of_make_check_fails(tmp_path: Path) -> None:
-    out = check(tmp_path, BAD, PAGE + DEAD_LINKS).stdout
-    assert re.findall(r"\*\*\* \[(?:Makefile:\d+: )?(\w+)\] Error", out) == ["lint", "layout", "types", "docs"], out
+    out = check(tmp_path, BAD, PAGE + DEAD_LINKS, lowest=f"{GOOD}\n\nimport mada_lab.cli  # noqa\n").stdout
+    assert re.findall(r"\*\*\* \[(?:Makefile:\d+: )?(\w+)\] Error", out) == [
+        "lint",
+        "layout",
+        "layers",
+        "types",
+        "docs",
+    ], out
     for message in (
         "F401",
         "would be reformatted",
+        "mada_optim.warn -> mada_lab",
         "Incompatible return value",
         "Aborted with 3 warnings in strict mode",
     ):

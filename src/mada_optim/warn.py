@@ -13,10 +13,10 @@ import torch
 _INSIDE = tuple(os.path.dirname(file) + os.sep for file in (__file__, torch.__file__))
 
 
-def warn(message: str) -> None:
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the innermost line of the stack that belongs neither to this package nor to torch."""
     frame: FrameType | None = sys._getframe()
     level = 1
     while frame is not None and frame.f_code.co_filename.startswith(_INSIDE):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)

@@ -1,6 +1,6 @@
 """mada-optax: the optimizers of mada-optim as transformations of optax, for JAX. torch is not needed."""
 
-from mada_optax.family import Coefficient, Family, is_special, mada_family, root
+from mada_optax.family import Coefficient, Family, is_frozen_at, mada_family, root
 from mada_optax.matrices import matrix_dimensions, omada
 from mada_optax.optimizer import FamilyState, hypergradient_optimizer, scale_by_family
 from mada_optax.points import avgrad, mada
@@ -19,7 +19,7 @@ __all__ = [
     "avgrad",
     "end_search",
     "hypergradient_optimizer",
-    "is_special",
+    "is_frozen_at",
     "learned_scale",
     "mada",
     "mada_family",

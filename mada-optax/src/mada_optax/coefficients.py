@@ -67,7 +67,7 @@ def resolve_settings(
     special = {
         name: float(value)
         for name, value in values.items()
-        if _is_zero(step_sizes[name]) and is_number(value) and value in known[name].special
+        if _is_zero(step_sizes[name]) and is_number(value) and value in known[name].frozen_at
     }
     return CoefficientSettings(values, step_sizes, boxes, special)
 

@@ -4,8 +4,8 @@ A family is a set of coefficients with the boxes they may move in, the names of 
 and one pure function that turns (buffers, gradient, coefficients) into (direction, new buffers). The hypergradient is
 the derivative of that function.
 
-A coefficient reaches the function as a scalar array. Frozen at one of its *special* values it is a plain float instead,
-so the function can leave out what that value makes superfluous (:func:`is_special`).
+A coefficient reaches the function as a scalar array. Frozen at one of certain values (``frozen_at``) it is a plain
+float instead, so the function can leave out what that value makes superfluous (:func:`is_frozen_at`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Coefficient:
         box: closed interval in which learning keeps it.
         hyper_lr: default step size α of its gradient descent.
         domain: closed interval outside which the update makes no sense, learned or not.
-        special: values at which, when frozen, it is handed to the update as a plain float.
+        frozen_at: values at which, when frozen, it is handed to the update as a plain float.
 
     >>> Coefficient("momentum", 0.9, box=(0.0, 0.99), hyper_lr=0.1).domain
     (-inf, inf)
@@ -46,7 +46,7 @@ class Coefficient:
     box: tuple[float, float]
     hyper_lr: float
     domain: tuple[float, float] = (-math.inf, math.inf)
-    special: tuple[float, ...] = ()
+    frozen_at: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Family:
         buffers: a function from the coefficients by name to the names of the buffers that each array needs. Buffers
             start at zero, in the array's shape. Only which coefficients are plain floats, and their values, may matter.
         update: one step. Its arguments are the buffers by name; the gradient g_t in their dtype; the coefficients by
-            name, as scalars of that dtype or as floats where :func:`is_special`; and the step t = 1, 2, ... as such a
+            name, as scalars of that dtype or as floats where :func:`is_frozen_at`; and the step t = 1, 2, ... as such a
             scalar. It returns the direction Δ_t, by which x_{t+1} = (1 - ηλ) x_t - η Δ_t, and the new buffers.
         elementwise: whether every element of the direction depends on the same element of the inputs alone, so that
             arrays may be cut into pieces. False: whole arrays are handed over.
@@ -76,10 +76,10 @@ class Family:
     elementwise: bool = True
 
 
-def is_special(coefficient: Any, value: float) -> bool:
+def is_frozen_at(coefficient: Any, value: float) -> bool:
     """Whether ``coefficient`` is frozen at ``value``, so that the terms it switches off need not be computed.
 
-    >>> is_special(1.0, 1.0), is_special(jnp.ones(()), 1.0)
+    >>> is_frozen_at(1.0, 1.0), is_frozen_at(jnp.ones(()), 1.0)
     (True, False)
     """
     return isinstance(coefficient, float) and coefficient == value
@@ -141,9 +141,9 @@ def mada_family(eps: float = 1e-8, lion_betas: tuple[float, float] = (0.95, 0.98
 
     def update(state: Buffers, grad: jax.Array, q: Values, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         gamma, g = q["gamma"], cut(grad)
-        if is_special(gamma, 1.0):
+        if is_frozen_at(gamma, 1.0):
             return adaptive(state, g, q, step)
-        if is_special(gamma, 0.0):
+        if is_frozen_at(gamma, 0.0):
             return sign(state, g)
         direction, adaptive_state = adaptive(state, g, q, step)
         signs, sign_state = sign(state, g)
@@ -167,7 +167,7 @@ def mada_family(eps: float = 1e-8, lion_betas: tuple[float, float] = (0.95, 0.98
         v = state["exp_avg_sq"]
         square = lookahead * lookahead
         target = square
-        if not is_special(c, 1.0):
+        if not is_frozen_at(c, 1.0):
             yogi = v + jnp.sign(square - v) * square
             target = c * square + (1 - c) * yogi
         v = new["exp_avg_sq"] = b2 * v + (1 - b2) * target
@@ -188,13 +188,13 @@ def mada_family(eps: float = 1e-8, lion_betas: tuple[float, float] = (0.95, 0.98
 
 def _buffers(q: Values) -> tuple[str, ...]:
     names: list[str] = []
-    if not is_special(q["gamma"], 0.0):
+    if not is_frozen_at(q["gamma"], 0.0):
         names += ["exp_avg", "exp_avg_sq"]
-        if not is_special(q["rho"], 1.0):
+        if not is_frozen_at(q["rho"], 1.0):
             names += ["mean_exp_avg_sq"]
-        if not is_special(q["b3"], 0.0):
+        if not is_frozen_at(q["b3"], 0.0):
             names += ["exp_avg_diff", "previous_grad"]
-    if not is_special(q["gamma"], 1.0):
+    if not is_frozen_at(q["gamma"], 1.0):
         names += ["lion_exp_avg"]
     return tuple(names)
 
@@ -203,16 +203,16 @@ def _beta(name: str, default: float, box: tuple[float, float], hyper_lr: float, 
     return Coefficient(name, default, box, hyper_lr, domain=(0.0, BELOW_ONE), **kwargs)
 
 
-def _weight(name: str, special: tuple[float, ...]) -> Coefficient:
-    return Coefficient(name, 1.0, (0.0, 1.0), 0.1, domain=(0.0, 1.0), special=special)
+def _weight(name: str, frozen_at: tuple[float, ...]) -> Coefficient:
+    return Coefficient(name, 1.0, (0.0, 1.0), 0.1, domain=(0.0, 1.0), frozen_at=frozen_at)
 
 
 _COEFFICIENTS = (
     _beta("b1", 0.9, (0.01, 0.99), 5e-4),
     # Frozen by default: learning β2 cancels the gain of the others.
     _beta("b2", 0.999, (0.5, 0.999), 0.0),
-    _beta("b3", 0.0, (0.0, 0.99), 0.1, special=(0.0,)),
-    _weight("rho", special=(1.0,)),
-    _weight("c", special=(1.0,)),
-    _weight("gamma", special=(0.0, 1.0)),
+    _beta("b3", 0.0, (0.0, 0.99), 0.1, frozen_at=(0.0,)),
+    _weight("rho", frozen_at=(1.0,)),
+    _weight("c", frozen_at=(1.0,)),
+    _weight("gamma", frozen_at=(0.0, 1.0)),
 )

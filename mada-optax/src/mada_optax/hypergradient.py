@@ -48,7 +48,7 @@ def align(
         grads: g_t of each array, in the dtype of its buffers.
         next_grads: g_{t+1} of each array, in the same dtype.
         factors: one for each array; -η_t makes the hypergradient of the sum.
-        q: coefficients of step t, scalars, or floats where they are special.
+        q: coefficients of step t, scalars, or floats where they are frozen at one of ``frozen_at``.
         learned: names of the coefficients to differentiate by.
         step: t.
 

@@ -58,13 +58,14 @@ class ParameterGroup(dict[str, Any]):
 @lru_cache(maxsize=64)
 def has_betas(family: Family) -> bool:
     """Whether a family has beta1 and beta2, whose values never change which terms of the update are computed."""
-    special = {coefficient.name: coefficient.special for coefficient in family.coefficients}
-    return all(special.get(name) == () for name in BETAS)
+    frozen_at = {coefficient.name: coefficient.frozen_at for coefficient in family.coefficients}
+    return all(frozen_at.get(name) == () for name in BETAS)
 
 
 def ignores_betas(family: Family, group: Mapping[str, Any]) -> bool:
     """Whether betas change nothing in a group, which is at Lion's point: it has no such option then."""
-    return isinstance(family, MADAFamily) and group.get("special", {}).get("gamma") == 0.0
+    is_madas = isinstance(getattr(family, "inner", family), MADAFamily)
+    return is_madas and group.get("special", {}).get("gamma") == 0.0
 
 
 def without_effect(betas: Any) -> str:
@@ -73,7 +74,7 @@ def without_effect(betas: Any) -> str:
 
 
 def split_betas(betas: Any) -> dict[str, Any]:
-    """Betas by name. Raises ValueError where they are not two."""
+    """Return betas by name. Raises ValueError where they are not two."""
     pair = to_python(betas)
     if not isinstance(pair, tuple) or len(pair) != len(BETAS):
         raise ValueError(f"betas must be two numbers (beta1, beta2), got {betas!r}")
@@ -81,13 +82,13 @@ def split_betas(betas: Any) -> dict[str, Any]:
 
 
 def fixed_betas(group: Mapping[str, Any]) -> dict[str, float]:
-    """The betas that a parameter group holds, by name, but for those that are learned."""
+    """Return the betas that a parameter group holds, by name, without those that are learned."""
     betas = split_betas(group["betas"]) if "betas" in group else {}
     return {name: value for name, value in betas.items() if value is not None}
 
 
 def learned_betas(group: Mapping[str, Any]) -> list[str]:
-    """Which of β1 and β2 are learned in a parameter group."""
+    """Return which of β1 and β2 are learned in a parameter group."""
     step_sizes = group.get("hyper_lr")
     return [name for name in BETAS if step_sizes.get(name, 0.0) > 0.0] if isinstance(step_sizes, Mapping) else []
 
@@ -195,7 +196,7 @@ def take_up_betas(family: Family, groups: Sequence[Group]) -> None:
 
 
 def _replace(family: Family, values: Tensor, betas: Sequence[float | None]) -> Tensor:
-    """In place, without waiting for the device."""
+    """Write betas into the values of all coefficients, in place and without waiting for the device."""
     for index, beta in zip(_indices(family), betas, strict=True):
         if beta is not None:
             values[index].fill_(beta)

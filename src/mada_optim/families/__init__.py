@@ -1,9 +1,9 @@
 """Updates: what a family of optimizers is, and the families of MADA and OMADA. A new update belongs here."""
 
-from mada_optim.families.base import Buffers, Coefficient, Family, Shapes, is_special
+from mada_optim.families.base import Buffers, Coefficient, Family, Shapes, is_frozen_at
 from mada_optim.families.mada import MADAFamily
 from mada_optim.families.numerics import cut, root
-from mada_optim.families.omada import OMADAFamily
+from mada_optim.families.orthogonal import OMADAFamily, OrthogonalMixture
 
 __all__ = [
     "Buffers",
@@ -11,8 +11,9 @@ __all__ = [
     "Family",
     "MADAFamily",
     "OMADAFamily",
+    "OrthogonalMixture",
     "Shapes",
     "cut",
-    "is_special",
+    "is_frozen_at",
     "root",
 ]

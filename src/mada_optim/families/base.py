@@ -4,8 +4,8 @@ A family is a set of coefficients with the boxes they may move in, the names of 
 parameter, and one pure function that turns (buffers, gradient, coefficients) into (direction, new buffers). Everything
 else follows from that function: the hypergradient is its derivative, the optimizers are points of it.
 
-A coefficient reaches the function as a 0-dimensional tensor. Frozen at one of its *special* values it is a plain float
-instead, so that the function can leave out what that value makes superfluous (:func:`is_special`).
+A coefficient reaches the function as a 0-dimensional tensor. Frozen at one of certain values (``frozen_at``) it is a
+plain float instead, so that the function can leave out what that value makes superfluous (:func:`is_frozen_at`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+
+from mada_optim.warn import warn
 
 Scalar = Tensor | float
 Buffers = Mapping[str, Tensor]
@@ -35,9 +37,13 @@ class Coefficient:
         box: closed interval in which learning keeps it.
         hyper_lr: default step size α of its gradient descent.
         domain: closed interval outside which the update makes no sense, learned or not.
-        special: values at which, when frozen, it is handed to the update as a plain float.
+        frozen_at: values at which, when it is frozen there, it leaves out a part of the update. It is handed to the
+            update as a plain float then.
         normalized: its hypergradient is divided by the root of its own running mean square, so that ``hyper_lr`` means
             the same however loss, parameters and learning rate are scaled.
+        special: the former name of ``frozen_at``.
+        symbol: how figures and tables call it. Default: its name.
+        meaning: what it is, in a few words, for the help of commands and for tables.
     """
 
     name: str
@@ -45,18 +51,29 @@ class Coefficient:
     box: tuple[float, float]
     hyper_lr: float
     domain: tuple[float, float] = (-math.inf, math.inf)
-    special: tuple[float, ...] = ()
+    frozen_at: tuple[float, ...] = ()
     normalized: bool = False
+    special: InitVar[tuple[float, ...] | None] = None
+    symbol: str = ""
+    meaning: str = ""
+
+    def __post_init__(self, special: tuple[float, ...] | None) -> None:
+        if special is not None:
+            warn("Coefficient: special is called frozen_at now", DeprecationWarning)
+            object.__setattr__(self, "frozen_at", special)
+        if not self.symbol:
+            object.__setattr__(self, "symbol", self.name)
 
 
-def is_special(coefficient: Scalar, value: float) -> bool:
+def is_frozen_at(coefficient: Scalar, value: float) -> bool:
     """Return whether a coefficient is frozen at a value, so that the terms it switches off need not be computed.
 
     Args:
-        coefficient: as the update gets it: a tensor where it is learned, a float where it is frozen at a special value.
-        value: one of the coefficient's ``special`` values.
+        coefficient: as the update gets it: a tensor where it is learned, a float where it is frozen at one of the
+            values of ``frozen_at``.
+        value: one of them.
 
-    >>> is_special(1.0, 1.0), is_special(torch.tensor(1.0), 1.0)
+    >>> is_frozen_at(1.0, 1.0), is_frozen_at(torch.tensor(1.0), 1.0)
     (True, False)
     """
     return not isinstance(coefficient, Tensor) and coefficient == value
@@ -100,7 +117,8 @@ class Family(ABC):
         Args:
             state: the buffers, each with the shape of ``grad``; float32, or float64 for float64 parameters.
             grad: gradient g_t, in the dtype of the buffers.
-            q: coefficients (0-dimensional float64 tensors, or floats where :func:`is_special`) and constants, by name.
+            q: coefficients and constants, by name. Coefficients are 0-dimensional float64 tensors, or floats where
+                :func:`is_frozen_at`.
             step: t = 1, 2, ..., a 0-dimensional float64 tensor. Both are float32 on devices without float64.
 
         Returns:

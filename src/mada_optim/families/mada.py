@@ -10,18 +10,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mada_optim.families.base import Buffers, Coefficient, Family, is_special
+from mada_optim.families.base import Buffers, Coefficient, Family, is_frozen_at
 from mada_optim.families.numerics import cut, root
 
 BELOW_ONE = math.nextafter(1.0, 0.0)
 
 
-def _beta(name: str, default: float, box: tuple[float, float], hyper_lr: float, **kwargs: Any) -> Coefficient:
-    return Coefficient(name, default, box, hyper_lr, domain=(0.0, BELOW_ONE), **kwargs)
+def _decay(
+    name: str, symbol: str, meaning: str, default: float, box: tuple[float, float], **options: Any
+) -> Coefficient:
+    return Coefficient(name, default, box, domain=(0.0, BELOW_ONE), symbol=symbol, meaning=meaning, **options)
 
 
-def _weight(name: str, special: tuple[float, ...]) -> Coefficient:
-    return Coefficient(name, 1.0, (0.0, 1.0), 0.1, domain=(0.0, 1.0), special=special)
+def _share(name: str, symbol: str, meaning: str, frozen_at: tuple[float, ...]) -> Coefficient:
+    unit = (0.0, 1.0)
+    return Coefficient(name, 1.0, unit, 0.1, domain=unit, frozen_at=frozen_at, symbol=symbol, meaning=meaning)
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,13 @@ class MADAFamily(Family):
     """
 
     coefficients: ClassVar[tuple[Coefficient, ...]] = (
-        _beta("beta1", 0.9, (0.01, 0.99), 5e-4),
+        _decay("beta1", "β1", "decay of the average of gradients", 0.9, (0.01, 0.99), hyper_lr=5e-4),
         # Not learned unless the user wants it: measured, that costs what the others gain.
-        _beta("beta2", 0.999, (0.5, 0.999), 0.0),
-        _beta("beta3", 0.0, (0.0, 0.99), 0.1, special=(0.0,)),
-        _weight("rho", special=(1.0,)),
-        _weight("c", special=(1.0,)),
-        _weight("gamma", special=(0.0, 1.0)),
+        _decay("beta2", "β2", "decay of the average of squared gradients", 0.999, (0.5, 0.999), hyper_lr=0.0),
+        _decay("beta3", "β3", "share of Adan's differences", 0.0, (0.0, 0.99), hyper_lr=0.1, frozen_at=(0.0,)),
+        _share("rho", "ρ", "second moment: 1 is Adam's, 0 AVGrad's average of it", frozen_at=(1.0,)),
+        _share("c", "c", "second moment: 1 is Adam's, 0 Yogi's", frozen_at=(1.0,)),
+        _share("gamma", "γ", "direction: 1 is Adam's, 0 Lion's", frozen_at=(0.0, 1.0)),
     )
     constants: ClassVar[Mapping[str, Any]] = {"eps": 1e-8, "lion_betas": (0.95, 0.98)}
     name: str = field(default="MADA", init=False)
@@ -67,13 +70,13 @@ class MADAFamily(Family):
         ('exp_avg', 'exp_avg_sq')
         """
         names: list[str] = []
-        if not is_special(q["gamma"], 0.0):
+        if not is_frozen_at(q["gamma"], 0.0):
             names += ["exp_avg", "exp_avg_sq"]
-            if not is_special(q["rho"], 1.0):
+            if not is_frozen_at(q["rho"], 1.0):
                 names += ["mean_exp_avg_sq"]
-            if not is_special(q["beta3"], 0.0):
+            if not is_frozen_at(q["beta3"], 0.0):
                 names += ["exp_avg_diff", "previous_grad"]
-        if not is_special(q["gamma"], 1.0):
+        if not is_frozen_at(q["gamma"], 1.0):
             names += ["lion_exp_avg"]
         return tuple(names)
 
@@ -82,9 +85,9 @@ class MADAFamily(Family):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`Family.update`."""
         gamma, grad = q["gamma"], cut(grad)
-        if is_special(gamma, 1.0):
+        if is_frozen_at(gamma, 1.0):
             return self._adaptive(state, grad, q, step)
-        if is_special(gamma, 0.0):
+        if is_frozen_at(gamma, 0.0):
             return self._sign(state, grad, q)
         adaptive, adaptive_state = self._adaptive(state, grad, q, step)
         sign, sign_state = self._sign(state, grad, q)
@@ -108,7 +111,7 @@ class MADAFamily(Family):
         v = state["exp_avg_sq"]
         square = lookahead * lookahead
         target = square
-        if not is_special(c, 1.0):
+        if not is_frozen_at(c, 1.0):
             yogi = v + torch.sign(square - v) * square
             target = c * square + (1 - c) * yogi
         v = new["exp_avg_sq"] = beta2 * v + (1 - beta2) * target

@@ -103,8 +103,8 @@ def draw_paths(axes: Axes, paths: Mapping[str, Points]) -> None:
         margin = 0.03 * (max(1.0, *shown) - min(0.0, *shown))
         axes.set(ylabel="coefficient", ylim=(min(0.0, *shown) - margin, max(1.0, *shown) + margin))
     elif shown:
-        in_use, found = (all(map(kind, paths)) for kind in (is_rate, lambda name: name.startswith(SCALE)))
-        label = "learning rate in use" if in_use else "learning rate" if found else "coefficient"
+        in_use, are_scales = (all(map(kind, paths)) for kind in (is_rate, lambda name: name.startswith(SCALE)))
+        label = "learning rate in use" if in_use else "learning rate" if are_scales else "coefficient"
         if in_use:  # where a schedule ends near 0, the rest would not be seen
             shown = [max(value, max(shown) / _MOST_FACTOR) for value in shown]
         low, high = axis_limits(shown, next(iter(paths)))

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
+from mada_optim.families import OMADAFamily
+
 SYMBOLS = {
-    **{"beta1": "β1", "beta2": "β2", "beta3": "β3", "rho": "ρ", "c": "c", "gamma": "γ"},
-    **{
-        "ortho": "ω",
-        "row_norm": "ν",
-        "scale": "κ",
-        "scale_all": "κ",
-        "scale_matrices": "κ-matrices",
-        "scale_rest": "κ-rest",
-    },
+    **{coefficient.name: coefficient.symbol for coefficient in OMADAFamily.coefficients},
+    **{"scale": "κ", "scale_all": "κ", "scale_matrices": "κ-matrices", "scale_rest": "κ-rest"},
 }
 SCALE = "scale_"
 """Begins the names of learned scales among the coefficients of a run."""

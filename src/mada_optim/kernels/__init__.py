@@ -1,12 +1,13 @@
-"""How a step is carried out: the update and its hypergradient for many tensors, as fast as the device allows.
+"""How a step is carried out: passes over the parameters, as fast as the device allows.
 
-:class:`~mada_optim.kernels.base.Kernels` says what has to be done. ``plain`` does it with torch's operators on pieces
-that fit the cache, for any family, anywhere; ``compiled`` has torch.compile turn the same functions into fused kernels;
-``multi_tensor`` has ``triton_source`` write them in Triton, for all parameters at once, for GPUs; ``native`` holds
-MADA's family in closed form, in C++, for the CPU. :func:`select_kernels` picks.
+:mod:`~mada_optim.kernels.passes` says what a step does to every element, as pure functions. Executors carry that out:
+``eager`` with torch's operators, on pieces that fit the cache; ``traced`` by torch.compile; ``triton`` in Triton, for
+all parameters at once; ``native`` in C++, where MADA's family is written out in closed form. ``select`` picks one.
 """
 
-from mada_optim.kernels.base import Batch, Kernels
-from mada_optim.kernels.select import check_fused, select_kernels
+from mada_optim.kernels.batch import Batch
+from mada_optim.kernels.executor import Executor
+from mada_optim.kernels.passes import CompletePending, TakeStep
+from mada_optim.kernels.select import check_fused, select_executor
 
-__all__ = ["Batch", "Kernels", "check_fused", "select_kernels"]
+__all__ = ["Batch", "CompletePending", "Executor", "TakeStep", "check_fused", "select_executor"]

@@ -1,45 +1,51 @@
-"""Which kernels work on which parameters."""
+"""Which executor carries out the passes of which parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
 
-from mada_optim.families import Family, MADAFamily, OMADAFamily
-from mada_optim.kernels.base import Kernels
-from mada_optim.kernels.eager import PlainKernels
-from mada_optim.kernels.native.agreement import why_outdated
-from mada_optim.kernels.native.executor import NativeKernels
+from mada_optim.families import Family
+from mada_optim.kernels.eager import EagerExecutor
+from mada_optim.kernels.executor import Executor
+from mada_optim.kernels.native.agreement import is_written_out, why_outdated
+from mada_optim.kernels.native.executor import NativeExecutor
 from mada_optim.kernels.native.library import why_unavailable
-from mada_optim.kernels.traced.compiled import CompiledKernels
+from mada_optim.kernels.traced.compiled import CompiledExecutor
 from mada_optim.kernels.triton import launch
-from mada_optim.kernels.triton.multi_tensor import MultiTensorKernels
+from mada_optim.kernels.triton.multi_tensor import TritonExecutor
 
 
-def select_kernels(family: Family, group: Mapping[str, Any], device: torch.device) -> Kernels:
-    """The kernels for parameters of a group on a device.
+def select_executor(family: Family, group: Mapping[str, Any], device: torch.device) -> Executor:
+    """Return the executor for parameters of a group on a device.
 
-    ``fused=False``, ``differentiable``, or a choice of ``foreach``: plain. Otherwise native for the families of MADA
-    and OMADA on the CPU; and for elementwise families multi-tensor on CUDA, but compiled in captured graphs, and on the
-    CPU where ``fused=True`` asks for it, since compiling takes a while.
+    ``fused=False``, ``differentiable``, or a choice of ``foreach``: eager. Otherwise native for the families of MADA
+    and OMADA on the CPU; and for elementwise families Triton on CUDA, but compiled in captured graphs, and on the CPU
+    where ``fused=True`` asks for it, since compiling takes a while.
     """
     wanted = group["fused"]
     if wanted is False or group["differentiable"] or (wanted is None and group["foreach"] is not None):
-        return _make(PlainKernels, family)
-    native = type(family) in (MADAFamily, OMADAFamily) and device.type == "cpu" and not group["capturable"]
+        return the(EagerExecutor)
+    native = is_written_out(family) and device.type == "cpu" and not group["capturable"]
     compiled = family.elementwise and (bool(wanted) or device.type == "cuda")
     if not (native or compiled) or why_unavailable() is not None:
-        return _make(PlainKernels, family)
+        return the(EagerExecutor)
     if native and why_outdated(family) is None:
-        return _make(NativeKernels, family)
+        return the(NativeExecutor)
     if not compiled:
-        return _make(PlainKernels, family)
+        return the(EagerExecutor)
     # Where tensors lie in memory must not be fixed at a capture's first run.
     at_once = device.type == "cuda" and not group["capturable"] and launch.is_available()
-    return _make(MultiTensorKernels if at_once else CompiledKernels, family)
+    return the(TritonExecutor if at_once else CompiledExecutor)
+
+
+@cache
+def the(kind: type[Executor]) -> Executor:
+    """Return the one executor of a kind, which keeps what it has compiled."""
+    return kind()
 
 
 def check_fused(family: Family) -> None:
@@ -50,8 +56,3 @@ def check_fused(family: Family) -> None:
     if problem is not None:
         needed = "a C++17 compiler (CXX) and a folder for what it compiles (MADA_CACHE_DIR)"
         raise RuntimeError(f"fused=True needs {needed}: {problem}")
-
-
-@lru_cache(maxsize=64)
-def _make(kind: type[PlainKernels], family: Family) -> Kernels:
-    return kind(family)

@@ -45,6 +45,6 @@ def align_and_advance(
     def update(values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return family.update(state, grad, {**q, **dict(zip(learned, values.unbind(), strict=True))}, step)
 
-    found: tuple[Any, ...] = torch.func.vjp(update, torch.stack([q[k] for k in learned]), has_aux=True)
-    _, pull_back, advanced = found
+    result: tuple[Any, ...] = torch.func.vjp(update, torch.stack([q[k] for k in learned]), has_aux=True)
+    _, pull_back, advanced = result
     return pull_back(next_grad)[0], advanced

@@ -62,7 +62,7 @@ def resolve_settings(
         check_value(known[name], value, boxes[name] if step_sizes[name] > 0.0 else None)
     values = {name: float(value) for name, value in values.items()}
     special = {
-        name: value for name, value in values.items() if step_sizes[name] == 0.0 and value in known[name].special
+        name: value for name, value in values.items() if step_sizes[name] == 0.0 and value in known[name].frozen_at
     }
     return CoefficientSettings(values, step_sizes, boxes, special)
 

@@ -201,7 +201,7 @@ def _cost(shape: torch.Size, layout: Layout) -> int:
 
 
 def _batch(spreads: tuple[Spread, ...], tasks: list[Task], rank: int) -> Batch:
-    own = [task for task in tasks if task.owner == rank]
+    tasks_of_rank = [task for task in tasks if task.owner == rank]
     parts_sent: list[list[View]] = [[] for _ in spreads[0].held]
     parts_received: list[list[View]] = [[] for _ in spreads[0].held]
     directions_sent: list[list[View]] = [[] for _ in spreads[0].held]
@@ -212,7 +212,7 @@ def _batch(spreads: tuple[Spread, ...], tasks: list[Task], rank: int) -> Batch:
             directions_received[task.owner].append((task.tensor, mine))
             if spread.copies[rank] == spread.copies[task.owner]:
                 parts_sent[task.owner].append((task.tensor, mine))
-    for index, task in enumerate(own):
+    for index, task in enumerate(tasks_of_rank):
         spread = spreads[task.tensor]
         for other, held in enumerate(spread.held):
             for _, its in boxes(held, task.ranges):
@@ -220,7 +220,7 @@ def _batch(spreads: tuple[Spread, ...], tasks: list[Task], rank: int) -> Batch:
                 if spread.copies[other] == spread.copies[rank]:
                     parts_received[other].append((index, its))
     return Batch(
-        tuple(task.shape for task in own),
+        tuple(task.shape for task in tasks_of_rank),
         *map(_message, (parts_sent, parts_received, directions_sent, directions_received)),
     )
 

@@ -227,13 +227,13 @@ def _is_linear(use: Use) -> bool:
 
 def _repeated(layers: dict[Path, Use]) -> set[Path]:
     """Layers that are parts of blocks that the model has more than once."""
-    alike: dict[tuple[Any, ...], list[Path]] = {}
+    paths_by_key: dict[tuple[Any, ...], list[Path]] = {}
     for path, use in layers.items():
         for position, name in enumerate(path[:-1]):
             if name.isdecimal() and not _is_head(path[:position]):
                 key = (path[:position], path[position + 1 :], use.param.shape)
-                alike.setdefault(key, []).append(path)
-    return {path for paths in alike.values() if len(paths) > 1 for path in paths}
+                paths_by_key.setdefault(key, []).append(path)
+    return {path for paths in paths_by_key.values() if len(paths) > 1 for path in paths}
 
 
 def _is_head(path: Path, names: re.Pattern[str] = _HEADS) -> bool:

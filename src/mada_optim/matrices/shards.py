@@ -75,12 +75,12 @@ def orthogonalize_shared(
     Raises:
         RuntimeError: ``distribute`` is true, and the ranks have different tensors.
     """
-    alike: dict[tuple[Any, ...], list[int]] = {}
+    indices_by_work: dict[tuple[Any, ...], list[int]] = {}
     for index, tensor in enumerate(tensors):
-        alike.setdefault(_work_for(tensor, layout, distribute), []).append(index)
+        indices_by_work.setdefault(_work_for(tensor, layout, distribute), []).append(index)
     directions = list(tensors)
     each = partial(orthogonalize, **options)
-    for (work, *_), indices in alike.items():
+    for (work, *_), indices in indices_by_work.items():
         for index, direction in zip(indices, work([tensors[index] for index in indices], layout, each), strict=True):
             directions[index] = direction
     return directions
@@ -129,8 +129,8 @@ def _at_home(tensors: Sequence[DTensor], layout: Layout, orthogonalize: _Orthogo
     directions = [torch.empty_like(tensor) for tensor in tensors]
     parts = [local(tensor) for tensor in tensors]
     present = [index for index, part in enumerate(parts) if part.numel()]
-    own = orthogonalize([parts[index].to(device) for index in present], layout)
-    for index, direction in zip(present, own, strict=True):
+    computed = orthogonalize([parts[index].to(device) for index in present], layout)
+    for index, direction in zip(present, computed, strict=True):
         local(directions[index]).copy_(direction)
     return directions
 
@@ -164,8 +164,8 @@ def _divided(tensors: Sequence[Tensor], layout: Layout, orthogonalize: _Orthogon
     spreads = tuple(copied(shape, team.size) for shape in shapes)
     for batch in plan(spreads, layout, BATCH_BYTES // dtype.itemsize, team.rank):
         matrices = [torch.empty(shape, dtype=dtype, device=team.device) for shape in batch.shapes]
-        own = _pack(batch.parts_sent, tensors, dtype, team.device)  # sent to itself
-        _unpack(torch.split(own, batch.parts_sent.counts), batch.parts_received, matrices)
+        packed = _pack(batch.parts_sent, tensors, dtype, team.device)  # sent to itself
+        _unpack(torch.split(packed, batch.parts_sent.counts), batch.parts_received, matrices)
         matrices = orthogonalize(matrices, task_layout(layout, tensors[0].dim()))
         counts = batch.directions_received.counts
         # Every rank gets the same, so what is for the first one is for all. A gather wants it equally long.

@@ -138,15 +138,15 @@ _Row = tuple[tuple[str, ...], Parameter, int]
 
 def _fold_at(position: int, rows: Sequence[_Row]) -> list[_Row]:
     """Rows that differ in one number of their names become one."""
-    alike: dict[Any, list[_Row]] = {}
+    rows_by_pattern: dict[Any, list[_Row]] = {}
     for row in rows:
         names, parameter, _ = row
         numbered = position < len(names) and names[position].isdecimal()
         others = (*names[:position], *names[position + 1 :]) if numbered else names
         traits = (parameter.shape, parameter.what, parameter.why, parameter.layout, parameter.trained)
-        alike.setdefault((numbered, others, traits), []).append(row)
+        rows_by_pattern.setdefault((numbered, others, traits), []).append(row)
     folded = []
-    for (numbered, *_), members in alike.items():
+    for (numbered, *_), members in rows_by_pattern.items():
         names, parameter, count = members[0]
         if numbered and len(members) > 1:
             numbers = [int(member[0][position]) for member in members]

@@ -34,6 +34,7 @@ from mada_optim.scale.around import (
 from mada_optim.scale.rate import ScaledRate, given_rate, plateau_of
 from mada_optim.scale.rule import ADAPTIVE, ScaleState, SearchSettings, learn
 from mada_optim.scale.way import TENSORS, VISIBLE, Way, follow
+from mada_optim.tables import Table, as_html
 from mada_optim.tensors.distributed import check_learnable, find_team, spread_like
 from mada_optim.warn import warn
 
@@ -208,10 +209,8 @@ class LearnedScale:
         return f"LearnedScale({self.describe()})"
 
     def _repr_html_(self) -> str:
-        """For notebooks."""
-        from mada_optim.history.notebook import scale_as_html
-
-        return scale_as_html(self)
+        """Show the same in a notebook, as a table."""
+        return as_html("LearnedScale", [as_table(self)])
 
     def hold(self) -> None:
         """End the search now: multiply the scales by the margin, hold them, and free what the search kept."""
@@ -318,16 +317,16 @@ class LearnedScale:
 
     def _moving(self, group: Group) -> Iterable[list[Tensor]]:
         """The parameters of a group that have a way, by what :func:`follow` wants alike. Ways of others begin."""
-        alike: dict[Hashable, list[Tensor]] = {}
+        params_by_key: dict[Hashable, list[Tensor]] = {}
         low = is_low(group)
         for param in group["params"]:
             if param in self._ways and self._ways[param].fits(param, low):
                 grad_dtype = None if param.grad is None else param.grad.dtype
-                alike.setdefault((param.device, param.dtype, grad_dtype, spread_like(param)), []).append(param)
+                params_by_key.setdefault((param.device, param.dtype, grad_dtype, spread_like(param)), []).append(param)
             elif param.grad is not None:  # the first one, or one in another dtype or on another device
                 check_learnable([param])
                 self._ways[param] = Way.begin(param, visible=low)
-        return alike.values()
+        return params_by_key.values()
 
     def _collect(self) -> None:
         """Learn from the hypergradients of the last step, which the device has had a whole step to compute."""
@@ -479,3 +478,9 @@ class LearnedScale:
         else:
             self._held[key] = saved["held"]
             self._ways.clear()
+
+
+def as_table(scale: LearnedScale) -> Table:
+    """Return what a scale found, or how far its search is."""
+    state = f"so far, after {scale.steps} steps" if scale.searching else f"found in {scale.steps} steps"
+    return ("learning rate", state), [(str(kind), f"{value:.3g}") for kind, value in scale.values.items()]

@@ -63,11 +63,11 @@ class Block:
             self.members[0][role].copy_(value)
             return
         stored = [member[role] for member in self.members]
-        flat = torch.split(value, [own.numel() for own in stored])
-        pieces = [piece.view(own.shape) for own, piece in zip(stored, flat, strict=True)]
+        flat = torch.split(value, [tensor.numel() for tensor in stored])
+        pieces = [piece.view(tensor.shape) for tensor, piece in zip(stored, flat, strict=True)]
         if torch.is_grad_enabled():  # the call for all at once has no derivative
-            for own, piece in zip(stored, pieces, strict=True):
-                own.copy_(piece)
+            for tensor, piece in zip(stored, pieces, strict=True):
+                tensor.copy_(piece)
         else:
             torch._foreach_copy_(stored, pieces)
 

@@ -337,15 +337,15 @@ def team_of_all(device: torch.device) -> Team | None:
     return None if world is None or size == 1 else Team(world, size, device)
 
 
-def any_process(params: Iterable[Tensor], found: bool) -> bool:
-    """Whether ``found`` is true on any of the processes over which parameters are spread, on whatever meshes.
+def any_process(params: Iterable[Tensor], is_true: bool) -> bool:
+    """Whether ``is_true`` holds on any of the processes over which parameters are spread, on whatever meshes.
 
     One mesh after the other: where they are the rows and columns of a grid, that reaches all of it.
     """
     for mesh in _meshes(params):
         if torch.distributed.get_rank() in _ranks(mesh):
-            found = bool(team_of(mesh).sum(torch.tensor(float(found), device="cpu")))
-    return found
+            is_true = bool(team_of(mesh).sum(torch.tensor(float(is_true), device="cpu")))
+    return is_true
 
 
 def _meshes(params: Iterable[Tensor]) -> list[DeviceMesh]:

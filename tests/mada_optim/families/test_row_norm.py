@@ -15,9 +15,9 @@ from twin import MatrixTwin, normuon_rows
 import mada_optim.families
 from mada_optim import OMADA, HypergradientOptimizer, OMADAFamily
 from mada_optim.kernels import select
-from mada_optim.kernels.eager import PlainKernels
-from mada_optim.kernels.native.executor import NativeKernels
-from mada_optim.kernels.traced.compiled import CompiledKernels
+from mada_optim.kernels.eager import EagerExecutor
+from mada_optim.kernels.native.executor import NativeExecutor
+from mada_optim.kernels.traced.compiled import CompiledExecutor
 from mada_optim.matrices import orthogonalize
 
 STEPS = 6
@@ -151,10 +151,10 @@ def test_equals_the_twin(q: dict[str, float], options: dict[str, Any]):
 
 
 @pytest.mark.parametrize("nu", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("kind", [NativeKernels, CompiledKernels, PlainKernels])
-def test_hypergradient_equals_finite_differences(kind: type[PlainKernels], nu: float, monkeypatch):
+@pytest.mark.parametrize("kind", [NativeExecutor, CompiledExecutor, EagerExecutor])
+def test_hypergradient_equals_finite_differences(kind: type[EagerExecutor], nu: float, monkeypatch):
     """Of the next gradient's product with the weights after one step, which is linear in them."""
-    monkeypatch.setattr(mada_optim.engine.step, "select_kernels", lambda family, *_: select._make(kind, family))
+    monkeypatch.setattr(mada_optim.engine.group_step, "select_executor", lambda family, *_: select.the(kind))
     settings = {"ortho": 0.7, "hyper_warmup": 0}
 
     def trained(row_norm: float, hyper_lr: float) -> tuple[list[nn.Parameter], OMADA]:
@@ -203,7 +203,7 @@ def test_what_is_kept(monkeypatch):
         optimizer = make(params, **options)
         take_steps(params, optimizer, 2)
         assert sizes(optimizer, params[0]) == expected
-    monkeypatch.setattr(mada_optim.families.omada, "normalize_rows", lambda *_: pytest.fail("computed at ν = 0"))
+    monkeypatch.setattr(mada_optim.families.orthogonal, "normalize_rows", lambda *_: pytest.fail("computed at ν = 0"))
     params = weights([(4, 9)])
     optimizer = make(params)
     take_steps(params, optimizer, 2)

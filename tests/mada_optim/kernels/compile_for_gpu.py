@@ -16,9 +16,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mada_optim import MADA, OMADA, HypergradientOptimizer, load_optimizer
-from mada_optim.engine import step as engine
+from mada_optim.engine import group_step as engine
 from mada_optim.kernels import select
-from mada_optim.kernels.triton import launch, multi_tensor, numbers
+from mada_optim.kernels.triton import launch, multi_tensor, scalars
 
 POINTERS = {torch.float64: "*fp64", torch.int64: "*i64", torch.int32: "*i32", torch.bool: "*i1"}
 COMPILED: list[str] = []
@@ -52,8 +52,8 @@ def main() -> None:
     sys.path.insert(0, __file__.rsplit("/", 1)[0])
     from test_multi_tensor import Kept, ManyOperations
 
-    multi_tensor.load = numbers.load = Compiling
-    engine.select_kernels = lambda family, *_: select._make(multi_tensor.MultiTensorKernels, family)
+    multi_tensor.load = scalars.load = Compiling
+    engine.select_executor = lambda family, *_: select.the(multi_tensor.TritonExecutor)
     paper = load_optimizer("mada-paper")
     many, kept = (partial(HypergradientOptimizer, family=family) for family in (ManyOperations(), Kept()))
     for make, dtype in (

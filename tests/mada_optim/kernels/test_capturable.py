@@ -58,8 +58,8 @@ def test_a_step_never_waits_for_the_device(row: Row, capturable, compiled, lr, m
     """The device is played by "meta", whose tensors have no values that a program could read."""
     if compiled:
         monkeypatch.setattr(torch, "compile", lambda module, **_: module)
-        monkeypatch.setattr(select, "NativeKernels", select.CompiledKernels)
-        select._make.cache_clear()
+        monkeypatch.setattr(select, "NativeExecutor", select.CompiledExecutor)
+        select.the.cache_clear()
     params = [nn.Parameter(torch.zeros(shape, device="meta")) for shape in [(40, 300), (5,), (3, 2), ()]]
     optimizer = row(params, lr=1e-2, fused=compiled, capturable=capturable)
 
@@ -75,12 +75,12 @@ def test_a_step_never_waits_for_the_device(row: Row, capturable, compiled, lr, m
     with NoTransfer():
         for _ in range(3):
             step()
-    select._make.cache_clear()
+    select.the.cache_clear()
 
 
 def test_capturing_needs_capturable(monkeypatch):
     """A graph that is captured otherwise replays one step count, seed and learning rate for ever."""
-    monkeypatch.setattr("mada_optim.optimizers.base.is_capturing", lambda device: True)
+    monkeypatch.setattr("mada_optim.optimizers.torch_protocols.is_capturing", lambda device: True)
     model = Net()
     optimizer = MADA(model.parameters(), hyper_warmup=0)
     with pytest.raises(RuntimeError, match="capturable=True in all parameter groups"):

@@ -57,7 +57,7 @@ def test_compiled_mada_agrees_with_plain(monkeypatch):
     """What CUDA uses for MADA's own family, here on the CPU."""
     row = next(row for row in TABLE if row.name == "mada-paper")
     with monkeypatch.context() as patch:
-        patch.setattr(select, "NativeKernels", select.CompiledKernels)
+        patch.setattr(select, "NativeExecutor", select.CompiledExecutor)
         fused = run(row, torch.float32, fused=True, hyper_lr=1e-6)
     assert_same(fused, run(row, torch.float32, fused=False, hyper_lr=1e-6), FLOAT32)
 

@@ -15,7 +15,7 @@ from cases import FLOAT32
 from torch import Tensor, nn
 
 from mada_optim import MADA, HypergradientOptimizer
-from mada_optim.kernels.eager import PlainKernels
+from mada_optim.kernels.eager import EagerExecutor
 from mada_optim.kernels.native import executor as native
 
 EVERYTHING = {"beta1": 5e-4, "beta2": 5e-4, "beta3": 0.1, "rho": 0.1, "c": 0.1, "gamma": 0.1}
@@ -323,7 +323,7 @@ def test_parameters_of_one_batch_whose_buffers_differ_in_dtype():
 
 def test_tensors_with_nothing_special_are_not_looked_at_one_by_one(monkeypatch):
     monkeypatch.setattr(native, "_is_dense", lambda _: pytest.fail("asked of one parameter"))
-    monkeypatch.setattr(PlainKernels, "step", lambda *_: pytest.fail("left to the plain kernels"))
+    monkeypatch.setattr(EagerExecutor, "run", lambda *_: pytest.fail("left to the plain kernels"))
     take_steps(*make(), first=0)
 
 

@@ -19,11 +19,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from mada_optim import MADA, OMADA, Coefficient, Family, HypergradientOptimizer, OMADAFamily
-from mada_optim.engine import step as engine
+from mada_optim.engine import group_step as engine
 from mada_optim.kernels import select
 from mada_optim.kernels.triton import launch, multi_tensor
-from mada_optim.kernels.triton.multi_tensor import MultiTensorKernels
-from mada_optim.kernels.triton.numbers import change_numbers
+from mada_optim.kernels.triton.multi_tensor import TritonExecutor
+from mada_optim.kernels.triton.scalars import change_numbers
 from mada_optim.learning.rule import LearnedTensors, LearningRule, call
 
 TESTS = Path(__file__).parents[2]
@@ -47,7 +47,7 @@ def launches(monkeypatch):
         original(*args, **kwargs)
 
     monkeypatch.setattr(launch.Kernel, "launch", counted)
-    monkeypatch.setattr(engine, "select_kernels", lambda family, *_: select._make(MultiTensorKernels, family))
+    monkeypatch.setattr(engine, "select_executor", lambda family, *_: select.the(TritonExecutor))
     monkeypatch.setattr(multi_tensor, "TILE", 1 << 15)
     monkeypatch.setattr(multi_tensor, "BLOCK", 1 << 14)
     multi_tensor._tiles.cache_clear()
@@ -57,7 +57,7 @@ def launches(monkeypatch):
 
 def plain(row: Row, dtype: torch.dtype, **kwargs):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "select_kernels", select.select_kernels)
+        patch.setattr(engine, "select_executor", select.select_executor)
         return run(row, dtype, fused=False, **kwargs)
 
 
@@ -80,9 +80,9 @@ def test_agrees_with_plain_in_float32(row: Row, launches):
 @pytest.mark.parametrize("settings", [{"maximize": True}, {"lr": torch.tensor(3e-3)}, {"weight_decay": 0.3}], ids=str)
 def test_settings(settings, launches):
     results = []
-    for kernels in (engine.select_kernels, select.select_kernels):
+    for kernels in (engine.select_executor, select.select_executor):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(engine, "select_kernels", kernels)
+            patch.setattr(engine, "select_executor", kernels)
             model = Net(torch.float64)
             train(model, MADA(model.parameters(), **{"lr": 1e-2, "hyper_warmup": 2, **settings}), 8)
             results.append(list(model.parameters()))
@@ -94,9 +94,9 @@ def test_complex_and_half_precision_parameters(launches):
     """Not bfloat16, to which the interpreter does not round but cuts."""
     for dtype, rtol in ((torch.complex64, 1e-5), (torch.float16, 1e-3)):
         results = []
-        for kernels in (engine.select_kernels, select.select_kernels):
+        for kernels in (engine.select_executor, select.select_executor):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(engine, "select_kernels", kernels)
+                patch.setattr(engine, "select_executor", kernels)
                 generator = torch.Generator().manual_seed(0)
                 params = [nn.Parameter(torch.randn(n, generator=generator, dtype=dtype)) for n in (3, 200)]
                 optimizer = MADA(params, lr=1e-2, hyper_warmup=0)
@@ -115,8 +115,8 @@ def test_parameters_that_are_spread_over_processes(launches, tmp_path, monkeypat
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         mesh, results = init_device_mesh("cpu", (1,)), []
-        for kernels in (engine.select_kernels, select.select_kernels):
-            monkeypatch.setattr(engine, "select_kernels", kernels)
+        for kernels in (engine.select_executor, select.select_executor):
+            monkeypatch.setattr(engine, "select_executor", kernels)
             generator = torch.Generator().manual_seed(0)
 
             def random(*shape: int, generator=generator):
@@ -168,9 +168,9 @@ def test_stochastic_rounding_is_right_on_average(make, launches, monkeypatch):
 def test_normalized_rows_agree_with_plain(row_norm, launches):
     """The numbers of the rows are no concern of the kernels."""
     results = []
-    for kernels in (engine.select_kernels, select.select_kernels):
+    for kernels in (engine.select_executor, select.select_executor):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(engine, "select_kernels", kernels)
+            patch.setattr(engine, "select_executor", kernels)
             generator = torch.Generator().manual_seed(0)
             params = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((4, 9), (9, 4))]
             groups = [{"params": params, "matrices": True}]
@@ -276,9 +276,9 @@ def test_copies_are_made_anew_where_part_is_left_to_torch_compile(launches, monk
         return original(parts, *args)
 
     results = []
-    for kernels in (engine.select_kernels, select.select_kernels):
+    for kernels in (engine.select_executor, select.select_executor):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(engine, "select_kernels", kernels)
+            patch.setattr(engine, "select_executor", kernels)
             patch.setattr(multi_tensor, "_Kernel", settle_is_refused)
             generator = torch.Generator().manual_seed(0)
             x = nn.Parameter(torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64))
@@ -341,11 +341,11 @@ def test_selected_on_a_gpu_only_and_not_where_a_graph_may_be_captured(monkeypatc
     monkeypatch.setattr(select, "why_unavailable", lambda: None)
     group = dict(MADA([nn.Parameter(torch.ones(1))]).param_groups[0])
     for device, capturable, triton, expected in (
-        ("cuda", False, True, MultiTensorKernels),
-        ("cuda", True, True, select.CompiledKernels),
-        ("cuda", False, False, select.CompiledKernels),
-        ("cpu", False, True, select.NativeKernels),
+        ("cuda", False, True, TritonExecutor),
+        ("cuda", True, True, select.CompiledExecutor),
+        ("cuda", False, False, select.CompiledExecutor),
+        ("cpu", False, True, select.NativeExecutor),
     ):
         monkeypatch.setattr(launch, "is_available", lambda triton=triton: triton)
         group["capturable"] = capturable
-        assert type(select.select_kernels(OMADAFamily(), group, torch.device(device))) is expected
+        assert type(select.select_executor(OMADAFamily(), group, torch.device(device))) is expected

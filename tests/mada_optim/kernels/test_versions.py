@@ -15,13 +15,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from mada_optim import MADA
-from mada_optim.engine import step as engine
+from mada_optim.engine import group_step as engine
 from mada_optim.kernels import select
-from mada_optim.kernels.eager import PlainKernels
-from mada_optim.kernels.native.executor import NativeKernels
-from mada_optim.kernels.traced.compiled import CompiledKernels
+from mada_optim.kernels.eager import EagerExecutor
+from mada_optim.kernels.native.executor import NativeExecutor
+from mada_optim.kernels.traced.compiled import CompiledExecutor
 from mada_optim.kernels.triton import launch, multi_tensor
-from mada_optim.kernels.triton.multi_tensor import MultiTensorKernels
+from mada_optim.kernels.triton.multi_tensor import TritonExecutor
 
 # Of numpy, in which Triton's interpreter computes.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -31,13 +31,13 @@ needs_interpreter = pytest.mark.skipif(
     not launch.is_available() or torch.cuda.is_available(), reason="needs Triton, and no GPU: its interpreter"
 )
 # The implementations of a step: their kernels, and the arguments that choose them.
-PATHS: dict[str, tuple[type[PlainKernels], dict[str, Any]]] = {
-    "native": (NativeKernels, {}),
-    "fused=False": (PlainKernels, {"fused": False}),
-    "foreach=True": (PlainKernels, {"foreach": True}),
-    "foreach=False": (PlainKernels, {"foreach": False}),
-    "capturable": (PlainKernels, {"capturable": True}),
-    "Triton": (MultiTensorKernels, {}),
+PATHS: dict[str, tuple[type[EagerExecutor], dict[str, Any]]] = {
+    "native": (NativeExecutor, {}),
+    "fused=False": (EagerExecutor, {"fused": False}),
+    "foreach=True": (EagerExecutor, {"foreach": True}),
+    "foreach=False": (EagerExecutor, {"foreach": False}),
+    "capturable": (EagerExecutor, {"capturable": True}),
+    "Triton": (TritonExecutor, {}),
 }
 
 
@@ -56,14 +56,14 @@ def path(request, monkeypatch) -> dict[str, Any]:
 
 def choose(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     expected, arguments = PATHS[name]
-    if expected is MultiTensorKernels:
-        monkeypatch.setattr(engine, "select_kernels", lambda family, *_: select._make(MultiTensorKernels, family))
+    if expected is TritonExecutor:
+        monkeypatch.setattr(engine, "select_executor", lambda family, *_: select.the(TritonExecutor))
         monkeypatch.setattr(multi_tensor, "TILE", 1 << 15)
         monkeypatch.setattr(multi_tensor, "BLOCK", 1 << 14)
         multi_tensor._tiles.cache_clear()
     else:
         optimizer = MADA([nn.Parameter(torch.ones(1))], **arguments)
-        selected = select.select_kernels(optimizer.family, optimizer.param_groups[0], torch.device("cpu"))
+        selected = select.select_executor(optimizer.family, optimizer.param_groups[0], torch.device("cpu"))
         assert type(selected) is expected
     return arguments
 
@@ -128,7 +128,7 @@ def test_the_version_of_complex_parameters_rises(path):
 
 def test_the_version_of_all_that_a_compiled_step_writes_rises(monkeypatch):
     """By torch.compile itself, which is handed large tensors in place."""
-    monkeypatch.setattr(select, "NativeKernels", CompiledKernels)
+    monkeypatch.setattr(select, "NativeExecutor", CompiledExecutor)
     params = [nn.Parameter(torch.randn(100, 100)), nn.Parameter(torch.randn(7))]
     optimizer = MADA(params, lr=1e-2, hyper_lr=0.0, fused=True)
     try:

@@ -11,7 +11,7 @@ from problems import IDS, TABLE, Net, Row, train
 from torch import Tensor, nn
 
 from mada_optim import MADA, HypergradientOptimizer, load_optimizer
-from mada_optim.engine import step as engine
+from mada_optim.engine.coefficient_set import SET_TENSORS, CoefficientSet
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
@@ -156,8 +156,8 @@ def test_coefficients_follow_the_parameters_to_another_device():
         group["params"] = [nn.Parameter(param.detach().to("meta")) for param in group["params"]]
         for param in group["params"]:
             param.grad = torch.ones_like(param)
-    engine.follow_device(optimizer.param_groups)
-    for key in engine.SET_TENSORS:
+    CoefficientSet(optimizer.family, optimizer.param_groups).follow_parameters()
+    for key in SET_TENSORS:
         one, other = (group[key] for group in optimizer.param_groups)
         assert one is other
         assert one.device.type == ("cpu" if key == "hyper_steps" else "meta")

@@ -11,15 +11,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mada_optim.families import Family, OMADAFamily
+from mada_optim.families import Family, MADAFamily, OMADAFamily
 from mada_optim.kernels.native.library import implemented
 from mada_optim.warn import warn
 
-# The methods that native.cpp and native.py repeat.
+# The methods that native.cpp and executor.py repeat.
 _REPEATED = ("update", "buffers")
 _CHECKOUT = Path(__file__).parents[4]
+
+
+def is_written_out(family: Family) -> bool:
+    """Whether ``native.cpp`` means to compute a family's update: MADA's and OMADA's, not what is derived from them."""
+    return type(family) in (MADAFamily, OMADAFamily)
 
 
 @lru_cache(maxsize=8)
@@ -29,41 +32,28 @@ def why_outdated(family: Family) -> str | None:
     Args:
         family: one that is written out in ``native.cpp``. A library must be available.
     """
-    names = implemented()
-    lacking = [
-        f"it does not know the {kind[:-1]} {name!r}"
-        for kind, wanted in _names(family).items()
-        for name in wanted
-        if name not in names[kind]
-    ]
-    if not lacking and definition() not in (None, *names["definition"]):
-        lacking = [f"a method that it repeats has changed: {' or '.join(_REPEATED)}, or what they call"]
-    if not lacking:
+    if definition() in (None, implemented()):
         return None
+    reason = f"what it repeats has changed: {' or '.join(_REPEATED)}, what they call, or names of theirs"
     if (_CHECKOUT / "pyproject.toml").is_file():
         warn(
-            f"native.cpp does not implement {type(family).__name__} as families/ defines it: {lacking[0]}. The general "
+            f"native.cpp does not implement {type(family).__name__} as families/ defines it: {reason}. The general "
             "kernels are used, which are slower. Change native.cpp as well; CONTRIBUTING.md says how."
         )
-    return lacking[0]
+    return reason
 
 
-def _names(family: Family) -> dict[str, tuple[str, ...]]:
-    """What a family has, by the kinds that native.cpp declares. Buffers: where nothing is left out."""
-    coefficients = tuple(coefficient.name for coefficient in family.coefficients)
-    switched_on = {name: True if value is False else value for name, value in family.constants.items()}
-    buffers = family.buffers({**dict.fromkeys(coefficients, torch.tensor(0.5)), **switched_on})
-    return {"coefficients": coefficients, "buffers": buffers, "constants": tuple(family.constants)}
+def definition() -> str | None:
+    """Checksum of what ``native.cpp`` repeats, or None where there is no source.
 
-
-def definition(family: type[Family] = OMADAFamily) -> str | None:
-    """Checksum of the methods that ``native.cpp`` repeats and of what they call, or None where there is no source.
-
-    Comments, docstrings, annotations and the layout of the source do not count, nor does the version of Python.
+    That is the names of coefficients and constants, the values at which a frozen coefficient leaves out a part of the
+    update, and the methods with all that they call. Comments, docstrings, annotations and the layout of the source do
+    not count, nor does the version of Python.
     """
-    # At which values a coefficient leaves out a part of the update is known to native.py, too.
-    shapes: dict[str, Any] = {f"special {one.name}": repr(one.special) for one in family.coefficients}
-    waiting = [method for name in _REPEATED for method in _methods(family, name)]
+    shapes: dict[str, Any] = {}
+    for kind in (MADAFamily, OMADAFamily):
+        shapes[kind.__name__] = [(each.name, repr(each.frozen_at)) for each in kind.coefficients], list(kind.constants)
+    waiting = [method for name in _REPEATED for method in _methods(name)]
     while waiting:
         function = waiting.pop()
         if function.__qualname__ in shapes:
@@ -79,13 +69,14 @@ def definition(family: type[Family] = OMADAFamily) -> str | None:
                 waiting.append(value)
             elif isinstance(value, (int, float, tuple)):
                 shapes[name] = repr(value)
-            waiting += _methods(family, name)
+            waiting += _methods(name)
     return hashlib.sha256(repr(sorted(shapes.items())).encode()).hexdigest()[:16]
 
 
-def _methods(family: type[Family], name: str) -> list[Callable[..., Any]]:
-    """The methods of that name of a family and of those that it is derived from."""
-    values = (getattr(vars(kind).get(name), "__func__", vars(kind).get(name)) for kind in family.__mro__)
+def _methods(name: str) -> list[Callable[..., Any]]:
+    """The methods of that name of the families that are written out, and of those that they are derived from."""
+    kinds = dict.fromkeys((*OMADAFamily.__mro__, *MADAFamily.__mro__))
+    values = (getattr(vars(kind).get(name), "__func__", vars(kind).get(name)) for kind in kinds)
     return [value for value in values if inspect.isfunction(value)]
 
 

@@ -12,132 +12,143 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mada_optim.kernels.base import Batch, Group, family_buffers
-from mada_optim.kernels.eager import PlainKernels
+from mada_optim.kernels.batch import Batch
+from mada_optim.kernels.eager import EagerExecutor
+from mada_optim.kernels.executor import Executor
+from mada_optim.kernels.native.layout import ADVANCED, BUFFERS, COEFFICIENTS
 from mada_optim.kernels.native.library import Variant, load, why_unavailable
+from mada_optim.kernels.passes import CompletePending, Pass, TakeStep
 from mada_optim.tensors.blocks import Roles
 from mada_optim.tensors.rounding import mix
 
 _TYPES = {torch.float64: "double", torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "_Float16"}
-# Those that a step changes.
-_ADVANCED = ("exp_avg", "exp_avg_sq", "mean_exp_avg_sq", "exp_avg_diff", "previous_grad", "lion_exp_avg")
-_STATE_ROLES = (*_ADVANCED, "ortho", "ortho_normalized")
-# In the order of native.cpp's Role; of what else a state holds it knows nothing.
-_BUFFERS = ("pending_grad", *_STATE_ROLES)
-_ROLES = ("param", "grad", *_BUFFERS)
+_ROLES = ("param", "grad", *BUFFERS)
 # Of the numbers of a Row, all of 64 bits.
 _PLACES = {name: place for place, name in enumerate(("numel", "seed", *_ROLES))}
 _WIDTH = len(_PLACES)
-# By which native.cpp differentiates, in its order.
-_DIFFERENTIATED = ("beta1", "beta2", "beta3", "rho", "c", "gamma", "ortho", "row_norm")
 
 
 class _Settings(ctypes.Structure):
     """native.cpp's Settings."""
 
     _fields_ = (
-        *((name, ctypes.c_double) for name in _DIFFERENTIATED),
+        *((name, ctypes.c_double) for name in COEFFICIENTS),
         *((name, ctypes.c_double) for name in ("eps", "kappa1", "kappa2", "t", "lr", "weight_decay")),
         *((name, ctypes.c_int32) for name in ("maximize", "keep", "stored", "threads")),
     )
 
 
-class NativeKernels(PlainKernels):
-    """MADA's family in closed form. Parameters that are not dense in memory are left to the plain kernels."""
+class NativeExecutor(Executor):
+    """MADA's family in closed form. Parameters that are not dense in memory are left to the eager executor."""
 
-    def settle(self, batch: Batch, values: Tensor, learned: Sequence[str], keep: bool) -> Tensor | None:
-        """See :meth:`Kernels.settle`."""
-        rows, rest = self._split(batch)
-        total = super().settle(rest, values, learned, keep) if rest else None
+    def __init__(self) -> None:
+        self._otherwise = EagerExecutor()
+
+    def run(self, task: Pass, batch: Batch, values: Tensor) -> Tensor | None:
+        """See :meth:`Executor.run`."""
+        rows, rest = _split(batch)
+        total = self._otherwise.run(task, rest, values) if rest else None
         if rows is None:
             return total
-        library, settings = load(rows.variant), self._settings(batch, values, batch.step, keep, rows.variant)
-        if not (learned and batch.has_grad):
-            library.mada_advance(ctypes.byref(settings), rows.at(batch.step), len(rows))
+        if isinstance(task, CompletePending):
+            derivatives = _complete_pending(task, batch, values, rows)
+            if rows.variant.DIFF:
+                rows.exchange("previous_grad", "pending_grad")
+                batch.refresh()
+                batch.notes["split"] = rows, rest
+            if derivatives is not None:
+                total = derivatives if total is None else total + derivatives
         else:
-            sums = (ctypes.c_double * len(_DIFFERENTIATED))()
-            library.mada_settle(ctypes.byref(settings), rows.at(batch.step), len(rows), sums)
-            by_name = dict(zip(_DIFFERENTIATED, sums, strict=True))
-            used = [by_name[c.name] if c.name in learned else 0.0 for c in self.family.coefficients]
-            aligned = torch.tensor(used, dtype=values.dtype, device=values.device)
-            total = aligned if total is None else total + aligned
-        batch.note_writes(_ADVANCED, rows.tensors(_ADVANCED))
-        if rows.variant.DIFF:
-            rows.exchange("previous_grad", "pending_grad")
-            batch.refresh()
-            batch.found["split"] = rows, rest
+            assert isinstance(task, TakeStep)
+            _take_step(task, batch, values, rows)
         return total
 
-    def step(self, batch: Batch, values: Tensor, keep: bool) -> None:
-        """See :meth:`Kernels.step`."""
-        rows, rest = self._split(batch)
-        if rest is not None:
-            super().step(rest, values, keep)
-        if rows is not None:
-            settings = self._settings(batch, values, batch.step + 1, keep, rows.variant)
-            load(rows.variant).mada_step(ctypes.byref(settings), rows.at(batch.step + 1), len(rows))
-            written = ("param", *(("pending_grad",) if keep else _ADVANCED))
-            batch.note_writes(written, rows.tensors(written))
 
-    def _split(self, batch: Batch) -> tuple[_Rows | None, Batch | None]:
-        """The parameters that a library can work on, and the others."""
-        if "split" not in batch.found:
-            batch.found["split"] = self._find_split(batch)
-        return batch.found["split"]  # type: ignore[no-any-return]
+def _complete_pending(task: CompletePending, batch: Batch, values: Tensor, rows: _Rows) -> Tensor | None:
+    library, settings = load(rows.variant), _settings(batch, values, batch.step, task.keep, rows.variant)
+    derivatives: Tensor | None = None
+    if task.learned:
+        sums = (ctypes.c_double * len(COEFFICIENTS))()
+        library.mada_complete(ctypes.byref(settings), rows.at(batch.step), len(rows), sums)
+        by_name = dict(zip(COEFFICIENTS, sums, strict=True))
+        names = (coefficient.name for coefficient in batch.update.family.coefficients)
+        among_all = [by_name[name] if name in task.learned else 0.0 for name in names]
+        derivatives = torch.tensor(among_all, dtype=values.dtype, device=values.device)
+    else:
+        library.mada_advance(ctypes.byref(settings), rows.at(batch.step), len(rows))
+    batch.note_writes(ADVANCED, rows.tensors(ADVANCED))
+    return derivatives
 
-    def _find_split(self, batch: Batch) -> tuple[_Rows | None, Batch | None]:
-        native, rest = batch, None
-        columns: Mapping[str, Sequence[Any]] | None = batch.columns
-        if columns is None or not _are_dense(columns):
-            dense = [_is_dense(roles) for roles in batch.roles]
-            dtypes = [_state_dtype(roles) for roles in batch.roles]
-            first = next(compress(dtypes, dense), None)
-            flags = [flag and dtype == first for flag, dtype in zip(dense, dtypes, strict=True)]
-            part, rest = (_part(batch, [flag == wanted for flag in flags]) for wanted in (True, False))
-            if part is None:
-                return None, rest
-            native = part
-            columns = {role: [roles.get(role) for roles in native.roles] for role in _ROLES}
-        variant = self._variant(batch.group, columns, batch.dtype)
-        if why_unavailable(variant) is not None:
-            return None, replace(batch, found={})  # not itself, which it would keep alive, and the gradients
-        return _Rows(variant, columns, native.states, batch.index), rest
 
-    def _settings(self, batch: Batch, values: Tensor, t: float | Tensor, keep: bool, variant: Variant) -> _Settings:
-        group = batch.group
-        numbers = dict(zip((c.name for c in self.family.coefficients), values.tolist(), strict=True))
-        constants = {name: group[name] for name in self.family.constants}
-        return _Settings(
-            *(numbers.get(name, 0.0) for name in _DIFFERENTIATED),
-            constants["eps"],
-            *constants["lion_betas"],
-            float(t),
-            float(group["lr"]),
-            group["weight_decay"],
-            group["maximize"],
-            keep,
-            # With differences of gradients, settle() stores the gradient where that costs least.
-            batch.pending and variant.DIFF,
-            torch.get_num_threads(),
-        )
+def _take_step(task: TakeStep, batch: Batch, values: Tensor, rows: _Rows) -> None:
+    settings = _settings(batch, values, batch.step + 1, task.keep, rows.variant)
+    load(rows.variant).mada_step(ctypes.byref(settings), rows.at(batch.step + 1), len(rows))
+    written = ("param", *(("pending_grad",) if task.keep else ADVANCED))
+    batch.note_writes(written, rows.tensors(written))
 
-    def _variant(self, group: Group, columns: Mapping[str, Sequence[Any]], dtype: torch.dtype) -> Variant:
-        names = family_buffers(self.family, group)
-        first = {role: column[0] for role, column in columns.items()}
-        return Variant(
-            ADAPTIVE="exp_avg" in names,
-            SIGN="lion_exp_avg" in names,
-            MEAN="mean_exp_avg_sq" in names,
-            DIFF="exp_avg_diff" in names,
-            YOGI="exp_avg" in names and "c" not in group["special"],
-            ORTHO="ortho" in names,
-            ROWS="ortho_normalized" in names,
-            PARAM=_TYPES[first["param"].dtype],
-            GRAD=_TYPES[(first["param"] if first.get("grad") is None else first["grad"]).dtype],
-            STATE=_TYPES[_state_dtype(first)],  # type: ignore[index]
-            REAL=_TYPES[dtype],
-            STOCHASTIC=group["stochastic_rounding"],
-        )
+
+def _split(batch: Batch) -> tuple[_Rows | None, Batch | None]:
+    """The parameters that a library can work on, and the others."""
+    if "split" not in batch.notes:
+        batch.notes["split"] = _find_split(batch)
+    return batch.notes["split"]  # type: ignore[no-any-return]
+
+
+def _find_split(batch: Batch) -> tuple[_Rows | None, Batch | None]:
+    native, rest = batch, None
+    columns: Mapping[str, Sequence[Any]] | None = batch.columns
+    if columns is None or not _are_dense(columns):
+        dense = [_is_dense(roles) for roles in batch.roles]
+        dtypes = [_state_dtype(roles) for roles in batch.roles]
+        first = next(compress(dtypes, dense), None)
+        flags = [flag and dtype == first for flag, dtype in zip(dense, dtypes, strict=True)]
+        part, rest = (_part(batch, [flag == wanted for flag in flags]) for wanted in (True, False))
+        if part is None:
+            return None, rest
+        native = part
+        columns = {role: [roles.get(role) for roles in native.roles] for role in _ROLES}
+    variant = _variant(batch, columns)
+    if why_unavailable(variant) is not None:
+        return None, replace(batch, notes={})  # not itself, which it would keep alive, and the gradients
+    return _Rows(variant, columns, native.states, batch.index), rest
+
+
+def _settings(batch: Batch, values: Tensor, t: float | Tensor, keep: bool, variant: Variant) -> _Settings:
+    group, constants = batch.group, batch.update.constants
+    names = (coefficient.name for coefficient in batch.update.family.coefficients)
+    numbers = dict(zip(names, values.tolist(), strict=True))
+    return _Settings(
+        *(numbers.get(name, 0.0) for name in COEFFICIENTS),
+        constants["eps"],
+        *constants["lion_betas"],
+        float(t),
+        float(group["lr"]),
+        group["weight_decay"],
+        group["maximize"],
+        keep,
+        # With differences of gradients, mada_complete() stores the gradient where that costs least.
+        batch.pending and variant.DIFF,
+        torch.get_num_threads(),
+    )
+
+
+def _variant(batch: Batch, columns: Mapping[str, Sequence[Any]]) -> Variant:
+    names = batch.update.buffers
+    first = {role: column[0] for role, column in columns.items()}
+    return Variant(
+        ADAPTIVE="exp_avg" in names,
+        SIGN="lion_exp_avg" in names,
+        MEAN="mean_exp_avg_sq" in names,
+        DIFF="exp_avg_diff" in names,
+        YOGI="exp_avg" in names and "c" not in batch.group["special"],
+        ORTHO="ortho" in names,
+        ROWS="ortho_normalized" in names,
+        PARAM=_TYPES[first["param"].dtype],
+        GRAD=_TYPES[(first["param"] if first.get("grad") is None else first["grad"]).dtype],
+        STATE=_TYPES[_state_dtype(first)],  # type: ignore[index]
+        REAL=_TYPES[batch.dtype],
+        STOCHASTIC=batch.group["stochastic_rounding"],
+    )
 
 
 def _part(batch: Batch, wanted: Sequence[bool]) -> Batch | None:
@@ -146,7 +157,7 @@ def _part(batch: Batch, wanted: Sequence[bool]) -> Batch | None:
         return None
     params, states = list(compress(batch.params, wanted)), list(compress(batch.states, wanted))
     grads = None if batch.grads is None else list(compress(batch.grads, wanted))
-    return replace(batch, params=params, grads=grads, states=states, found={})
+    return replace(batch, params=params, grads=grads, states=states, notes={})
 
 
 class _Rows:
@@ -215,7 +226,7 @@ def _are_dense(columns: Mapping[str, Sequence[Any]]) -> bool:
     It is asked by loops within Python's builtins. They keep no shapes: Python's garbage collector would look at each.
     """
     shapes = zip(*(map(Tensor.size, column) for column in columns.values()), strict=True)
-    buffers = [tensor for role, column in columns.items() if role in _BUFFERS for tensor in column]
+    buffers = [tensor for role, column in columns.items() if role in BUFFERS for tensor in column]
     return (
         all(alike.count(alike[0]) == len(alike) for alike in shapes)
         and all(map(Tensor.is_contiguous, columns["param"]))
@@ -228,7 +239,7 @@ def _are_dense(columns: Mapping[str, Sequence[Any]]) -> bool:
 
 def _state_dtype(tensors: Mapping[str, Any]) -> torch.dtype | None:
     """Return the dtype of the buffers of one parameter."""
-    return next((tensor.dtype for role, tensor in tensors.items() if role in _BUFFERS and tensor is not None), None)
+    return next((tensor.dtype for role, tensor in tensors.items() if role in BUFFERS and tensor is not None), None)
 
 
 def _is_dense(roles: Roles) -> bool:
@@ -243,7 +254,7 @@ def _is_dense(roles: Roles) -> bool:
     for role, tensor in roles.items():
         if tensor.shape != param.shape:
             raise RuntimeError(f"{role} has shape {tuple(tensor.shape)}, its parameter {tuple(param.shape)}")
-    buffers = [tensor for role, tensor in roles.items() if role in _BUFFERS]
+    buffers = [tensor for role, tensor in roles.items() if role in BUFFERS]
     if any(tensor.dtype != buffers[0].dtype or tensor.device != param.device for tensor in buffers):
         return False
     if param.is_contiguous():

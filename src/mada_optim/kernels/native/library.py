@@ -8,6 +8,7 @@ from functools import lru_cache
 from importlib.resources import files
 
 from mada_optim.cpp.build import compiled
+from mada_optim.kernels.native.layout import header
 from mada_optim.warn import warn
 
 
@@ -59,24 +60,20 @@ def load(variant: Variant) -> ctypes.CDLL:
         RuntimeError: there is no compiler, or it failed.
         OSError: there is no folder to keep the library in, or it cannot be loaded from there.
     """
-    source = files("mada_optim.kernels.native").joinpath("native.cpp").read_text(encoding="utf-8")
+    source = header() + files("mada_optim.kernels.native").joinpath("native.cpp").read_text(encoding="utf-8")
     library = compiled("native", source, *(f"-D{name}={_text(value)}" for name, value in asdict(variant).items()))
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-    library.mada_settle.argtypes = [pointer, pointer, count, pointer]
+    library.mada_complete.argtypes = [pointer, pointer, count, pointer]
     library.mada_advance.argtypes = library.mada_step.argtypes = [pointer, pointer, count]
-    for function in (library.mada_settle, library.mada_advance, library.mada_step):
+    for function in (library.mada_complete, library.mada_advance, library.mada_step):
         function.restype = None
     library.mada_implements.restype = ctypes.c_char_p
     return library
 
 
-def implemented() -> dict[str, list[str]]:
-    """What ``native.cpp`` says that it implements: names of coefficients, buffers and constants; a checksum."""
-    names: dict[str, list[str]] = {}
-    for line in load(_SIMPLE).mada_implements().decode().splitlines():
-        kind, _, rest = line.partition(":")
-        names.setdefault(kind, []).extend(rest.split())
-    return names
+def implemented() -> str:
+    """The checksum of the definition that ``native.cpp`` says that it implements."""
+    return str(load(_SIMPLE).mada_implements().decode())
 
 
 def _text(value: bool | str) -> str:

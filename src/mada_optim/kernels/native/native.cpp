@@ -1,7 +1,10 @@
 // MADA's update and its hypergradient for a list of tensors, each in one pass over memory.
 //
-// The update is defined in family.py (MADAFamily) and omada.py, and differentiated in hypergradient.py; this file repeats
-// both in closed form, for speed alone, and the tests hold it against them. It is compiled for one combination of these:
+// families/mada.py and families/omada.py define the update, learning/hypergradient.py differentiates it. This file repeats
+// both in closed form, for speed alone, and the tests hold it against them. layout.py writes two lists above it, which
+// Python uses, too: EACH_COEFFICIENT(X) is X(name) for each coefficient, EACH_BUFFER(X) for each tensor that is kept for a
+// parameter. A new name in one of them is declared, handed over and summed up everywhere below. What it means is said in
+// take() and differentiate(). The file is compiled for one combination of these:
 //
 //   ADAPTIVE, SIGN   whether γ lets Adam's part and Lion's part of the direction in
 //   MEAN, DIFF, YOGI whether ρ, β3, c may differ from where they change nothing
@@ -25,9 +28,9 @@
 
 struct bfloat16 { uint16_t bits; };
 
-// What Python hands over (native.py mirrors it): one row for each parameter, null where there is no such tensor, ...
-enum Role { PARAMETER, GRADIENT, PENDING, EXP_AVG, EXP_AVG_SQ, MEAN_EXP_AVG_SQ, EXP_AVG_DIFF, PREVIOUS, LION, ORTHOGONAL,
-            NORMALIZED, ROLES };
+// What Python hands over (executor.py mirrors it): one row for each parameter, null where there is no such tensor, ...
+#define ROLE_OF(name) role_##name,
+enum Role { role_param, role_grad, EACH_BUFFER(ROLE_OF) ROLES };
 
 struct Row {
     int64_t numel;
@@ -36,18 +39,21 @@ struct Row {
 };
 
 // ... and the numbers of the step t that is computed.
+#define DOUBLE(name) double name;
 struct Settings {
-    double beta1, beta2, beta3, rho, c, gamma, ortho, row_norm;
+    EACH_COEFFICIENT(DOUBLE)
     double eps, kappa1, kappa2, t, lr, weight_decay;
     int32_t maximize;
-    int32_t keep;                        // mada_step: leave the moments as they are; mada_settle: that will be done
-    int32_t stored;                      // mada_step with keep: mada_settle has stored the gradient already
+    int32_t keep;                        // mada_step: leave the moments as they are; mada_complete: that will be done
+    int32_t stored;                      // mada_step with keep: mada_complete has stored the gradient already
     int32_t threads;
 };
 
+// What it gives back: one sum for each coefficient.
+struct Sums { EACH_COEFFICIENT(DOUBLE) };
+
 namespace {
 
-constexpr int COEFFICIENTS = 8;          // β1, β2, β3, ρ, c, γ, ω, ν
 constexpr int64_t TASK = 1 << 16;        // elements that a thread takes at a time
 constexpr int64_t SUMMED = 1 << 12;      // elements that are summed in REAL before the sum goes on in double
 
@@ -93,7 +99,7 @@ inline REAL where_finite(REAL x, REAL value) {
     return std::abs(x) <= std::numeric_limits<REAL>::max() ? value : std::numeric_limits<REAL>::quiet_NaN();
 }
 
-// Gradients that would overflow are cut to the largest safe one; what is not finite becomes NaN. See cut() in family.py.
+// Gradients that would overflow are cut to the largest safe one; what is not finite becomes NaN. See cut() in families/numerics.py.
 inline REAL cut(REAL g) {
     const REAL largest = std::sqrt(std::numeric_limits<REAL>::max()) / 256;
     return where_finite(g, std::min(std::max(g, -largest), largest));
@@ -101,11 +107,14 @@ inline REAL cut(REAL g) {
 
 inline REAL sign(REAL x) { return REAL(x > 0) - REAL(x < 0); }
 
-// Coefficients in the precision of the arithmetic, and what the bias corrections make of them.
+// Coefficients q and 1 - q in the precision of the arithmetic, and what the bias corrections make of them.
+#define REAL_OF(name) REAL name;
+#define REAL_OF_REST(name) REAL not_##name;
+#define TAKE_OVER(name) name = q.name, not_##name = 1 - q.name;
 struct Coefficients {
-    REAL beta1, beta2, beta3, rho, c, gamma, ortho, row_norm, eps, kappa1, kappa2;
-    REAL not_beta1, not_beta2, not_beta3, not_rho, not_c, not_gamma, not_ortho, not_row_norm;  // 1 - ...
-    REAL not_kappa1, not_kappa2;
+    EACH_COEFFICIENT(REAL_OF)
+    EACH_COEFFICIENT(REAL_OF_REST)
+    REAL eps, kappa1, kappa2, not_kappa1, not_kappa2;
     REAL share;                          // 1/t
     REAL later;                          // 1 after the first step: d_1 = 0
     REAL unbias1, unbias2;               // 1/(1-β1^t), 1/(1-β2^t)
@@ -113,11 +122,9 @@ struct Coefficients {
     REAL V_by_v, V_by_target;            // ∂V/∂v, (1-β2) ∂V/∂v
 
     explicit Coefficients(const Settings& q)
-        : beta1(q.beta1), beta2(q.beta2), beta3(q.beta3), rho(q.rho), c(q.c), gamma(q.gamma), ortho(q.ortho),
-          row_norm(q.row_norm), eps(q.eps), kappa1(q.kappa1), kappa2(q.kappa2), not_beta1(1 - q.beta1),
-          not_beta2(1 - q.beta2), not_beta3(1 - q.beta3), not_rho(1 - q.rho), not_c(1 - q.c), not_gamma(1 - q.gamma),
-          not_ortho(1 - q.ortho), not_row_norm(1 - q.row_norm), not_kappa1(1 - q.kappa1), not_kappa2(1 - q.kappa2),
+        : eps(q.eps), kappa1(q.kappa1), kappa2(q.kappa2), not_kappa1(1 - q.kappa1), not_kappa2(1 - q.kappa2),
           share(1 / q.t), later(q.t > 1) {
+        EACH_COEFFICIENT(TAKE_OVER)
         const double bias1 = 1 - std::pow(q.beta1, q.t), bias2 = 1 - std::pow(q.beta2, q.t);
         unbias1 = 1 / bias1, unbias2 = 1 / bias2;
         drift1 = q.t * std::pow(q.beta1, q.t - 1) / (bias1 * bias1), drift2 = q.t * std::pow(q.beta2, q.t - 1) / bias2;
@@ -126,10 +133,10 @@ struct Coefficients {
     }
 
     // What the sums of Derivatives must be multiplied by.
-    void scale(double* sums) const {
+    void scale(Sums& by) const {
         const double inner = ORTHO ? not_ortho : 1, outer = inner * (SIGN ? gamma : 1);
-        sums[0] *= outer, sums[1] *= -outer / 2, sums[2] *= outer, sums[3] *= -outer / 2 * unbias2;
-        sums[4] *= -outer / 2 * V_by_target, sums[5] *= inner, sums[7] *= ortho;
+        by.beta1 *= outer, by.beta2 *= -outer / 2, by.beta3 *= outer, by.rho *= -outer / 2 * unbias2;
+        by.c *= -outer / 2 * V_by_target, by.gamma *= inner, by.row_norm *= ortho;
     }
 };
 
@@ -194,7 +201,7 @@ inline Step take(const Coefficients& q, const Moments& s, REAL g) {
 }
 
 // w ∂Δ_t/∂q for w the next gradient, but for factors that are the same for all elements: see scale().
-struct Derivatives { REAL beta1, beta2, beta3, rho, c, gamma, ortho, row_norm; };
+struct Derivatives { EACH_COEFFICIENT(REAL_OF) };
 
 inline Derivatives differentiate(const Coefficients& q, const Moments& s, const Step& x, REAL w) {
     Derivatives by{};
@@ -220,29 +227,26 @@ inline Derivatives differentiate(const Coefficients& q, const Moments& s, const 
 // ---- Passes over a range of one tensor.
 
 // The tensors of a row, with their types.
+#define STATE_OF(name) STATE* name;
+#define STATE_IN(name) name(static_cast<STATE*>(row.data[role_##name])),
 struct Tensors {
     PARAM* param;
     GRAD* grad;
-    STATE *pending, *m, *v, *mean, *n, *previous, *lion, *ortho, *normalized;
+    EACH_BUFFER(STATE_OF)
     uint32_t seed;
 
     explicit Tensors(const Row& row)
-        : param(static_cast<PARAM*>(row.data[PARAMETER])), grad(static_cast<GRAD*>(row.data[GRADIENT])),
-          pending(state(row, PENDING)), m(state(row, EXP_AVG)), v(state(row, EXP_AVG_SQ)),
-          mean(state(row, MEAN_EXP_AVG_SQ)), n(state(row, EXP_AVG_DIFF)), previous(state(row, PREVIOUS)),
-          lion(state(row, LION)), ortho(state(row, ORTHOGONAL)), normalized(state(row, NORMALIZED)),
-          seed(uint32_t(row.seed)) {}
-
-    static STATE* state(const Row& row, Role role) { return static_cast<STATE*>(row.data[role]); }
+        : param(static_cast<PARAM*>(row.data[role_param])), grad(static_cast<GRAD*>(row.data[role_grad])),
+          EACH_BUFFER(STATE_IN) seed(uint32_t(row.seed)) {}
 
     Moments moments(int64_t i) const {
         Moments s{};
-        if constexpr (ADAPTIVE) s.m = read(m[i]), s.v = read(v[i]);
-        if constexpr (MEAN) s.mean = read(mean[i]);
-        if constexpr (DIFF) s.n = read(n[i]), s.previous = read(previous[i]);
-        if constexpr (SIGN) s.lion = read(lion[i]);
+        if constexpr (ADAPTIVE) s.m = read(exp_avg[i]), s.v = read(exp_avg_sq[i]);
+        if constexpr (MEAN) s.mean = read(mean_exp_avg_sq[i]);
+        if constexpr (DIFF) s.n = read(exp_avg_diff[i]), s.previous = read(previous_grad[i]);
+        if constexpr (SIGN) s.lion = read(lion_exp_avg[i]);
         if constexpr (ORTHO) s.ortho = read(ortho[i]);
-        if constexpr (ORTHO && ROWS) s.normalized = read(normalized[i]);
+        if constexpr (ORTHO && ROWS) s.normalized = read(ortho_normalized[i]);
         return s;
     }
 
@@ -251,48 +255,49 @@ struct Tensors {
     }
 
     void store(int64_t i, const Moments& s) const {
-        if constexpr (ADAPTIVE) store(m, EXP_AVG, i, s.m), store(v, EXP_AVG_SQ, i, s.v);
-        if constexpr (MEAN) store(mean, MEAN_EXP_AVG_SQ, i, s.mean);
-        if constexpr (DIFF) store(n, EXP_AVG_DIFF, i, s.n);
-        if constexpr (SIGN) store(lion, LION, i, s.lion);
+        if constexpr (ADAPTIVE) store(exp_avg, role_exp_avg, i, s.m), store(exp_avg_sq, role_exp_avg_sq, i, s.v);
+        if constexpr (MEAN) store(mean_exp_avg_sq, role_mean_exp_avg_sq, i, s.mean);
+        if constexpr (DIFF) store(exp_avg_diff, role_exp_avg_diff, i, s.n);
+        if constexpr (SIGN) store(lion_exp_avg, role_lion_exp_avg, i, s.lion);
     }
 };
 
 // The pending step: its derivatives along the next gradient, then its moments. A next gradient that will be kept takes
 // the place of the previous one, which has just been read; Python exchanges the two.
+#define ZERO(name) REAL name = 0;
+#define ADD(name) name += by.name;
+#define ADD_UP(name) sums->name += name;
 template <bool KEEP>
-void settle(const Coefficients& given, const Settings& settings, const Row& row, int64_t start, int64_t end, double* sums) {
+void complete(const Coefficients& given, const Settings& settings, const Row& row, int64_t start, int64_t end, Sums* sums) {
     const Coefficients q = given;
     const Tensors tensors(row);
     const REAL orientation = settings.maximize ? -1 : 1;
-    REAL beta1 = 0, beta2 = 0, beta3 = 0, rho = 0, c = 0, gamma = 0, ortho = 0, row_norm = 0;
+    EACH_COEFFICIENT(ZERO)
     EACH
     for (int64_t i = start; i < end; ++i) {
-        const REAL g = cut(read(tensors.pending[i])), next = orientation * read(tensors.grad[i]);
+        const REAL g = cut(read(tensors.pending_grad[i])), next = orientation * read(tensors.grad[i]);
         const Moments before = tensors.moments(i);
         const Step x = take(q, before, g);
         const Derivatives by = differentiate(q, before, x, next);
-        beta1 += by.beta1, beta2 += by.beta2, beta3 += by.beta3, rho += by.rho, c += by.c, gamma += by.gamma;
-        ortho += by.ortho, row_norm += by.row_norm;
+        EACH_COEFFICIENT(ADD)
         tensors.store(i, x.next);
-        if constexpr (DIFF && KEEP) tensors.store(tensors.previous, PREVIOUS, i, cut(next));
+        if constexpr (DIFF && KEEP) tensors.store(tensors.previous_grad, role_previous_grad, i, cut(next));
     }
-    const REAL all[COEFFICIENTS] = {beta1, beta2, beta3, rho, c, gamma, ortho, row_norm};
-    for (int k = 0; k < COEFFICIENTS; ++k) sums[k] += all[k];
+    EACH_COEFFICIENT(ADD_UP)
 }
 
 // The moments of the pending step alone, where no next gradient came.
-void advance(const Coefficients& given, const Settings&, const Row& row, int64_t start, int64_t end, double*) {
+void advance(const Coefficients& given, const Settings&, const Row& row, int64_t start, int64_t end, Sums*) {
     const Coefficients q = given;
     const Tensors tensors(row);
     EACH
     for (int64_t i = start; i < end; ++i)
-        tensors.store(i, take(q, tensors.moments(i), cut(read(tensors.pending[i]))).next);
+        tensors.store(i, take(q, tensors.moments(i), cut(read(tensors.pending_grad[i]))).next);
 }
 
 // The step of the parameters.
 template <bool KEEP, bool STORED>
-void step(const Coefficients& given, const Settings& settings, const Row& row, int64_t start, int64_t end, double*) {
+void step(const Coefficients& given, const Settings& settings, const Row& row, int64_t start, int64_t end, Sums*) {
     const Coefficients q = given;
     const Tensors tensors(row);
     const REAL orientation = settings.maximize ? -1 : 1, lr = settings.lr, decay = 1 - settings.lr * settings.weight_decay;
@@ -302,13 +307,14 @@ void step(const Coefficients& given, const Settings& settings, const Row& row, i
         const Step x = take(q, tensors.moments(i), g);
         write<STOCHASTIC>(tensors.param[i], read(tensors.param[i]) * decay - lr * x.delta, tensors.seed, i);
         if constexpr (!KEEP) tensors.store(i, x.next);
-        if constexpr (KEEP && !STORED) tensors.store(tensors.pending, PENDING, i, g);
-        if constexpr (!KEEP && DIFF) tensors.store(tensors.previous, PREVIOUS, i, g);
+        if constexpr (KEEP && !STORED) tensors.store(tensors.pending_grad, role_pending_grad, i, g);
+        if constexpr (!KEEP && DIFF) tensors.store(tensors.previous_grad, role_previous_grad, i, g);
     }
 }
 
+#define ADD_PART(name) sums->name += part.name;
 template <class Pass>
-void run(const Settings& settings, const Row* rows, int64_t count, double* sums, Pass pass) {
+void run(const Settings& settings, const Row* rows, int64_t count, Sums* sums, Pass pass) {
     struct Task { int64_t row, start, end; };
     std::vector<Task> tasks;
     for (int64_t row = 0; row < count; ++row)
@@ -316,36 +322,28 @@ void run(const Settings& settings, const Row* rows, int64_t count, double* sums,
             tasks.push_back({row, start, std::min(start + TASK, rows[row].numel)});
     const Coefficients q(settings);
     // One sum for each task, added up in order at the end: the result does not depend on the threads.
-    std::vector<double> partial(tasks.size() * COEFFICIENTS, 0.0);
+    std::vector<Sums> partial(tasks.size(), Sums{});
 #pragma omp parallel for schedule(dynamic, 1) num_threads(settings.threads)
     for (size_t k = 0; k < tasks.size(); ++k) {
         const Task task = tasks[k];
         const Row row = rows[task.row];
         for (int64_t start = task.start; start < task.end; start += SUMMED)
-            pass(q, settings, row, start, std::min(start + SUMMED, task.end), &partial[k * COEFFICIENTS]);
+            pass(q, settings, row, start, std::min(start + SUMMED, task.end), &partial[k]);
     }
     if (sums)
-        for (size_t k = 0; k < partial.size(); ++k) sums[k % COEFFICIENTS] += partial[k];
+        for (const Sums& part : partial) { EACH_COEFFICIENT(ADD_PART) }
 }
 
 }  // namespace
 
 extern "C" {
 
-// What of family.py is written out here and in native.py, in the order of Settings and Role; agreement.py compares.
-const char* mada_implements() {
-    return "coefficients: beta1 beta2 beta3 rho c gamma ortho row_norm\n"
-           "buffers: exp_avg exp_avg_sq mean_exp_avg_sq exp_avg_diff previous_grad lion_exp_avg ortho ortho_normalized\n"
-           "buffers: ortho_exp_avg\n"                  // prepare() alone reads and writes it
-           "constants: eps lion_betas\n"
-           "constants: matrices split ortho_momentum row_beta\n"  // these and the next matter to prepare() and buffers() alone
-           "constants: ns_steps ns_coefficients adjust_lr_fn\n"
-           "definition: f26783fe9240e8c6\n";           // the checksum of the methods, see CONTRIBUTING.md
-}
+// The checksum of what is repeated here, see agreement.py and CONTRIBUTING.md.
+const char* mada_implements() { return "1b7e6414e1d1fe87"; }
 
-void mada_settle(const Settings* settings, const Row* rows, int64_t count, double* sums) {
-    run(*settings, rows, count, sums, settings->keep ? settle<true> : settle<false>);
-    Coefficients(*settings).scale(sums);
+void mada_complete(const Settings* settings, const Row* rows, int64_t count, Sums* sums) {
+    run(*settings, rows, count, sums, settings->keep ? complete<true> : complete<false>);
+    Coefficients(*settings).scale(*sums);
 }
 
 void mada_advance(const Settings* settings, const Row* rows, int64_t count) {

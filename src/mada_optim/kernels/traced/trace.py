@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 Tensors = dict[str, Tensor]
 # Tensors (changed in place), all coefficients, step, lr, weight decay, seed -> results
-Pass = Callable[[Tensors, Tensor, Tensor, Tensor, Tensor, Tensor], list[Tensor]]
+Function = Callable[[Tensors, Tensor, Tensor, Tensor, Tensor, Tensor], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Trace:
         return fx.GraphModule(self.traced, graph)
 
 
-def trace(function: Pass, tensors: Tensors, numbers: Sequence[Tensor]) -> Trace:
+def trace(function: Function, tensors: Tensors, numbers: Sequence[Tensor]) -> Trace:
     """Trace a function and cut it.
 
     Args:

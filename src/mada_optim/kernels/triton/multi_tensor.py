@@ -6,7 +6,6 @@ A launch costs as much time as moving a million numbers, and a model has hundred
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -15,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mada_optim.families import Family
-from mada_optim.kernels.base import Batch
-from mada_optim.kernels.traced.compiled import CompiledKernels
-from mada_optim.kernels.traced.trace import Pass, Trace, trace
+from mada_optim.kernels.batch import Batch
+from mada_optim.kernels.executor import Executor
+from mada_optim.kernels.passes import Pass
+from mada_optim.kernels.traced.compiled import CompiledExecutor, in_place, key_of
+from mada_optim.kernels.traced.trace import Trace, trace
 from mada_optim.kernels.triton import source as triton_source
 from mada_optim.kernels.triton.expressions import UnsupportedError
 from mada_optim.kernels.triton.launch import load
-from mada_optim.kernels.triton.numbers import change_numbers
+from mada_optim.kernels.triton.scalars import change_numbers
 from mada_optim.tensors.blocks import Block
-from mada_optim.tensors.devices import number_on
+from mada_optim.tensors.devices import move_numbers, number_on
 from mada_optim.tensors.distributed import PLAIN
 from mada_optim.tensors.rounding import mix
 
@@ -38,55 +38,48 @@ ALIGNMENT = 16  # bytes that are read at once, where all tensors begin at a mult
 _HEAD = 4
 
 
-class MultiTensorKernels(CompiledKernels):
-    """Fused, for many tensors at once. What cannot be written in Triton is left to torch.compile."""
+class TritonExecutor(Executor):
+    """Passes for many tensors at once. What cannot be written in Triton is left to torch.compile."""
 
     run_on_numbers = staticmethod(change_numbers)
 
-    def __init__(self, family: Family) -> None:
-        super().__init__(family)
+    def __init__(self) -> None:
         self._kernels: dict[Any, _Kernel | None] = {}
+        self._otherwise = CompiledExecutor()
 
-    def _run(
-        self,
-        batch: Batch,
-        values: Tensor,
-        step: float | Tensor,
-        function: Pass,
-        read: Sequence[str],
-        written: Sequence[str],
-    ) -> list[Tensor]:
-        """See :meth:`CompiledKernels._run`."""
-        totals: list[Tensor] = []
-        if "columns" not in batch.found:
+    def run(self, task: Pass, batch: Batch, values: Tensor) -> Tensor | None:
+        """See :meth:`Executor.run`."""
+        if "columns" not in batch.notes:
             regular = _Columns.of_all(batch)
-            batch.found["columns"] = _Columns.of_any(batch) if regular is None else [regular]
-        later = bool(step != batch.step)
-        kernels = [self._kernel(batch, function, read, columns, values, later) for columns in batch.found["columns"]]
+            batch.notes["columns"] = _Columns.of_any(batch) if regular is None else [regular]
+        all_columns: list[_Columns] = batch.notes["columns"]
+        kernels = [self._kernel(task, batch, columns, values) for columns in all_columns]
         if None in kernels:
             batch.refresh()  # copies of what is about to change
-            return super()._run(batch, values, step, function, read, written)
-        for kernel, columns in zip(kernels, batch.found["columns"], strict=True):
+            return self._otherwise.run(task, batch, values)
+        total: Tensor | None = None
+        for kernel, columns in zip(kernels, all_columns, strict=True):
             assert kernel is not None
-            results = kernel(batch, values, columns, later)
-            totals = [a + b for a, b in zip(totals, results, strict=True)] if totals else results
-            columns.write_back(written)
-        all_columns: list[_Columns] = batch.found["columns"]
-        batch.note_writes(written, [x for columns in all_columns for role in written for x in columns.tensors[role]])
-        return totals
+            derivatives = kernel(batch, values, columns)
+            if derivatives is not None:
+                total = derivatives if total is None else total + derivatives
+            columns.write_back(task.writes)
+        batch.note_writes(
+            task.writes, [x for columns in all_columns for role in task.writes for x in columns.tensors[role]]
+        )
+        return None if total is None else move_numbers(total, values.device)
 
-    def _kernel(
-        self, batch: Batch, function: Pass, read: Sequence[str], columns: _Columns, values: Tensor, later: bool
-    ) -> _Kernel | None:
-        roles, dtypes = list(columns.tensors), {role: columns.tensors[role][0].dtype for role in read}
-        key = (*self._key(batch, function), later, tuple(roles), tuple(dtypes.items()))
+    def _kernel(self, task: Pass, batch: Batch, columns: _Columns, values: Tensor) -> _Kernel | None:
+        roles = list(columns.tensors)
+        dtypes = {role: columns.tensors[role][0].dtype for role in dict.fromkeys((*task.reads, *task.writes))}
+        key = (*key_of(task, batch), tuple(roles), tuple(dtypes.items()))
         if key not in self._kernels:
             tensors = {role: torch.empty(8, dtype=dtype, device=batch.device) for role, dtype in dtypes.items()}
             numbers = [values.to(batch.device), *(number_on(1.0, batch.device) for _ in range(3))]
             seed = torch.zeros((), dtype=torch.int64, device=batch.device)
-            parts = trace(function, tensors, [*numbers, seed])
+            parts = trace(in_place(task, batch), tensors, [*numbers, seed])
             try:
-                self._kernels[key] = _Kernel(parts, roles, dtypes, batch.dtype, later)
+                self._kernels[key] = _Kernel(parts, roles, dtypes, batch.dtype, task.later)
             except UnsupportedError:
                 self._kernels[key] = None
         return self._kernels[key]
@@ -132,7 +125,7 @@ class _Columns:
     @classmethod
     def of_any(cls, batch: Batch) -> list[_Columns]:
         """The parameters that have elements, with copies of what is not contiguous or is stored with another sign."""
-        alike: dict[tuple[tuple[str, torch.dtype], ...], _Columns] = {}
+        columns_by_dtypes: dict[tuple[tuple[str, torch.dtype], ...], _Columns] = {}
         for number, roles in enumerate(batch.roles):
             param = roles["param"]
             if any(tensor.shape != param.shape or tensor.device != param.device for tensor in roles.values()):
@@ -142,8 +135,10 @@ class _Columns:
                 )
             if param.numel():
                 key = tuple((role, tensor.dtype) for role, tensor in roles.items())
-                alike.setdefault(key, cls([], [], {role: [] for role in roles}))._add(number, Block([roles]))
-        return list(alike.values())
+                columns_by_dtypes.setdefault(key, cls([], [], {role: [] for role in roles}))._add(
+                    number, Block([roles])
+                )
+        return list(columns_by_dtypes.values())
 
     def _add(self, number: int, block: Block) -> None:
         for role, column in self.tensors.items():
@@ -183,10 +178,10 @@ class _Columns:
         aligned = not bool((host[places:] % ALIGNMENT).any())
         if batch.device.type == "cpu":
             return host.clone(), aligned
-        found = host.pin_memory().to(batch.device, non_blocking=True)
+        table_there = host.pin_memory().to(batch.device, non_blocking=True)
         if lr_on_device:
-            found[1 : 2 * _HEAD : _HEAD].view(torch.float64).copy_(lr.detach().reshape(1))
-        return found, aligned
+            table_there[1 : 2 * _HEAD : _HEAD].view(torch.float64).copy_(lr.detach().reshape(1))
+        return table_there, aligned
 
 
 class _Kernel:
@@ -207,15 +202,16 @@ class _Kernel:
         self._during = load(triton_source.write_for_tensors(parts, roles, dtypes, dtype, later))
         self._after = load(triton_source.write_after(parts)) if parts.results else None
         self._carried, self._sums = triton_source.count_numbers(parts.carried), len(parts.sums)
-        self._results = [node.meta["val"].shape for node in parts.results]
+        self._results = sum(int(node.meta["val"].numel()) for node in parts.results)  # one vector, or nothing
+        self._later = later
 
-    def __call__(self, batch: Batch, values: Tensor, columns: _Columns, later: bool) -> list[Tensor]:
-        """The results, summed over all elements."""
+    def __call__(self, batch: Batch, values: Tensor, columns: _Columns) -> Tensor | None:
+        """The result, summed over all elements."""
         table, aligned = columns.table(batch)
-        head = table[later * _HEAD : (later + 1) * _HEAD].view(torch.float64)
+        head = table[self._later * _HEAD : (self._later + 1) * _HEAD].view(torch.float64)
         tiles = _tiles(tuple(columns.sizes), batch.device)
         count = len(tiles)
-        sizes = [_even(self._carried), _even(sum(map(math.prod, self._results))), self._sums * count]
+        sizes = [_even(self._carried), _even(self._results), self._sums * count]
         space = torch.empty(sum(sizes), dtype=torch.float64, device=batch.device)
         numbers, results, partial = torch.split(space, sizes)
         device = batch.device
@@ -224,12 +220,9 @@ class _Kernel:
         arguments = (table[2 * _HEAD :], len(columns.sizes), tiles, numbers, partial)
         self._during.launch(device, count, arguments, (TILE, BLOCK, aligned), **OPTIONS)
         if self._after is None:
-            return []
+            return None
         self._after.launch(device, 1, (numbers, partial, count, results), (triton_source.LANES,), num_warps=8)
-        parts, start = [], 0
-        for shape in self._results:
-            parts.append(results[start : (start := start + math.prod(shape))].view(shape))
-        return parts
+        return results[: self._results]
 
 
 def _even(count: int) -> int:

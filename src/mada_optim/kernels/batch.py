@@ -1,9 +1,8 @@
-"""What the engine asks of its kernels, and the batches of parameters that it hands them."""
+"""The parameters that a pass goes over at once."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,51 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mada_optim.families import Family, Shapes
+from mada_optim.families.in_group import FamilyInGroup, Group
 from mada_optim.tensors.blocks import Roles
 from mada_optim.tensors.distributed import PLAIN, is_dtensor, local, tell_autograd
 
-# What a parameter keeps beside tensors of its own shape and the family's statistics.
-SCALAR_STATE = ("step", "pending")
-
-Group = Mapping[str, Any]
-# Stands for a coefficient that is not frozen at a special value.
-_ANY_VALUE = torch.zeros((), device="cpu")
 # Tensors of several parameters by role, in the order of the parameters; see Roles.
 Columns = dict[str, list[Tensor]]
-
-
-def coefficients_and_constants(family: Family, group: Group, values: Tensor) -> dict[str, Any]:
-    """What :meth:`Family.update` takes as ``q``.
-
-    Args:
-        family: whose they are.
-        group: parameter group with the family's constants and with the special values of frozen coefficients.
-        values: all coefficients, shape (K,).
-    """
-    names = (coefficient.name for coefficient in family.coefficients)
-    constants = {name: group[name] for name in family.constants}
-    return {**dict(zip(names, values.unbind(), strict=True)), **group["special"], **constants}
-
-
-def family_buffers(family: Family, group: Group) -> tuple[str, ...]:
-    """Names of the family's buffers for parameters of a group.
-
-    They depend on constants and on which coefficients are frozen at special values, not on what the others are now.
-    """
-    return family.buffers(_of_any_value(family, group))
-
-
-def family_statistics(family: Family, group: Group) -> Shapes:
-    """Names of the family's statistics for parameters of a group, and their shapes; as :func:`family_buffers`."""
-    return family.statistics(_of_any_value(family, group))
-
-
-def _of_any_value(family: Family, group: Group) -> dict[str, Any]:
-    """What :meth:`Family.buffers` takes as ``q``."""
-    coefficients = dict.fromkeys((coefficient.name for coefficient in family.coefficients), _ANY_VALUE)
-    constants = {name: group[name] for name in family.constants}
-    return {**coefficients, **group["special"], **constants}
 
 
 @dataclass(frozen=True)
@@ -63,18 +23,18 @@ class Batch:
     """Parameters of one group that agree in device, dtypes, number of completed steps, and what is to be done.
 
     Args:
-        group: parameter group: learning rate, weight decay, constants.
+        update: the family as their group uses it.
         params: the parameters.
         grads: their gradients; None where they have none.
         states: what is kept for each of them; may be changed.
-        buffers: names of what the kernels see of that, where it is there.
+        buffers: names of what a pass may see of that, where it is there.
         step: number t of steps completed: a number, or a 0-dimensional tensor on the device (``capturable``).
         pending: whether the last of them was pending when this step began.
         index: position of the first parameter in its group, from which the noise of stochastic rounding is drawn.
-        found: what kernels have found out about the tensors and need again in this step.
+        notes: what an executor has found out about the tensors and needs again in this step.
     """
 
-    group: Group
+    update: FamilyInGroup
     params: Sequence[Tensor]
     grads: Sequence[Tensor] | None
     states: Sequence[dict[str, Any]]
@@ -82,7 +42,12 @@ class Batch:
     step: float | Tensor
     pending: bool
     index: int
-    found: dict[str, Any] = field(default_factory=dict, compare=False)
+    notes: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def group(self) -> Group:
+        """The parameter group: learning rate, weight decay, constants."""
+        return self.update.group
 
     @property
     def device(self) -> torch.device:
@@ -100,8 +65,8 @@ class Batch:
         return torch.promote_types(self.params[0].dtype.to_real(), torch.float32)
 
     def refresh(self) -> None:
-        """Forget what was found: there are other tensors, or their values have changed."""
-        self.found.clear()
+        """Forget what was noted: there are other tensors, or their values have changed."""
+        self.notes.clear()
         for name in ("roles", "columns"):
             self.__dict__.pop(name, None)
 
@@ -158,37 +123,3 @@ class Batch:
         if param.is_complex():
             return {role: torch.view_as_real(tensor) for role, tensor in tensors.items()}
         return tensors
-
-
-class Kernels(ABC):
-    """The two passes of a step over the parameters of a batch. Everything is changed in place."""
-
-    @staticmethod
-    def run_on_numbers(function: Callable[..., None], *tensors: Tensor) -> None:
-        """Call a function of a few numbers that changes some of them in place."""
-        function(*tensors)
-
-    @abstractmethod
-    def settle(self, batch: Batch, values: Tensor, learned: Sequence[str], keep: bool) -> Tensor | None:
-        """Complete the pending step t: differentiate it if the next gradient is there, and advance the buffers.
-
-        Args:
-            batch: parameters whose state holds the buffers before step t, and g_t as ``pending_grad``.
-            values: coefficients of step t, shape (K,), in the precision of their device.
-            learned: names of those to differentiate by.
-            keep: what :meth:`step` will be told, if the parameters have gradients.
-
-        Returns:
-            ⟨g_{t+1}, ∂Δ_t/∂q⟩ for all K coefficients, 0 where not learned, with ``values``' dtype and device. None if
-            there is no gradient or nothing to learn.
-        """
-
-    @abstractmethod
-    def step(self, batch: Batch, values: Tensor, keep: bool) -> None:
-        """Take step t+1 of the parameters.
-
-        Args:
-            batch: parameters that have a gradient g_{t+1}.
-            values: coefficients of this step.
-            keep: leave the buffers as they are before the step and store the gradient in ``pending_grad``.
-        """

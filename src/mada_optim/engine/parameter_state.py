@@ -1,0 +1,120 @@
+"""What is kept for a parameter: its names, how it begins, and when it is let go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mada_optim.families.in_group import FamilyInGroup
+from mada_optim.tensors.devices import has_float64
+from mada_optim.tensors.distributed import check_learnable, check_placements, replicate_like
+
+State = MutableMapping[Tensor, dict[str, Any]]
+# What a parameter keeps, together, only while something is learned, or until the step after that has changed.
+PENDING = ("pending", "pending_grad")
+# Names in a parameter's state that are not the family's.
+_TAKEN = ("param", "grad", "step", *PENDING)
+
+
+@dataclass(frozen=True)
+class ParameterState:
+    """What each parameter of a group keeps.
+
+    Args:
+        update: the family as the group uses it.
+    """
+
+    update: FamilyInGroup
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the tensors of its own shape that each parameter keeps."""
+        names = self.update.buffers
+        return (*names, "pending_grad") if self.update.learned else names
+
+    def check_names(self) -> None:
+        """Raise ValueError where a buffer of the family would have the name of something else."""
+        names = [*self.update.buffers, *self.update.statistics]
+        for name in names:
+            if name in _TAKEN or names.count(name) > 1:
+                raise ValueError(f"family: {self.update.family.name} has a buffer {name!r}, a name that is taken")
+
+    def prepare(self, state: State) -> None:
+        """Give parameters that have a gradient the state that they need.
+
+        That is all of it before their first step, and later what coefficients need that were not learned until now.
+
+        Args:
+            state: of the optimizer. Changed.
+        """
+        needed = {"step", *self.tensors, *self.update.statistics}
+        incomplete = [
+            param
+            for param in self.update.group["params"]
+            if param.grad is not None and not needed <= (state.get(param) or {}).keys()
+        ]
+        if incomplete and any(step_size > 0.0 for step_size in self.update.group["hyper_lr"].values()):
+            check_learnable(incomplete)
+        for param in incomplete:
+            kept = state.get(param) or {}
+            if not kept:
+                # Libraries put other parameters into the place of those given.
+                check_placements(param, self.update.family.elementwise)
+            state[param] = {**self.initial(param), **kept}
+
+    def initial(self, param: Tensor, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """State of a parameter before its first step.
+
+        Args:
+            param: the parameter.
+            names: of its buffers; None: those that the group's coefficients need.
+        """
+        group = self.update.group
+        if names is None:
+            names = self.tensors
+        exact = torch.promote_types(param.dtype.to_real(), torch.float32)
+        real = group["state_dtype"] or exact
+        dtype = real.to_complex() if param.is_complex() else real
+        device = param.device if group["capturable"] else torch.device("cpu")
+        # As torch.optim counts.
+        wide = torch.get_default_dtype() == torch.float64 and has_float64(device)
+        counted = torch.float64 if wide else torch.float32
+        state: dict[str, Any] = {"step": torch.zeros((), dtype=counted, device=device)}
+        if "pending_grad" in names:
+            state["pending"] = torch.zeros((), dtype=torch.bool, device="cpu")
+        for name in names:
+            state[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+        for name, shape in self.update.statistics.items():
+            statistic = torch.zeros(tuple(shape(param.shape)), dtype=exact, device=param.device)
+            state[name] = replicate_like(statistic, param)
+        return state
+
+
+def note_pending(states: Iterable[dict[str, Any]], pending: bool) -> None:
+    """Note in the states of parameters whether their last step is pending."""
+    for state in states:
+        if "pending" in state:
+            state["pending"].fill_(pending)
+            if not pending:
+                state["pending_grad"].zero_()  # else what is there would depend on the executor
+
+
+def drop_pending(states: Iterable[dict[str, Any]]) -> None:
+    """Drop what only learning needs."""
+    for state in states:
+        for name in PENDING:
+            state.pop(name, None)
+
+
+def count_steps(states: Iterable[dict[str, Any]]) -> None:
+    """Count a step of the parameters with these states."""
+    counts = [state["step"] for state in states]
+    if counts and all(count.is_cpu for count in counts):
+        # By far the fastest way to count on the host.
+        torch._foreach_add_(counts, torch.ones((), device="cpu"), alpha=1.0)
+    elif counts:
+        torch._foreach_add_(counts, 1)
