@@ -62,7 +62,7 @@ def print_report(folder: Path, reference: str | None = None, option: str = "--lr
     report = write_stage_files(folder, reference)
     tables = list(report.tables().values())
     if len(report.stage.runs) > 1:
-        tables.append(curves_table(report.stage.summaries))
+        tables.append(curves_table(report.stage.contenders))
     console = Console()
     for header, *rows in tables:
         table = Table(box=None, header_style="bold", pad_edge=False)

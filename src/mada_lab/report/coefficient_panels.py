@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mada_lab.run.curves import coefficient_points
 from mada_lab.run.stored import StoredRun
-from mada_lab.sweep.summary import Summary
+from mada_lab.sweep.contender_runs import ContenderRuns
 from mada_optim.history.drawing import Points, axis_limits, moves
 from mada_optim.history.notation import SYMBOLS
 
@@ -93,7 +93,7 @@ class Panel:
         return ", ".join(f"{SYMBOLS.get(name, name)} = {text}" for name, text in texts.items())
 
 
-def panels(summaries: Sequence[Summary]) -> list[Panel]:
+def panels(contenders: Sequence[ContenderRuns]) -> list[Panel]:
     """Return the paths of all contenders that learn.
 
     Those that always start at the same place stand together, a colour for each; if there is only one, its runs have a
@@ -101,10 +101,10 @@ def panels(summaries: Sequence[Summary]) -> list[Panel]:
     """
     together: list[Panel] = []
     alone: list[Panel] = []
-    for index, summary in enumerate(summaries):
-        lr = summary.shown_lr()
-        title = f"{summary.label}, lr {lr:g}"
-        runs = [(run, points) for run in summary.at(lr) if (points := coefficient_points(run.metrics))]
+    for index, contender in enumerate(contenders):
+        lr = contender.shown_lr()
+        title = f"{contender.label}, lr {lr:g}"
+        runs = [(run, points) for run in contender.at(lr) if (points := coefficient_points(run.metrics))]
         starts = _starts([points for _, points in runs])
         order = sorted(set(starts))
         if len(order) > 1:

@@ -182,15 +182,15 @@ def _figures(report: StageReport) -> Iterator[tuple[str, str, go.Figure | Sequen
     else:
         over = "seeds and starts" if report.betas else "seeds"
         caption = f"Mean over {over}, in their range. Click on a name to hide it, twice to see it alone."
-        without = [summary.label for summary in stage.summaries if summary.best_lr() is None]
+        without = [contender.label for contender in stage.contenders if contender.best_lr() is None]
         if without:
             caption += f" Not shown, for at each learning rate a run diverged: {', '.join(without)}."
-        yield "Validation loss at each best learning rate", caption, plotly_figures.curves(stage.summaries)
+        yield "Validation loss at each best learning rate", caption, plotly_figures.curves(stage.contenders)
         caption = (
             "A point for each run; lines or dashes: means, where no run diverged. Crosses at the top: runs that "
             "diverged, or ended with a higher loss than they began with."
         )
-        yield "Final validation losses", caption, plotly_figures.finals(stage.summaries)
+        yield "Final validation losses", caption, plotly_figures.finals(stage.contenders)
     for name, meaning in plotly_figures.LOSSES.items():
         if report.betas:
             title = f"Final {meaning} loss over the start of the betas"
@@ -199,7 +199,7 @@ def _figures(report: StageReport) -> Iterator[tuple[str, str, go.Figure | Sequen
                 "Means over seeds. Dots: the starts. Crosses: a run diverged.",
                 plotly_figures.contours(report.betas, name),
             )
-    for panel in panels(stage.summaries):
+    for panel in panels(stage.contenders):
         fixed = f" Not moved: {panel.fixed}." if panel.fixed else ""
         caption = f"A line for each run{', coloured by where it starts' if panel.ordered else ''}.{fixed}"
         yield ": ".join(filter(None, ("Paths of the coefficients", panel.title))), caption, plotly_figures.paths(panel)

@@ -9,32 +9,34 @@ from typing import Any
 from mada_lab.files import finite
 from mada_lab.run.stored import StoredRun
 from mada_lab.stats import mean_interval, paired_difference
-from mada_lab.sweep.summary import Summary, final_losses, or_infinite
+from mada_lab.sweep.contender_runs import ContenderRuns, final_losses, or_infinite
 
 REFERENCE = "adamw"
 FINAL_LOSSES = ("train_loss", "val_loss")
 Entries = Sequence[dict[str, Any]]  # of each optimizer, see results()
 
 
-def results(summaries: Sequence[Summary], reference: str = REFERENCE) -> list[dict[str, Any]]:
+def results(contenders: Sequence[ContenderRuns], reference: str = REFERENCE) -> list[dict[str, Any]]:
     """Return one entry for each optimizer, as JSON values: everything that the tables say, unrounded.
 
     ``reference`` is the label of the one that the others are compared with, if it is there.
     """
-    compared = next((summary for summary in summaries if summary.label == reference), None)
-    usable = [summary for summary in summaries if summary.best_lr() is not None]
-    best = min(usable, key=lambda summary: statistics.fmean(summary.finals(summary.best_lr())), default=None)
-    return [_entry(summary, compared, best) for summary in summaries]
+    compared = next((contender for contender in contenders if contender.label == reference), None)
+    usable = [contender for contender in contenders if contender.best_lr() is not None]
+    best = min(usable, key=lambda contender: statistics.fmean(contender.finals(contender.best_lr())), default=None)
+    return [_entry(contender, compared, best) for contender in contenders]
 
 
-def _entry(summary: Summary, reference: Summary | None, best_of_all: Summary | None) -> dict[str, Any]:
+def _entry(
+    contender: ContenderRuns, reference: ContenderRuns | None, best_of_all: ContenderRuns | None
+) -> dict[str, Any]:
     entry: dict[str, Any] = {
-        "optimizer": summary.label,
-        "by_lr": [_at_lr(summary, lr, reference) for lr in summary.lrs()],
-        "best_lr": summary.best_lr(),
-        "best_lr_edge": summary.edge(summary.best_lr()),
+        "optimizer": contender.label,
+        "by_lr": [_at_lr(contender, lr, reference) for lr in contender.lrs()],
+        "best_lr": contender.best_lr(),
+        "best_lr_edge": contender.edge(contender.best_lr()),
     }
-    best = summary.at(summary.best_lr())
+    best = contender.at(contender.best_lr())
     if not best:
         return entry
     for name in ("val_loss", "best_val_loss", "train_loss"):
@@ -43,17 +45,17 @@ def _entry(summary: Summary, reference: Summary | None, best_of_all: Summary | N
         entry[name] = statistics.median(getattr(run.result, name) for run in best)
     if reference is not None and reference.at(reference.best_lr()):
         target = statistics.fmean(reference.finals(reference.best_lr()))
-        entry["steps_to_reference"] = summary.steps_to(target)
+        entry["steps_to_reference"] = contender.steps_to(target)
     for name, other in (("difference", reference), ("difference_to_best", best_of_all)):
-        if other is not None and other is not summary:
+        if other is not None and other is not contender:
             entry |= _difference(name, best, other.at(other.best_lr()))
     return entry
 
 
-def _at_lr(summary: Summary, lr: float, reference: Summary | None) -> dict[str, Any]:
-    cell = {"lr": lr, "val_loss": summary.finals(lr), "diverged": summary.diverged(lr)}
-    if reference is not None and reference is not summary:
-        cell |= _difference("difference", summary.at(lr), reference.at(lr))
+def _at_lr(contender: ContenderRuns, lr: float, reference: ContenderRuns | None) -> dict[str, Any]:
+    cell = {"lr": lr, "val_loss": contender.finals(lr), "diverged": contender.diverged(lr)}
+    if reference is not None and reference is not contender:
+        cell |= _difference("difference", contender.at(lr), reference.at(lr))
     return cell
 
 
@@ -77,12 +79,14 @@ def edges(entries: Entries) -> list[str]:
     return [f"{label} ({lr:g}, the {edge})" for label, lr, edge in at_edge]
 
 
-def median_train_loss(summaries: Sequence[Summary]) -> float:
+def median_train_loss(contenders: Sequence[ContenderRuns]) -> float:
     """Return the median training loss of all runs."""
-    return statistics.median(loss for summary in summaries for loss in final_losses(summary.runs, "train_loss"))
+    return statistics.median(loss for contender in contenders for loss in final_losses(contender.runs, "train_loss"))
 
 
-def betas_results(summaries: Sequence[Summary], threshold: float, reference: str = REFERENCE) -> list[dict[str, Any]]:
+def betas_results(
+    contenders: Sequence[ContenderRuns], threshold: float, reference: str = REFERENCE
+) -> list[dict[str, Any]]:
     """Return how much the start of the betas matters: one entry for each optimizer, as JSON values.
 
     ``share`` is that of the runs whose final training loss is below ``threshold``; losses at a start are means over
@@ -90,16 +94,16 @@ def betas_results(summaries: Sequence[Summary], threshold: float, reference: str
     the ``reference``, of those ``compared``, which both have.
     """
     entries = []
-    for summary in summaries:
-        runs = summary.at(summary.robust_lr())
+    for contender in contenders:
+        runs = contender.at(contender.robust_lr())
         starts: list[dict[str, Any]] = []
-        for betas in summary.betas():
+        for betas in contender.betas():
             there = [run for run in runs if run.betas == betas]
             means = {name: finite(statistics.fmean(final_losses(there, name))) for name in FINAL_LOSSES if there}
             starts.append({"betas": list(betas), **means})
         train = final_losses(runs, "train_loss")
-        entry: dict[str, Any] = {"optimizer": summary.label, "lr": summary.robust_lr(), "runs": len(runs)}
-        entry["lr_edge"] = summary.edge(summary.robust_lr())
+        entry: dict[str, Any] = {"optimizer": contender.label, "lr": contender.robust_lr(), "runs": len(runs)}
+        entry["lr_edge"] = contender.edge(contender.robust_lr())
         entry["starts"] = starts
         entry["share"] = sum(loss < threshold for loss in train) / len(train)
         for name in FINAL_LOSSES:

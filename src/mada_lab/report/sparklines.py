@@ -7,18 +7,18 @@ import statistics
 from collections.abc import Sequence
 
 from mada_lab.report.tables import Table
-from mada_lab.sweep.summary import Summary
+from mada_lab.sweep.contender_runs import ContenderRuns
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 32  # characters of a curve, at most
 
 
-def curves_table(summaries: Sequence[Summary]) -> Table:
+def curves_table(contenders: Sequence[ContenderRuns]) -> Table:
     """Return final losses over the learning rates and losses over the steps, as characters on common scales."""
-    means = {summary.label: {lr: summary.mean_final(lr) for lr in summary.lrs()} for summary in summaries}
+    means = {contender.label: {lr: contender.mean_final(lr) for lr in contender.lrs()} for contender in contenders}
     lrs = sorted({lr for each in means.values() for lr in each})
     finals = [loss for each in means.values() for loss in each.values() if loss is not None]
-    bands = {summary.label: _thinned(summary.band()[1]) for summary in summaries}
+    bands = {contender.label: _thinned(contender.band()[1]) for contender in contenders}
     # The loss at the start, which all share, would flatten the rest.
     losses = [loss for band in bands.values() for loss in band[1:]]
     header = ["optimizer", f"final val loss over lr {lrs[0]:g} to {lrs[-1]:g}", "val loss over steps, at its best lr"]

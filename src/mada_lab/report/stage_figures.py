@@ -27,10 +27,10 @@ from mada_optim.history.drawing import (
 from mada_optim.history.notation import SYMBOLS, is_logarithmic
 
 if TYPE_CHECKING:
-    from mada_lab.sweep.summary import Summary
+    from mada_lab.sweep.contender_runs import ContenderRuns
 
 
-def draw_comparison(summaries: Sequence[Summary], path: Path, title: str) -> None:
+def draw_comparison(contenders: Sequence[ContenderRuns], path: Path, title: str) -> None:
     """Draw ``path``.png and .svg: validation loss over steps at the best learning rate, final loss over learning rates.
 
     Lines are means over seeds, the band is their range, a dash is one run.
@@ -39,23 +39,23 @@ def draw_comparison(summaries: Sequence[Summary], path: Path, title: str) -> Non
         figure = Figure(figsize=(10, 4.4), layout="constrained")
         left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": (1.25, 1)})
         labels = []
-        for number, summary in enumerate(summaries):
+        for number, contender in enumerate(contenders):
             colour, dashes = look(number)
-            steps, means, lows, highs = summary.band()
+            steps, means, lows, highs = contender.band()
             if steps:
                 left.plot(steps, means, color=colour, ls=dashes)
                 left.fill_between(steps, lows, highs, color=colour, alpha=0.15, lw=0)
-                labels.append(EndLabel(means[-1], f"{summary.label}  {means[-1]:.3f}", colour, dashes))
-            finals = {lr: loss for lr in summary.lrs() if (loss := summary.mean_final(lr)) is not None}
+                labels.append(EndLabel(means[-1], f"{contender.label}  {means[-1]:.3f}", colour, dashes))
+            finals = {lr: loss for lr in contender.lrs() if (loss := contender.mean_final(lr)) is not None}
             right.plot(list(finals), list(finals.values()), "o", color=colour, ls=dashes, ms=4)
             for lr in finals:
-                values = summary.finals(lr)
+                values = contender.finals(lr)
                 right.plot([lr] * len(values), values, "_", color=colour, ms=9, alpha=0.6)
-        _zoom_to_end(left, summaries)
+        _zoom_to_end(left, contenders)
         label_ends(left, labels)
         left.set(title="At each optimizer's best learning rate", xlabel="step", ylabel="validation loss")
         right.set(title="At every learning rate", xlabel="learning rate", ylabel="final validation loss", xscale="log")
-        lrs = spaced(sorted({lr for summary in summaries for lr in summary.lrs()}))
+        lrs = spaced(sorted({lr for contender in contenders for lr in contender.lrs()}))
         right.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
         right.minorticks_off()
         figure.suptitle(title, x=0.01, ha="left", color="#555555", fontsize=10)
@@ -161,11 +161,11 @@ def _draw_contour(axes: Axes, entry: Mapping[str, Any], name: str, levels: Seque
     return contour
 
 
-def _zoom_to_end(axes: Axes, summaries: Sequence[Summary]) -> None:
+def _zoom_to_end(axes: Axes, contenders: Sequence[ContenderRuns]) -> None:
     """Leave out the first steep fall, beside which differences between optimizers would not be seen."""
     late = [
         value
-        for curves in (summary.curves() for summary in summaries)
+        for curves in (contender.curves() for contender in contenders)
         for step, values in curves.items()
         if step >= 0.15 * max(curves)
         for value in values

@@ -40,7 +40,7 @@ def write_stage_files(folder: Path, reference: str | None = None) -> StageReport
     text = "\n".join([*map(markdown, report.tables().values()), *(f"{note}\n" for note in report.notes())])
     (folder / "table.md").write_text(text, "utf-8")
     title = f"{stage.caption}; mean and range over {len(stage.seeds)} seeds"
-    draw_comparison(stage.summaries, folder / "curves", title)
-    if coefficient_panels := panels(stage.summaries):
+    draw_comparison(stage.contenders, folder / "curves", title)
+    if coefficient_panels := panels(stage.contenders):
         draw_coefficients(coefficient_panels, folder / "coefficients", f"{stage.caption}; a line for each run")
     return report

@@ -20,8 +20,8 @@ from mada_lab.report.tables import (
     time_table,
     without_empty_columns,
 )
+from mada_lab.sweep.contender_runs import ContenderRuns
 from mada_lab.sweep.stage_folder import StoredStage
-from mada_lab.sweep.summary import Summary
 from mada_lab.tasks.registry import without_paths
 from mada_lab.text import count, listed
 
@@ -41,7 +41,7 @@ class StageReport:
     @cached_property
     def entries(self) -> list[dict[str, Any]]:
         """The results of each optimizer, see :func:`results`."""
-        return results(self.stage.summaries, self.reference)
+        return results(self.stage.contenders, self.reference)
 
     @cached_property
     def threshold(self) -> float:
@@ -55,8 +55,8 @@ class StageReport:
         return betas_results(self._varied, self.threshold, self.reference) if self._varied else []
 
     @property
-    def _varied(self) -> list[Summary]:
-        return [summary for summary in self.stage.summaries if len(summary.betas()) > 1]
+    def _varied(self) -> list[ContenderRuns]:
+        return [contender for contender in self.stage.contenders if len(contender.betas()) > 1]
 
     @property
     def _several_lrs(self) -> bool:
@@ -122,15 +122,15 @@ class StageReport:
         return list(self._problems())
 
     def _problems(self) -> Iterator[str]:
-        summaries = {summary.label: summary for summary in self.stage.summaries}
+        contenders = {contender.label: contender for contender in self.stage.contenders}
         for label, entry in self.stage.described["contenders"].items():
-            summary = summaries.get(label, Summary(label, []))
-            for lr in summary.lrs():
-                diverged = [run.name for run in summary.at(lr) if run.result.status == "diverged"]
+            contender = contenders.get(label, ContenderRuns(label, []))
+            for lr in contender.lrs():
+                diverged = [run.name for run in contender.at(lr) if run.result.status == "diverged"]
                 if diverged:
-                    of_all = f"{len(diverged)} of {len(summary.at(lr))}"
+                    of_all = f"{len(diverged)} of {len(contender.at(lr))}"
                     yield f"{label}: {of_all} runs at learning rate {lr:g} diverged: {listed(diverged, most=6)}"
-            for run in summary.runs:
+            for run in contender.runs:
                 if run.result.status == "interrupted":
                     yield f"{label}: the run is not over, it is at step {run.result.step}"
                 if run.result.skipped_steps:

@@ -12,9 +12,9 @@ from mada_lab.errors import require
 from mada_lab.optimizers.build import build
 from mada_lab.run.config import ResolvedRun, RunConfig, on_this_machine, resolve
 from mada_lab.sweep.changes import changed
+from mada_lab.sweep.contender_runs import ContenderRuns, load_contender
 from mada_lab.sweep.experiment import LR, Experiment, fixed
 from mada_lab.sweep.stage_folder import CONFIRM, TUNE, run_folder
-from mada_lab.sweep.summary import Summary, load_summary
 from mada_lab.tasks.base import TaskConfig
 
 Runs = dict[str, ResolvedRun]
@@ -88,8 +88,8 @@ class Plan:
             runs = {name: changed(run, {LR: lr}) for name, run in zip(names, runs.values(), strict=True)}
         source = self.experiment.contenders[label].coefficients_from
         if source is not None:
-            best, summary = self._best(stage, source)
-            finals = [run.result.coefficients for run in summary.at(best)]
+            best, contender = self._best(stage, source)
+            finals = [run.result.coefficients for run in contender.at(best)]
             means = {name: statistics.fmean(final[name] for final in finals) for name in finals[0]}
             # More seeds of the source give other coefficients, and thus other runs.
             runs = {f"{name}-from-lr{best:g}-x{len(finals)}": fixed(run, means) for name, run in runs.items()}
@@ -98,16 +98,16 @@ class Plan:
     def _configs(self, stage: str, label: str, lr: float | None) -> Mapping[str, RunConfig]:
         return self.experiment.tune(label) if stage == TUNE else self.experiment.confirmed(label, lr)
 
-    def _best(self, stage: str, label: str) -> tuple[float, Summary]:
+    def _best(self, stage: str, label: str) -> tuple[float, ContenderRuns]:
         """Return the best learning rate of a contender in a stage, and its runs there."""
         planned = self.runs(stage, label)
-        summary = load_summary(label, (run_folder(self.folders[stage], name) for name in planned))
-        if len(summary.runs) < len(planned):
-            raise NotReady(f"{len(summary.runs)} of {len(planned)} runs of {label} are over")
-        best = summary.best_lr()
+        contender = load_contender(label, (run_folder(self.folders[stage], name) for name in planned))
+        if len(contender.runs) < len(planned):
+            raise NotReady(f"{len(contender.runs)} of {len(planned)} runs of {label} are over")
+        best = contender.best_lr()
         if best is None:
             raise AllDiverged(f"{label} has a diverged run at each learning rate")
-        return best, summary
+        return best, contender
 
     def _first_coefficients(self, label: str) -> dict[str, float] | None:
         """Return where the optimizer starts whose final coefficients a contender wants; None: it wants none."""

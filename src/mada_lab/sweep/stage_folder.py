@@ -14,7 +14,7 @@ from mada_lab.files import CONFIG, read_json, write_json
 from mada_lab.run.config import to_dict
 from mada_lab.run.folder import RunFolder
 from mada_lab.run.stored import StoredRun, load_run
-from mada_lab.sweep.summary import Summary, load_summary
+from mada_lab.sweep.contender_runs import ContenderRuns, load_contender
 
 TUNE, CONFIRM = "tune", "confirm"
 STAGE = "stage.json"
@@ -26,13 +26,13 @@ class StoredStage:
 
     Args:
         described: what stage.json says is run; for a run alone, the same of it.
-        summaries: of the contenders of which a run is over.
+        contenders: the runs of each of which one is over.
         records: of these runs, what config.json says beside the configuration: data, versions, machine.
         missing: by label, names of the runs that are planned and not over.
     """
 
     described: Mapping[str, Any]
-    summaries: Sequence[Summary]
+    contenders: Sequence[ContenderRuns]
     records: Sequence[Mapping[str, Any]]
     missing: Mapping[str, Sequence[str]]
 
@@ -44,7 +44,7 @@ class StoredStage:
     @cached_property
     def runs(self) -> list[StoredRun]:
         """All runs that are over."""
-        return [run for summary in self.summaries for run in summary.runs]
+        return [run for contender in self.contenders for run in contender.runs]
 
     @property
     def total(self) -> int:
@@ -94,16 +94,16 @@ def load_stage(folder: Path) -> StoredStage:
         raise InputError(f"report must be the folder of a comparison, got {str(folder)!r}, which has no stage.json")
     described = read_json(folder / STAGE)
     grids = _grids(folder) if described["stage"] == CONFIRM else {}
-    summaries, records, missing = [], [], {}
+    contenders, records, missing = [], [], {}
     for label, entry in described["contenders"].items():
         folders = [run_folder(folder, name) for name in entry["runs"]]
-        summary = load_summary(label, folders)
-        over = [run.name for run in summary.runs]
+        contender = load_contender(label, folders)
+        over = [run.name for run in contender.runs]
         missing[label] = [run.path.name for run in folders if run.path.name not in over]
         records += [run.recorded() for run in folders if run.path.name in over]
         if over:
-            summaries.append(dataclasses.replace(summary, grid=grids.get(label, ())))
-    return StoredStage(described, summaries, records, missing)
+            contenders.append(dataclasses.replace(contender, grid=grids.get(label, ())))
+    return StoredStage(described, contenders, records, missing)
 
 
 def _grids(folder: Path) -> dict[str, list[float]]:
@@ -138,7 +138,7 @@ def load_run_alone(folder: Path) -> StoredStage:
         "contenders": {label: {"runs": [run.name], "total": 1}},
         "base": to_dict(config),
     }
-    return StoredStage(described, [Summary(label, [run])], [alone.recorded()], {label: []})
+    return StoredStage(described, [ContenderRuns(label, [run])], [alone.recorded()], {label: []})
 
 
 def check_any_run(folder: Path, stages: Sequence[StoredStage]) -> None:

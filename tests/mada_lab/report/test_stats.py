@@ -14,8 +14,8 @@ from mada_lab.report.tables import betas_table, loss_table, lr_difference_table,
 from mada_lab.run.result import Result
 from mada_lab.run.stored import StoredRun
 from mada_lab.stats import mean_interval, paired_difference, t_quantile
+from mada_lab.sweep.contender_runs import ContenderRuns
 from mada_lab.sweep.stage_folder import TUNE, StoredStage
-from mada_lab.sweep.summary import Summary
 
 STAGE: dict[str, Any] = {
     "title": "t",
@@ -57,9 +57,9 @@ def _run(lr: float, seed: int, curve: list[float], status: str = "finished") -> 
 
 
 def test_tables_by_hand() -> None:
-    adamw = Summary("adamw", [_run(0.1, 0, [5.0, 3.0, 2.0]), _run(0.1, 1, [5.0, 3.0, 2.2])])
+    adamw = ContenderRuns("adamw", [_run(0.1, 0, [5.0, 3.0, 2.0]), _run(0.1, 1, [5.0, 3.0, 2.2])])
     # At 0.2 one seed of mada is very good and the other diverged: that is not its best learning rate.
-    mada = Summary(
+    mada = ContenderRuns(
         "mada",
         [
             _run(0.1, 0, [5.0, 1.9, 1.8]),
@@ -100,8 +100,8 @@ def test_best_rates_at_the_edge_of_their_grid_are_marked_in_every_table(
     losses: list[float | None], best: float, edge: str | None
 ) -> None:
     grid = [0.1, 0.2, 0.3][: len(losses)]
-    summaries = [
-        Summary(
+    contenders = [
+        ContenderRuns(
             label,
             [
                 stored_run(seed, lr=lr, val=None if loss is None else loss + shift)
@@ -111,7 +111,7 @@ def test_best_rates_at_the_edge_of_their_grid_are_marked_in_every_table(
         )
         for label, shift in (("adamw", 0.0), ("mada", 0.5))
     ]
-    report = StageReport(StoredStage({**STAGE, "stage": TUNE}, summaries, RECORDS, {}))
+    report = StageReport(StoredStage({**STAGE, "stage": TUNE}, contenders, RECORDS, {}))
     entries = report.entries
     assert [(entry["best_lr"], entry["best_lr_edge"]) for entry in entries] == [(best, edge)] * 2
     tables = report.tables()
@@ -128,20 +128,20 @@ def test_best_rates_at_the_edge_of_their_grid_are_marked_in_every_table(
 
 def test_starts_of_betas_at_the_edge() -> None:
     runs = [stored_run(0, lr=lr, betas=(beta, 0.9), val=lr) for lr in (0.1, 0.2) for beta in (0.1, 0.5)]
-    entries = betas_results([Summary("mada", runs)], 1.0)
+    entries = betas_results([ContenderRuns("mada", runs)], 1.0)
     assert betas_table(entries, 1.0)[1][1] == "0.1 †"
     assert edges(entries) == ["mada (0.1, the lowest)"]
 
 
 def test_a_second_stage_knows_the_grid_of_the_first() -> None:
-    confirmed = Summary("mada", [stored_run(0)], grid=[0.1, 0.2, 0.2])
+    confirmed = ContenderRuns("mada", [stored_run(0)], grid=[0.1, 0.2, 0.2])
     assert results([confirmed])[0]["best_lr_edge"] == "lowest"
     assert dataclasses.replace(confirmed, grid=[0.05, 0.1, 0.2]).edge(0.1) is None
 
 
 def test_a_run_alone_is_compared_with_nothing() -> None:
     for name in ("adamw", "mada"):
-        report = StageReport(StoredStage({**STAGE, "stage": None}, [Summary(name, [stored_run(0)])], RECORDS, {}))
+        report = StageReport(StoredStage({**STAGE, "stage": None}, [ContenderRuns(name, [stored_run(0)])], RECORDS, {}))
         assert list(report.tables()) == ["Losses", "Time of a step"]
         assert report.tables()["Losses"][0][:2] == ["optimizer", "lr"]
         assert all(cell != "-" for table in report.tables().values() for row in table for cell in row)
@@ -149,7 +149,9 @@ def test_a_run_alone_is_compared_with_nothing() -> None:
 
 
 def test_columns_of_a_comparison_without_its_reference() -> None:
-    stage = StoredStage({}, [Summary("mada", [stored_run(0)]), Summary("adan", [stored_run(0, val=2.0)])], [], {})
+    stage = StoredStage(
+        {}, [ContenderRuns("mada", [stored_run(0)]), ContenderRuns("adan", [stored_run(0, val=2.0)])], [], {}
+    )
     table = StageReport(stage).tables()["Difference to adamw and to the best, and time of a step"]
     assert table[0] == ["optimizer", "minus the best's", "ms per step", "of these optimizer"]
 
@@ -158,7 +160,9 @@ def test_differences_at_every_learning_rate_need_three_seeds() -> None:
     title = "Difference to adamw at every learning rate"
     for seeds in (2, 3):
         adamw, mada = (
-            Summary(label, [_run(lr, seed, [5.0, last + lr * seed]) for lr in (0.1, 0.2) for seed in range(seeds)])
+            ContenderRuns(
+                label, [_run(lr, seed, [5.0, last + lr * seed]) for lr in (0.1, 0.2) for seed in range(seeds)]
+            )
             for label, last in (("adamw", 2.0), ("mada", 1.5))
         )
         tables = StageReport(StoredStage({}, [adamw, mada], [], {})).tables()
@@ -172,11 +176,11 @@ def test_runs_are_paired_by_the_start_of_their_betas() -> None:
     others = [
         dataclasses.replace(run, result=dataclasses.replace(run.result, val_loss=i + 1.0)) for i, run in enumerate(runs)
     ]
-    entries = results([Summary("adamw", runs), Summary("mada", others[::-1])])
+    entries = results([ContenderRuns("adamw", runs), ContenderRuns("mada", others[::-1])])
     assert (entries[1]["difference"], entries[1]["difference_ci95"]) == (1.0, 0.0)
 
 
 def test_diverged_everywhere() -> None:
-    entries = results([Summary("mada", [_run(0.1, 0, [5.0], "diverged")])])
+    entries = results([ContenderRuns("mada", [_run(0.1, 0, [5.0], "diverged")])])
     assert loss_table(entries)[1] == ["mada", "-", "diverged", "-", "-"]
     assert reference_table(entries)[1] == ["mada", "-", "-", "-", "-", "-"]

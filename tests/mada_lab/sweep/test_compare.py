@@ -21,10 +21,10 @@ from mada_lab.report.stage_figures import draw_comparison
 from mada_lab.report.stage_files import write_stage_files
 from mada_lab.run.folder import RunFolder
 from mada_lab.sweep.comparison import comparison
+from mada_lab.sweep.contender_runs import ContenderRuns
 from mada_lab.sweep.experiment import Experiment
 from mada_lab.sweep.run_stages import Ending, RunReport, run_stages
 from mada_lab.sweep.stage_folder import TUNE
-from mada_lab.sweep.summary import Summary
 
 BASE = dataclasses.replace(tiny_config(steps=20, eval_every=5), optimizer=OptimizerConfig())
 GRID = comparison(["adamw", "mada:rho=0"], [1e-3, 1e-2], [0, 1], BASE)
@@ -151,12 +151,12 @@ def test_unknown_reference(folder: str, out: Path, tmp_path: Path, capsys: pytes
 
 
 def test_more_lines_than_colours_differ_in_their_dashes(tmp_path: Path) -> None:
-    summaries = [Summary(f"optimizer {number}", [stored_run(0, val=1.0 + number)]) for number in range(9)]
-    draw_comparison(summaries, tmp_path / "curves", "nine")
+    contenders = [ContenderRuns(f"optimizer {number}", [stored_run(0, val=1.0 + number)]) for number in range(9)]
+    draw_comparison(contenders, tmp_path / "curves", "nine")
     drawn = (tmp_path / "curves.svg").read_text()
     # The eighth and ninth: a line in both plots, and the piece of it beside its name.
     assert drawn.count("stroke-dasharray") == 6
-    draw_comparison(summaries[:7], tmp_path / "curves", "seven")
+    draw_comparison(contenders[:7], tmp_path / "curves", "seven")
     assert "stroke-dasharray" not in (tmp_path / "curves.svg").read_text()
 
 

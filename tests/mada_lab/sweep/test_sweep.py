@@ -18,11 +18,11 @@ from mada_lab.run.config import RunConfig, resolve
 from mada_lab.run.folder import RunFolder
 from mada_lab.run.result import Result
 from mada_lab.run.stored import StoredRun
+from mada_lab.sweep.contender_runs import ContenderRuns
 from mada_lab.sweep.experiment import Experiment
 from mada_lab.sweep.experiment_file import load
 from mada_lab.sweep.run_stages import Ending, RunReport, run_stages
 from mada_lab.sweep.stage_folder import CONFIRM, TUNE
-from mada_lab.sweep.summary import Summary
 
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 SHAKESPEARE = EXPERIMENTS / "shakespeare.toml"
@@ -390,28 +390,28 @@ def test_table_of_betas() -> None:
         run(two, 0, 9.0, 9.0, 0.2),
         run(two, 1, 9.0, 9.0, 0.2),
     ]
-    summary = Summary("adamw", runs + other)
-    found = betas_results([summary], 2.5)
+    contender = ContenderRuns("adamw", runs + other)
+    found = betas_results([contender], 2.5)
     assert found[0]["starts"] == [
         {"betas": [0.1, 0.9], "train_loss": 2.0, "val_loss": 3.0},
         {"betas": [0.5, 0.9], "train_loss": None, "val_loss": None},
     ]
     table = betas_table(found, 2.5)
     assert table[1] == ["adamw", "0.1 †", "4", "50.0%", "2.5000", "diverged", "4.5000", "diverged", "-"]
-    assert median_train_loss([summary]) == 9.0
+    assert median_train_loss([contender]) == 9.0
 
 
 def test_starts_of_the_betas_are_compared_one_by_one() -> None:
     starts = [(0.1, 0.9), (0.5, 0.9), (0.9, 0.9), (0.9, 0.5)]
     losses = {"adamw": [2.0, 3.0, None, None], "mada": [1.9, 3.1, 9.0, None]}
-    summaries = [
-        Summary(label, [run(start, 0, loss, loss) for start, loss in zip(starts, column, strict=True)])
+    contenders = [
+        ContenderRuns(label, [run(start, 0, loss, loss) for start, loss in zip(starts, column, strict=True)])
         for label, column in losses.items()
     ]
     # One that was not trained everywhere is compared where it was.
-    summaries.append(Summary("adan", [run(starts[1], 0, 2.0, 2.0), run((0.7, 0.7), 0, 2.0, 2.0)]))
-    found = betas_results(summaries, 2.5)
+    contenders.append(ContenderRuns("adan", [run(starts[1], 0, 2.0, 2.0), run((0.7, 0.7), 0, 2.0, 2.0)]))
+    found = betas_results(contenders, 2.5)
     assert [row[-1] for row in betas_table(found, 2.5)] == ["below adamw's", "-", "2 of 4", "1 of 1"]
-    found = betas_results(summaries, 2.5, "mada")
+    found = betas_results(contenders, 2.5, "mada")
     assert [row[-1] for row in betas_table(found, 2.5, "mada")] == ["below mada's", "1 of 4", "-", "1 of 1"]
-    assert betas_table(betas_results(summaries[1:], 2.5), 2.5)[1][-1] == "-"
+    assert betas_table(betas_results(contenders[1:], 2.5), 2.5)[1][-1] == "-"

@@ -13,7 +13,7 @@ from mada_lab.run.stored import StoredRun, load_run
 
 
 @dataclass(frozen=True)
-class Summary:
+class ContenderRuns:
     """The runs of one contender.
 
     ``grid`` are the learning rates among which that of the runs was chosen in an earlier stage, if there was one.
@@ -88,9 +88,9 @@ class Summary:
         return next(reached, None)
 
 
-def load_summary(label: str, folders: Iterable[RunFolder]) -> Summary:
+def load_contender(label: str, folders: Iterable[RunFolder]) -> ContenderRuns:
     """Read the runs of these folders that are over."""
-    return Summary(label, [run for folder in folders if (run := load_run(folder)) is not None])
+    return ContenderRuns(label, [run for folder in folders if (run := load_run(folder)) is not None])
 
 
 def final_losses(runs: Sequence[StoredRun], name: str) -> list[float]:
