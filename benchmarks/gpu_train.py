@@ -15,9 +15,11 @@ import torch
 from rich.console import Console
 
 from mada_lab.display.progress import Display
-from mada_lab.run.config import OptimizerConfig, RunConfig
+from mada_lab.optimizers.config import OptimizerConfig
+from mada_lab.run.config import RunConfig
 from mada_lab.run.folder import RunFolder
-from mada_lab.run.train import Result, train
+from mada_lab.run.result import Result
+from mada_lab.run.train import train
 from mada_lab.tasks.tokens import TokensConfig
 
 FULL_STEPS, FULL_TOKENS = 100_000, 480 * 1024  # the authors': steps, tokens in each

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from mada_lab.errors import InputError
 from mada_lab.sweep.pool import Pool
-from mada_lab.tasks import InputError
 
 REPOSITORY = Path(__file__).parents[2]
 

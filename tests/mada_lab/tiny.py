@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from mada_lab.report.tables import StoredRun
-from mada_lab.run.config import OptimizerConfig, RunConfig
+from mada_lab.optimizers.config import OptimizerConfig
+from mada_lab.run.config import RunConfig
 from mada_lab.run.folder import RunFolder
-from mada_lab.run.train import Result
+from mada_lab.run.result import Result
+from mada_lab.run.stored import StoredRun
 from mada_lab.tasks.language import LanguageConfig
 
 
@@ -63,3 +65,22 @@ def assert_same(one: Any, other: Any) -> None:
 def assert_same_run(one: Path, other: Path) -> None:
     assert without_times(one) == without_times(other)
     assert_same(*(RunFolder(folder).load_checkpoint() for folder in (one, other)))
+
+
+def assert_close_run(one: Path, other: Path) -> None:
+    """Losses, validation, coefficients and weights agree to rounding (float64).
+
+    But for the biases of attention's projections: those of the keys do not change the model, their gradient is rounding
+    alone, and Adam makes steps of the usual size of it.
+    """
+    for line, expected in zip(RunFolder(one).metrics(), RunFolder(other).metrics(), strict=True):
+        assert line.keys() == expected.keys()
+        for name in {"loss", "val_loss", "coefficients"} & line.keys():
+            assert line[name] == pytest.approx(expected[name], rel=0, abs=1e-10)
+    states = [RunFolder(folder).load_checkpoint() for folder in (one, other)]
+    one_model, other_model = (
+        {name: tensor for name, tensor in state["model"].items() if not name.endswith("c_attn.bias")}
+        for state in states
+        if state is not None
+    )
+    torch.testing.assert_close(one_model, other_model, rtol=0, atol=1e-10)

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mada_lab.bench.routines import (
-    QUINTICS,
-    Routine,
-    batched_quintics,
-    exact,
-    muon_one_by_one,
-    orthogonalize_each,
-)
-from mada_lab.optimizers.peers import MuonWithAdamW
+from mada_lab.bench.contender import LR, Contender, TrainedModel
+from mada_lab.bench.routines import QUINTICS, Routine, batched_quintics, exact, muon_one_by_one, orthogonalize_each
+from mada_lab.optimizers.registry import ENTRIES, Entry
 from mada_optim import (
     MADA,
     OMADA,
@@ -32,45 +24,10 @@ from mada_optim import (
     load_optimizer,
 )
 
-if TYPE_CHECKING:
-    from mada_lab.bench.workloads import Training
-
 Params = Sequence[Tensor]
-LR = 1e-4
 _ENDLESS = SearchSettings(steps=1_000_000)
 ALL = "abcdef"
 TRAINING = "abcj"  # training steps, and what OMADA and Muon are timed on
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One line of the table.
-
-    Args:
-        name: as it is printed.
-        kind: "ours", "torch" or "peer".
-        make: optimizer from parameters or parameter groups.
-        unit: how many steps are timed as one, for those whose steps differ.
-        words: float32 numbers for each parameter that a step must read and write at least, where we know.
-        start: for what is not an optimizer in torch's sense: a function that trains one step, from a training workload.
-        routine: for what only orthogonalizes matrices: a function of a list of tensors and of how matrices lie in each.
-        package: that it needs beside ours, by the name under which it is imported.
-        workloads: letters of those that it runs on.
-    """
-
-    name: str
-    kind: str
-    make: Callable[[Any], Optimizer] | None = None
-    unit: int = 1
-    words: float | None = None
-    start: Callable[[Training], Callable[[], None]] | None = None
-    routine: Routine | None = None
-    package: str | None = None
-    workloads: str = "abc"
-
-    @property
-    def is_there(self) -> bool:
-        return self.package is None or importlib.util.find_spec(self.package) is not None
 
 
 class GenericFamily(MADAFamily):
@@ -106,7 +63,7 @@ def contenders() -> list[Contender]:
         ("torch.optim.Muon, one by one", "torch", muon_one_by_one),
         ("SVD", "torch", exact),
     ]
-    found = {"matrices": LR, "rest": LR}
+    held = {"matrices": LR, "rest": LR}
     three = {"beta1": 5e-4, "beta2": 5e-4, "rho": 0.1}
 
     def ours(name: str, buffers: int, kept: int, make: Any, every: int | None = 1, workloads: str = "abc") -> Contender:
@@ -132,12 +89,11 @@ def contenders() -> list[Contender]:
         Contender("AdamW, fused, searching for its rate", "ours", _searching_adamw),
         Contender("AdamW, fused, at the rate found", "ours", partial(_searching_adamw, held=LR)),
         Contender("OMADA, searching for its rates", "ours", _searching_omada, workloads=TRAINING),
-        Contender("OMADA, at the rates found", "ours", partial(_omada, scale=found), workloads=TRAINING),
+        Contender("OMADA, at the rates found", "ours", partial(_omada, scale=held), workloads=TRAINING),
         Contender("OMADA, no search", "ours", partial(_omada, scale=False), workloads=TRAINING),
-        Contender("OMADA, Muon's iteration", "ours", partial(_omada, scale=found, ns_steps=5), workloads="j"),
-        Contender("Muon and AdamW (torch)", "torch", _muon, workloads=TRAINING),
+        Contender("OMADA, Muon's iteration", "ours", partial(_omada, scale=held, ns_steps=5), workloads="j"),
         *(Contender(name, kind, routine=routine, workloads="ghi") for name, kind, routine in routines),
-        Contender("schedule-free AdamW", "peer", _schedule_free, package="schedulefree"),
+        *(_of_registry(entry.timed_as, entry) for entry in ENTRIES.values() if entry.timed_as is not None),
         Contender("Adan (pytorch-optimizer)", "peer", partial(_peer, "Adan"), package="pytorch_optimizer"),
         Contender("Lion (pytorch-optimizer)", "peer", partial(_peer, "Lion"), package="pytorch_optimizer"),
         Contender(
@@ -160,8 +116,20 @@ def matrices_apart(params: Sequence[Any]) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def _muon(params: Params) -> Optimizer:
-    return MuonWithAdamW(matrices_apart(params), lr=LR)
+def _of_registry(name: str, entry: Entry) -> Contender:
+    """Return what experiments train with, as a line of the table."""
+    assert entry.make is not None
+    return Contender(
+        name,
+        "torch" if entry.package is None else "peer",
+        partial(_made_for_matrices, entry.make) if entry.takes_matrices else partial(entry.make, lr=LR),
+        package=entry.package,
+        workloads=TRAINING if entry.takes_matrices else "abc",
+    )
+
+
+def _made_for_matrices(make: Callable[..., Optimizer], params: Params) -> Optimizer:
+    return make(matrices_apart(params), lr=LR)
 
 
 def _omada(params: Params, **options: Any) -> Optimizer:
@@ -187,16 +155,8 @@ def _peer(name: str, params: Params) -> Optimizer:
     return optimizer
 
 
-def _schedule_free(params: Params) -> Optimizer:
-    from schedulefree import AdamWScheduleFree
-
-    optimizer: Any = AdamWScheduleFree(params, lr=LR)
-    optimizer.train()
-    return optimizer  # type: ignore[no-any-return]
-
-
-def _gdtuo(workload: Training) -> Callable[[], None]:
-    """Its wrapper replaces the module's parameters, so it cannot have tied weights."""
+def _gdtuo(workload: TrainedModel) -> Callable[[], None]:
+    """Train with gdtuo. Its wrapper replaces the module's parameters, so it cannot have tied weights."""
     from gradient_descent_the_ultimate_optimizer import gdtuo
 
     model = workload.fresh_model(tied=False)

@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 
-from mada_lab.bench.contenders import Contender, contenders
+from mada_lab.bench.contender import Contender
+from mada_lab.bench.contenders import contenders
 from mada_lab.bench.workloads import WORKLOADS, Running, Workload
-from mada_lab.tasks import require, require_device
+from mada_lab.errors import require, require_device
 
 COPIED = 20_000_000
 QUEUED = 10  # steps that a GPU is given at a time, as in training: it works on one while the program prepares the next
 PROCESS_STATUS = Path("/proc/self/status")
-PEERS = ("pytorch-optimizer", "schedulefree", "gradient-descent-the-ultimate-optimizer")
-PACKAGES = ("torch", "triton", "transformers", *PEERS)
+PACKAGES = ("torch", "triton", "transformers")
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,8 @@ def _train_alone(letter: str, device: str, name: str) -> int:
 def machine(device: str) -> dict[str, Any]:
     """Date, hardware and versions."""
     versions = {}
-    for package in PACKAGES:
+    peers = dict.fromkeys(contender.package for contender in contenders() if contender.package is not None)
+    for package in (*PACKAGES, *(peer.replace("_", "-") for peer in peers)):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from mada_lab.bench.measure import Result
-from mada_lab.report.figures import save_figure
+from mada_lab.figures import save_figure
 from mada_optim.history.drawing import PALETTE, style
 
 HEADER = ("optimizer", "ratio", "quartiles", "ms", "words", "of copy", "state", "memory", "values")

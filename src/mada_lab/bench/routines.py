@@ -44,34 +44,34 @@ def batched_quintics(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def orthogonalize_each(tensors: Sequence[Tensor], **options: Any) -> list[Tensor]:
-    """Ours."""
+    """Orthogonalize as OMADA does."""
     return orthogonalize(tensors, Layout(stacked=tensors[0].dim() == 3), **options)
 
 
 def muon_one_by_one(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """torch.optim.Muon's own function, in bfloat16, scaled as by ``match_rms_adamw``."""
+    """Orthogonalize by torch.optim.Muon's own function, in bfloat16, scaled as by ``match_rms_adamw``."""
     from torch.optim._muon import _zeropower_via_newtonschulz
 
-    def one(matrix: Tensor) -> Tensor:
+    def orthogonalized(matrix: Tensor) -> Tensor:
         orthogonal: Tensor = _zeropower_via_newtonschulz(matrix, (3.4445, -4.7750, 2.0315), 5, 1e-7)
         return orthogonal.to(matrix.dtype).mul_(0.2 * max(matrix.shape) ** 0.5)
 
-    return [_each(tensor, one) for tensor in tensors]
+    return [_each(tensor, orthogonalized) for tensor in tensors]
 
 
 def exact(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """By a singular value decomposition."""
+    """Orthogonalize by a singular value decomposition."""
 
-    def one(matrix: Tensor) -> Tensor:
+    def orthogonalized(matrix: Tensor) -> Tensor:
         u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
         orthogonal: Tensor = u @ vh
         return orthogonal.mul_(0.2 * max(matrix.shape) ** 0.5)
 
-    return [_each(tensor, one) for tensor in tensors]
+    return [_each(tensor, orthogonalized) for tensor in tensors]
 
 
-def _each(tensor: Tensor, one: Callable[[Tensor], Tensor]) -> Tensor:
-    return one(tensor) if tensor.dim() == 2 else torch.stack([one(matrix) for matrix in tensor])
+def _each(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    return function(tensor) if tensor.dim() == 2 else torch.stack([function(matrix) for matrix in tensor])
 
 
 def singular_values(tensors: Sequence[Tensor], results: Sequence[Tensor]) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from mada_lab.bench.contenders import LR, Contender
+from mada_lab.bench.contender import LR, Contender
 from mada_lab.bench.routines import QUINTICS, singular_values
 from mada_lab.tasks.language import LanguageConfig
 from mada_optim import matrix_groups
@@ -178,7 +178,7 @@ class Training(Workload):
 
 
 class MarkedTraining(Training):
-    """The same, where the optimizers are told which parameters are matrices."""
+    """Training steps whose optimizers are told which parameters are matrices."""
 
     def groups(self) -> list[Any]:
         return [{**group, "params": [param for _, param in group["params"]]} for group in matrix_groups(self._model)]

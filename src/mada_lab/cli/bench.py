@@ -47,8 +47,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
     from rich.console import Console
 
     from mada_lab.bench import measure, report
-    from mada_lab.tasks import require
-    from mada_lab.tasks.stored import read_json
+    from mada_lab.errors import require
+    from mada_lab.files import read_json
 
     chosen, missing = measure.choose(arguments.workloads, arguments.device, arguments.only)
     if arguments.threads is not None:

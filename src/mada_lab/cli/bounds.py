@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     """See :class:`mada_lab.cli.main.Command`."""
     from rich.console import Console
 
-    from mada_lab.tasks.stored import prepare_file
+    from mada_lab.files import prepare_file
     from mada_lab.theory.figures import Setting, bounds, draw_bounds, summarize
 
     written = figure_files(arguments.out)

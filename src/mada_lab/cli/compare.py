@@ -75,8 +75,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """See :class:`mada_lab.cli.main.Command`."""
-    from mada_lab.sweep.compare import comparison
-    from mada_lab.sweep.stage_folder import TUNE, check_reference
+    from mada_lab.report.stage_report import check_reference
+    from mada_lab.sweep.comparison import comparison
+    from mada_lab.sweep.stage_folder import TUNE
 
     out = Path(getattr(arguments, "report", None) or getattr(arguments, "out", None) or new_folder("compare"))
     reference = getattr(arguments, "reference", None)

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing:
         print(f"mada: {missing[0]} is missing: pip install 'mada-optim[experiments]'", file=sys.stderr)
         return 2
-    from mada_lab.tasks import InputError
+    from mada_lab.errors import InputError
 
     try:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     from rich.console import Console
 
     from mada_lab.display.progress import StepsDisplay
-    from mada_lab.tasks.stored import prepare_file
+    from mada_lab.files import prepare_file
     from mada_lab.theory.online import Setting, draw_online, finals, scan, steps_of, summarize
 
     written = figure_files(arguments.out)

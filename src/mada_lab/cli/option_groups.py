@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from mada_lab.cli.options import Pair, chosen
+from mada_lab.tasks.registry import DEFAULT, KINDS, OPTIONS, TASKS, make_task, task_type
 
 if TYPE_CHECKING:
     from mada_lab.run.config import RunConfig
@@ -17,10 +18,6 @@ TRAINING = (*DRAWING, "filelock", "tensorboard", "transformers")
 
 # Where defaults are declared.
 _RUN = "mada_lab.run.config:RunConfig"
-_WINDOWS, _TOKENS = "mada_lab.tasks.windows:WindowsConfig", "mada_lab.tasks.tokens:TokensConfig"
-_VISION = "mada_lab.tasks.vision:VisionConfig"
-_GPT = {"": _WINDOWS, "tokens: ": _TOKENS}
-_ALL = {**_GPT, "vision: ": _VISION}
 _BETAS, _WEIGHT_DECAY = "mada_lab.optimizers.build:BETAS", "mada_lab.optimizers.registry:WEIGHT_DECAY"
 
 
@@ -34,11 +31,12 @@ def run_config(arguments: argparse.Namespace, **optimizer: Any) -> RunConfig:
         arguments: of the command line.
         optimizer: further arguments of ``OptimizerConfig``.
     """
-    from mada_lab.run.config import TASKS, OptimizerConfig, RunConfig, make_task
+    from mada_lab.optimizers.config import OptimizerConfig
+    from mada_lab.run.config import RunConfig
 
     values = {"kind": arguments.task} if "task" in arguments else {}
-    for task in TASKS.values():
-        values |= chosen(arguments, task)
+    for kind in TASKS:
+        values |= chosen(arguments, task_type(kind))
     fields = chosen(arguments, RunConfig)
     fields["task"] = make_task(values)
     fields["optimizer"] = OptimizerConfig(**chosen(arguments, OptimizerConfig), **optimizer)
@@ -48,56 +46,15 @@ def run_config(arguments: argparse.Namespace, **optimizer: Any) -> RunConfig:
 def add_data_and_model(parser: argparse.ArgumentParser) -> None:
     """Add the options of the task."""
     group = parser.add_argument_group("data and model")
-    group.add_argument(
-        "--task",
-        metavar="KIND",
-        help="language (characters), tokens or vision (default: %(mada_lab.tasks.language:LanguageConfig.kind)s)",
-    )
-    group.add_argument(
-        "--data",
-        metavar="FILE",
-        help="any UTF-8 text (default: Python's language reference); tokens: a folder that 'mada tokens' made; "
-        "vision: a folder with CIFAR-10's parquet files (default: scikit-learn's digits)",
-    )
-    for name, meaning, configs in (
-        ("layers", "layers", _GPT),
-        ("heads", "attention heads", _GPT),
-        ("width", "width, a multiple of heads; vision: channels of the first layer", _ALL),
-        ("context", "characters or tokens that the model sees", _GPT),
-        ("batch", "windows or images in a batch", _ALL),
-        ("val_windows", "windows to validate on", {"": _WINDOWS}),
-    ):
-        default = "; ".join(f"{task}%({config}.{name})s" for task, config in configs.items())
-        flag = f"--{name.replace('_', '-')}"
-        group.add_argument(flag, type=int, metavar="N", help=f"{meaning} (default: {default})")
-    group.add_argument(
-        "--dropout",
-        type=float,
-        metavar="X",
-        help=f"language, tokens: share left out (default: %({_WINDOWS}.dropout)s)",
-    )
-    group.add_argument("--size", metavar="NAME", help="tokens: gpt2, gpt2-medium, ..., for layers, heads and width")
-    group.add_argument(
-        "--init",
-        metavar="RUN",
-        help="begin with the weights of an earlier run; tokens: also with published ones, in a folder or on the hub",
-    )
-    group.add_argument(
-        "--characters-of", metavar="FILE", help="language: know the characters of this text, too, for a later run on it"
-    )
-    group.add_argument("--wikitext", metavar="FOLDER", help="tokens: measure the perplexity on its val.bin, too")
-    group.add_argument("--lambada", metavar="FILE", help="tokens: measure last words, too; text or JSON lines")
-    group.add_argument("--model", metavar="NAME", help=f"vision: cnn or resnet9 (default: %({_VISION}.model)s)")
-    group.add_argument(
-        "--augment",
-        action=argparse.BooleanOptionalAction,
-        help="vision: shift and mirror (default: all but the digits)",
-    )
-    group.add_argument(
-        "--autocast",
-        action=argparse.BooleanOptionalAction,
-        help="language, tokens: products in bfloat16 (default: no; tokens: where there is a GPU)",
-    )
+    group.add_argument("--task", metavar="KIND", help=f"{KINDS} (default: {DEFAULT})")
+    for name, option in OPTIONS.items():
+        default = "; ".join(f"{task}%({config}.{name})s" for task, config in option.defaults.items())
+        details: dict[str, Any] = {"help": f"{option.meaning} (default: {default})" if default else option.meaning}
+        if option.kind is bool:
+            details["action"] = argparse.BooleanOptionalAction
+        else:
+            details |= {"type": option.kind, "metavar": option.metavar}
+        group.add_argument(f"--{name.replace('_', '-')}", **details)
 
 
 def add_common_optimizer(group: argparse._ArgumentGroup) -> None:
@@ -165,5 +122,5 @@ def add_reference(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--reference",
         metavar="NAME",
-        help="optimizer that the tables compare the others with (default: %(mada_lab.report.tables:REFERENCE)s)",
+        help="optimizer that the tables compare the others with (default: %(mada_lab.report.results:REFERENCE)s)",
     )

@@ -48,11 +48,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """See :class:`mada_lab.cli.main.Command`."""
+    from mada_lab.errors import InputError, require
     from mada_lab.report.rates_figure import write_rates
-    from mada_lab.tasks import InputError, require
 
     try:
-        from mada_lab.report.page import write_report
+        from mada_lab.report.report_file import write_report
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is missing: pip install 'mada-optim[experiments]'") from None
 
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 def _labels(folders: Sequence[Path]) -> set[str]:
     """Return the labels of the stages in folders, of which each is that of a stage or of a sweep."""
-    from mada_lab.tasks.stored import read_json
+    from mada_lab.files import read_json
 
     files = (file for folder in folders for file in (*folder.glob("stage.json"), *folder.glob("*/stage.json")))
     return {label for file in files for label in read_json(file).get("contenders", ())}

@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """See :class:`mada_lab.cli.main.Command`."""
-    from mada_lab.tasks.stored import prepare_file
+    from mada_lab.files import prepare_file
     from mada_lab.theory.scale_figure import Setting, draw_scale, rates_and_losses, summarize
 
     written = figure_files(arguments.out)

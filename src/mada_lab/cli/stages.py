@@ -22,12 +22,12 @@ def train_stages(
         folders: of each stage, by its name.
         out: the folder that the user gave.
         arguments: of the command line, with ``workers`` and ``address``.
-        choice: ``only`` and ``stages`` of :func:`mada_lab.sweep.stages.run_stages`.
+        choice: ``only`` and ``stages`` of :func:`mada_lab.sweep.run_stages.run_stages`.
     """
     from rich.console import Console
 
     from mada_lab.display.progress import SweepDisplay
-    from mada_lab.sweep.stages import run_stages
+    from mada_lab.sweep.run_stages import run_stages
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     with SweepDisplay(console) as display:
@@ -54,15 +54,15 @@ def print_report(folder: Path, reference: str | None = None, option: str = "--lr
     from rich.console import Console
     from rich.table import Table
 
-    from mada_lab.report.summary import curves_table, edge_warnings, verdict
-    from mada_lab.sweep.stage_folder import load_stage
-    from mada_lab.sweep.stages import make_report
-    from mada_lab.tasks.stored import read_json
+    from mada_lab.files import read_json
+    from mada_lab.report.sparklines import curves_table
+    from mada_lab.report.stage_files import write_stage_files
+    from mada_lab.report.verdict import edge_warnings, verdict
 
-    tables, notes = make_report(folder, reference)
-    stage = load_stage(folder, reference)
-    if len(stage.runs) > 1:
-        tables.append(curves_table(stage.summaries))
+    report = write_stage_files(folder, reference)
+    tables = list(report.tables().values())
+    if len(report.stage.runs) > 1:
+        tables.append(curves_table(report.stage.contenders))
     console = Console()
     for header, *rows in tables:
         table = Table(box=None, header_style="bold", pad_edge=False)
@@ -78,13 +78,13 @@ def print_report(folder: Path, reference: str | None = None, option: str = "--lr
         console.print(table)
         console.print()
     console = Console()
-    for note in notes:
+    for note in report.notes():
         console.print(note, highlight=False, markup=False)
     written = f"Written: {folder}/table.md, results.json, curves.png"
     console.print(written, highlight=False, markup=False, soft_wrap=True)
-    sentence = verdict(stage.entries, stage.reference)
+    sentence = verdict(report.entries, report.reference)
     console.print(f"\n{sentence}", highlight=False, markup=False)
-    for warning in edge_warnings(stage.entries, option):
+    for warning in edge_warnings(report.entries, option):
         print(f"mada: {warning}", file=sys.stderr)
     results: dict[str, Any] = {**read_json(folder / "results.json"), "summary": sentence}
     return results

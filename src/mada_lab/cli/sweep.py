@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """See :class:`mada_lab.cli.main.Command`."""
-    from mada_lab.sweep.experiment import load
+    from mada_lab.sweep.experiment_file import load
     from mada_lab.sweep.stage_folder import CONFIRM, TUNE
 
     experiment = load(arguments.file, arguments.data_root)

@@ -37,7 +37,7 @@ def figure_files(out: str) -> list[Path]:
 @contextmanager
 def values_from_the_user() -> Iterator[None]:
     """Turn a ValueError into an InputError: the values that are checked inside are the user's."""
-    from mada_lab.tasks import InputError
+    from mada_lab.errors import InputError
 
     try:
         yield

@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """See :class:`mada_lab.cli.main.Command`."""
     add_data_and_model(parser)
     group = parser.add_argument_group("optimizer")
-    name = "%(mada_lab.run.config:OptimizerConfig.name)s"
+    name = "%(mada_lab.optimizers.config:OptimizerConfig.name)s"
     group.add_argument("--optimizer", metavar="NAME", help=f"see 'mada optimizers' (default: {name})")
     lr = "%(mada_lab.optimizers.registry:LR)s; lion: 1e-3, prodigy: 1"
     group.add_argument("--lr", type=float, help=f"peak learning rate (default: {lr})")
@@ -71,10 +71,10 @@ def run(arguments: argparse.Namespace) -> Outcome:
     from rich.console import Console
 
     from mada_lab.display.progress import Display
+    from mada_lab.errors import InputError
+    from mada_lab.files import read_json
     from mada_lab.run.folder import RunFolder
     from mada_lab.run.train import train
-    from mada_lab.tasks import InputError
-    from mada_lab.tasks.stored import read_json
 
     resume = arguments.resume is not None
     if resume:
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
             flags = ", ".join("--" + name.replace("_", "-") for name in others)
             raise InputError(f"--resume takes everything from the run's config.json; leave out {flags}")
         folder = RunFolder(arguments.resume)
-        config = folder.config()
+        config: RunConfig = folder.config()
     else:
         config = config_of(arguments)
         folder = RunFolder(getattr(arguments, "out", new_folder(config.optimizer.name)))
@@ -128,7 +128,7 @@ def config_of(arguments: argparse.Namespace) -> RunConfig:
 
 
 def _hyper_lr(words: Sequence[str]) -> float | dict[str, float]:
-    from mada_lab.tasks import InputError
+    from mada_lab.errors import InputError
 
     try:
         if len(words) == 1 and "=" not in words[0]:

@@ -17,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from mada_lab.display.terminal_chart import ChartLine, chart
-from mada_lab.report.tables import rounded
+from mada_lab.run.coefficients import scales_of
 from mada_lab.run.folder import RunFolder
 from mada_lab.run.train import StepReport
+from mada_lab.text import rounded
 from mada_optim.history.notation import SCALE
 
 # Okabe and Ito's lighter orange and blue, which are read on dark and on light ground.
@@ -123,7 +124,7 @@ class DemoDisplay:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """All of it, as it is now."""
+        """Yield the panels and the chart, as they are now."""
         width = min(options.max_width, 110)
         grid = Table.grid(padding=(0, 1), expand=True)
         for _ in self._sides:
@@ -158,8 +159,8 @@ def _values(report: StepReport, held: bool = False) -> dict[str, str]:
     """Losses, and the learning rates: those that are found, or the one that is used."""
     validation = "-" if report.val_loss is None else rounded(report.val_loss)
     values = {"training loss": rounded(report.loss), "validation loss": validation}
-    found = {name.removeprefix(SCALE): value for name, value in report.learned.items() if name.startswith(SCALE)}
-    if not found:
+    rates = scales_of(report.learned)
+    if not rates:
         return values | {"learning rate": f"{report.lr:.2g}"}
     state = "found" if held else "searching"
-    return values | {f"rate, {kind}": f"{value:.2g}  {state}" for kind, value in found.items()}
+    return values | {f"rate, {kind}": f"{value:.2g}  {state}" for kind, value in rates.items()}

@@ -8,44 +8,33 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from mada_lab.demo.display import DemoDisplay
-from mada_lab.report.coefficient_paths import coefficient_points
-from mada_lab.report.tables import StoredRun, load_run, loss_or_diverged
+from mada_lab.demo.tuned import Tuned
+from mada_lab.run.coefficients import scales_of
 from mada_lab.run.config import RunConfig
-from mada_lab.run.folder import RunFolder
-from mada_lab.sweep.compare import comparison
+from mada_lab.run.curves import coefficient_points, loss_points
+from mada_lab.run.stored import StoredRun, load_run
+from mada_lab.sweep.comparison import comparison
 from mada_lab.sweep.experiment import Experiment
+from mada_lab.sweep.run_stages import Ending, run_stages
 from mada_lab.sweep.side_by_side import SideBySide
-from mada_lab.sweep.stage_folder import TUNE
-from mada_lab.sweep.stages import Ending, run_stages
+from mada_lab.sweep.stage_folder import TUNE, run_folder
 from mada_lab.tasks.language import LanguageConfig
-from mada_optim.history.notation import SCALE
+from mada_lab.text import loss_or_diverged
 
 NAMES = {"adamw": "AdamW", "omada": "OMADA"}
-"""What is trained, and what people call it."""
+"""The optimizers that are trained, and what people call them."""
 GUESS = 3e-4
 """What many people try first. Here AdamW wants ten times as much."""
 STEPS = 600
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """What AdamW reaches at its best learning rate, from a stored result: the mean over seeds of the final loss."""
-
-    lr: float = 3e-3
-    loss: float = 1.7689
-    half_width: float = 0.0166
-    seeds: int = 5
-    page: str = "docs/results/2026-11-27-ablations"
-
-
 def demo(lr: float, base: RunConfig) -> Experiment:
-    """The experiment.
+    """Return the experiment.
 
     Args:
         lr: the guess, with which both start.
@@ -86,27 +75,23 @@ def train_side_by_side(experiment: Experiment, folder: Path, console: Console) -
     }
     display = DemoDisplay(console, experiment.base.steps, titles)
     for name in titles:
-        display.show_stored(RunFolder(folder / "runs" / name), name)
+        display.show_stored(run_folder(folder, name), name)
     with display:
         return run_stages(experiment, {TUNE: folder}, 1, lambda _: None, pool=SideBySide(display))
 
 
 def stored_runs(experiment: Experiment, folder: Path) -> dict[str, StoredRun]:
-    """The runs that are over, by label."""
-    runs = {label: load_run(RunFolder(folder / "runs" / name)) for label in NAMES for name in experiment.tune(label)}
+    """Return the runs that are over, by label."""
+    runs = {label: load_run(run_folder(folder, name)) for label in NAMES for name in experiment.tune(label)}
     return {label: run for label, run in runs.items() if run is not None}
 
 
 def table(experiment: Experiment, runs: dict[str, StoredRun]) -> list[Sequence[str]]:
-    """How each ended: name, learning rate, final validation loss, time of a step."""
+    """Return how each ended: name, learning rate, final validation loss, time of a step."""
     rows: list[Sequence[str]] = [("", "learning rate", "validation loss", "ms per step")]
     for label, run in runs.items():
-        found = {
-            name.removeprefix(SCALE): points[-1][1]
-            for name, points in coefficient_points(run.metrics).items()
-            if name.startswith(SCALE)
-        }
-        rates = ", ".join(f"{value:.2g} ({kind})" for kind, value in found.items())
+        paths = scales_of(coefficient_points(run.metrics))
+        rates = ", ".join(f"{points[-1][1]:.2g} ({kind})" for kind, points in paths.items())
         seconds = run.result.step_seconds
         time = "" if seconds is None else f"{1000 * seconds:.0f}"
         rows.append(
@@ -146,12 +131,11 @@ def verdict(experiment: Experiment, runs: dict[str, StoredRun]) -> str:
 
 def first_step_at(run: StoredRun, loss: float) -> int | None:
     """The first step whose validation loss is no higher than ``loss``."""
-    lines = [(line["step"], line["val_loss"]) for line in run.metrics if line.get("val_loss") is not None]
-    return next((step for step, value in lines if value <= loss), None)
+    return next((step for step, value in loss_points(run.metrics, "val_loss") if value <= loss), None)
 
 
 def draw(experiment: Experiment, runs: dict[str, StoredRun], folder: Path) -> None:
-    """demo.png and .svg."""
+    """Draw demo.png and .svg."""
     from mada_lab.demo.figure import draw_demo
 
     guess = experiment.axes["optimizer.lr"][0]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mada_lab.report.coefficient_paths import coefficient_points
-from mada_lab.report.figures import save_figure, smoothed
+from mada_lab.demo.tuned import Tuned
+from mada_lab.figures import save_figure, smoothed
+from mada_lab.run.coefficients import scales_of
+from mada_lab.run.curves import coefficient_points, loss_points
 from mada_lab.run.folder import Metrics
 from mada_optim.history.drawing import (
     DASHES,
@@ -26,14 +28,11 @@ from mada_optim.history.drawing import (
     moves,
     style,
 )
-from mada_optim.history.notation import SCALE, is_logarithmic
-
-if TYPE_CHECKING:
-    from mada_lab.demo.experiment import Tuned
+from mada_optim.history.notation import is_logarithmic
 
 
 def draw_demo(runs: Mapping[str, Metrics], guess: float, tuned: Tuned | None, path: Path, title: str) -> None:
-    """``path``.png and .svg: the losses of two runs, the rates that they used, and the coefficients that moved.
+    """Draw ``path``.png and .svg: the losses of two runs, the rates that they used, and the coefficients that moved.
 
     Args:
         runs: metrics of each, by what people call the optimizer.
@@ -84,8 +83,8 @@ def draw_demo(runs: Mapping[str, Metrics], guess: float, tuned: Tuned | None, pa
 
 def _draw_run_of_demo(axes: Axes, name: str, metrics: Metrics, colour: str) -> list[EndLabel]:
     """Draw validation losses, and training losses faintly. Returns the label of the end, if there is one."""
-    training = [(line["step"], line["loss"]) for line in metrics if line.get("loss") is not None]
-    validation = [(line["step"], line["val_loss"]) for line in metrics if line.get("val_loss") is not None]
+    training = loss_points(metrics, "loss")
+    validation = loss_points(metrics, "val_loss")
     if training:
         steps, values = zip(*training, strict=True)
         axes.plot(steps, smoothed(values, len(values) // 80), color=colour, alpha=0.35, lw=1.2)
@@ -100,12 +99,12 @@ def _draw_rates_of_demo(
     axes: Axes, name: str, paths: Mapping[str, Points], guess: float, colour: str, last: int
 ) -> list[EndLabel]:
     """Draw the rates that were found, or the guess where none is looked for."""
-    found = {key.removeprefix(SCALE): points for key, points in paths.items() if key.startswith(SCALE)}
-    if not found:
+    rates = scales_of(paths)
+    if not rates:
         axes.plot([0, last], [guess, guess], color=colour)
         return [EndLabel(guess, f"{name}, the guess  {guess:g}", colour)]
     labels = []
-    for (kind, points), dashes in zip(found.items(), itertools.cycle(DASHES)):
+    for (kind, points), dashes in zip(rates.items(), itertools.cycle(DASHES)):
         steps, values = zip(*points, strict=True)
         axes.plot(steps, values, color=colour, ls=dashes)
         labels.append(EndLabel(values[-1], f"{name}, {kind}  {values[-1]:.2g}", colour, dashes))
@@ -119,9 +118,9 @@ def _last_step(metrics: Metrics) -> int:
 def _late_maximum(runs: Iterable[Metrics]) -> float:
     """The highest validation loss after the first steep fall."""
     values = [
-        line["val_loss"]
+        loss
         for metrics in runs
-        for line in metrics
-        if line.get("val_loss") is not None and line["step"] >= 0.05 * _last_step(metrics)
+        for step, loss in loss_points(metrics, "val_loss")
+        if step >= 0.05 * _last_step(metrics)
     ]
     return max(values, default=1.0)

@@ -23,9 +23,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from mada_lab.report.tables import count, rounded
 from mada_lab.run.train import StepReport
-from mada_lab.sweep.stages import RunReport
+from mada_lab.sweep.run_stages import RunReport
+from mada_lab.text import count, rounded
 from mada_optim.history.notation import SYMBOLS, short
 
 _GAP = 2  # spaces between two values
@@ -187,7 +187,7 @@ class SweepDisplay:
         self._progress.stop()
 
     def kept(self, folder: Path, kept: int, left: int) -> None:
-        """To be given to :func:`run_stages` as ``on_kept``."""
+        """Say how many runs are kept. To be given to :func:`run_stages` as ``on_kept``."""
         line = f"{folder}: {kept} of {count(kept + left, 'run')} are over and kept, {left} to train."
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -94,17 +95,19 @@ class MuonWithAdamW(Optimizer):
             part.load_state_dict(state)
 
 
-def schedule_free_adamw(groups: Sequence[Group], **arguments: Any) -> Optimizer:
-    """The package ``schedulefree`` (Defazio et al., "The Road Less Scheduled", 2024)."""
-    from schedulefree import AdamWScheduleFree
+def imported(path: str, **defaults: Any) -> Callable[..., Optimizer]:
+    """Return the constructor of an optimizer in another package, which is imported when it is called.
 
-    optimizer: Optimizer = AdamWScheduleFree(groups, **arguments)
-    return optimizer
+    Args:
+        path: package and class.
+        defaults: arguments that the class gets where the user gives none.
+    """
+    package, _, name = path.rpartition(".")
 
+    def make(groups: Sequence[Group], **arguments: Any) -> Optimizer:
+        optimizer: Any = getattr(import_module(package), name)(groups, **{**defaults, **arguments})
+        if hasattr(optimizer, "train"):
+            optimizer.train()  # a schedule-free one is not ready to step when it is made
+        return optimizer  # type: ignore[no-any-return]
 
-def prodigy(groups: Sequence[Group], **arguments: Any) -> Optimizer:
-    """The package ``prodigyopt`` (Mishchenko and Defazio, 2023), as its authors advise: ``lr`` multiplies its own."""
-    from prodigyopt import Prodigy
-
-    optimizer: Optimizer = Prodigy(groups, **{"use_bias_correction": True, "safeguard_warmup": True, **arguments})
-    return optimizer
+    return make

@@ -1,5 +1,6 @@
 """The optimizers that experiments know by name: ours, torch's as the baseline, and what else people use.
 
+A new one has its entry here, and a constructor in ``peers.py`` where it takes more than a class of a package.
 This module needs torch alone, so that ``mada optimizers`` lists them wherever mada-optim is installed.
 """
 
@@ -13,9 +14,9 @@ import torch
 from torch.optim import Optimizer
 
 import mada_optim
-from mada_lab.optimizers.peers import MuonWithAdamW, prodigy, schedule_free_adamw
+from mada_lab.errors import InputError
+from mada_lab.optimizers.peers import MuonWithAdamW, imported
 from mada_lab.optimizers.variants import MaximumMADA, ZeroedGradientMADA
-from mada_lab.tasks import InputError
 
 LR = 3e-3
 WEIGHT_DECAY = 0.1
@@ -28,18 +29,24 @@ class Entry:
     Args:
         description: for people.
         make: constructor; None: ``mada_optim.load_optimizer`` of the name.
+        takes_matrices: its parameter groups say which parameters are matrices.
         own_betas: (0.9, 0.99) would mean something else to it than to Adam.
         lr: learning rate where the user gives none.
         weight_decay: where the user gives none.
         final_lr: share of the learning rate at the end of a run, where the user gives none.
+        package: that it needs beside torch, by the name under which it is imported.
+        timed_as: its name in ``mada bench``; None: it is not timed, or in settings of its own.
     """
 
     description: str
     make: Callable[..., Optimizer] | None = None
+    takes_matrices: bool = False
     own_betas: bool = False
     lr: float = LR
     weight_decay: float = WEIGHT_DECAY
     final_lr: float = 0.1
+    package: str | None = None
+    timed_as: str | None = None
 
 
 # The baseline must be what people use, not our reformulation of it, and as fast as it comes.
@@ -55,10 +62,30 @@ ENTRIES: dict[str, Entry] = {
     "mada-maximum": Entry("MADA with AMSGrad's maximum instead of AVGrad's average", MaximumMADA),
     "mada-paper": Entry("learns all six, with the authors' step sizes"),
     "mada-zeroed": Entry("MADA with the kept gradient zeroed, as the authors' code does", ZeroedGradientMADA),
-    "muon": Entry("torch.optim.Muon for hidden matrices, torch's AdamW for the rest", MuonWithAdamW),
-    "omada": Entry("Muon for hidden matrices, AdamW for the rest, at rates that it finds", mada_optim.OMADA),
-    "prodigy": Entry("Prodigy (prodigyopt): finds its step size, which lr multiplies", prodigy, lr=1.0),
-    "schedulefree": Entry("schedule-free AdamW (schedulefree), lr constant", schedule_free_adamw, final_lr=1.0),
+    "muon": Entry(
+        "torch.optim.Muon for hidden matrices, torch's AdamW for the rest",
+        MuonWithAdamW,
+        takes_matrices=True,
+        timed_as="Muon and AdamW (torch)",
+    ),
+    "omada": Entry(
+        "Muon for hidden matrices, AdamW for the rest, at rates that it finds", mada_optim.OMADA, takes_matrices=True
+    ),
+    # Mishchenko and Defazio, 2023, as its authors advise.
+    "prodigy": Entry(
+        "Prodigy (prodigyopt): finds its step size, which lr multiplies",
+        imported("prodigyopt.Prodigy", use_bias_correction=True, safeguard_warmup=True),
+        lr=1.0,
+        package="prodigyopt",
+    ),
+    # Defazio et al., "The Road Less Scheduled", 2024.
+    "schedulefree": Entry(
+        "schedule-free AdamW (schedulefree), lr constant",
+        imported("schedulefree.AdamWScheduleFree"),
+        final_lr=1.0,
+        package="schedulefree",
+        timed_as="schedule-free AdamW",
+    ),
     "yogi": Entry("Yogi: additive second moment"),
 }
 

@@ -12,21 +12,23 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mada_lab.report.figures import save_figure, spaced
-from mada_lab.report.tables import Summary, count
-from mada_lab.sweep.stage_folder import StoredStage, load_stages, without_paths
-from mada_lab.tasks import require
-from mada_lab.tasks.stored import prepare_file
+from mada_lab.errors import require
+from mada_lab.figures import save_figure, spaced
+from mada_lab.files import prepare_file
+from mada_lab.sweep.contender_runs import ContenderRuns
+from mada_lab.sweep.stage_folder import StoredStage, load_stages
+from mada_lab.tasks.registry import without_paths
+from mada_lab.text import count
 from mada_optim.history.drawing import look, style
 from mada_optim.history.notation import SCALE
 
 
 @dataclass(frozen=True)
 class TaskRates:
-    """What was trained on one task for one number of steps: summaries by label."""
+    """What was trained on one task for one number of steps: contenders by label."""
 
     title: str
-    summaries: Mapping[str, Summary]
+    contenders: Mapping[str, ContenderRuns]
 
 
 def by_task(stages: Sequence[StoredStage], labels: Sequence[str] | None = None) -> list[TaskRates]:
@@ -37,18 +39,18 @@ def by_task(stages: Sequence[StoredStage], labels: Sequence[str] | None = None) 
             the later one counts.
         labels: what is shown, in this order; None: everything.
     """
-    joined: dict[str, tuple[str, dict[str, Summary]]] = {}
+    joined: dict[str, tuple[str, dict[str, ContenderRuns]]] = {}
     for stage in stages:
         base = stage.described["base"]
         title = f"{stage.described['title'].partition(',')[0]}, {count(base['steps'], 'step')}"
         key = json.dumps([base["steps"], without_paths(base["task"]), _weights_and_data(stage)], sort_keys=True)
-        _, summaries = joined.setdefault(key, (title, {}))
-        summaries |= {summary.label: summary for summary in stage.summaries}
+        _, contenders = joined.setdefault(key, (title, {}))
+        contenders |= {contender.label: contender for contender in stage.contenders}
     tasks = [
-        TaskRates(title, {label: found[label] for label in labels or found if label in found})
-        for title, found in joined.values()
+        TaskRates(title, {label: by_label[label] for label in labels or by_label if label in by_label})
+        for title, by_label in joined.values()
     ]
-    return [task for task in tasks if task.summaries]
+    return [task for task in tasks if task.contenders]
 
 
 def write_rates(folders: Sequence[Path], out: Path, labels: Sequence[str] | None = None) -> list[Path]:
@@ -69,7 +71,7 @@ def write_rates(folders: Sequence[Path], out: Path, labels: Sequence[str] | None
     for path in written:
         prepare_file(path)
     stages = [stage for folder in folders for stage in load_stages(folder) if stage.runs]
-    known = {summary.label for stage in stages for summary in stage.summaries}
+    known = {contender.label for stage in stages for contender in stage.contenders}
     for label in labels or ():
         require(label in known, "only", label, f"one of {', '.join(map(repr, sorted(known)))}")
     draw_rates(by_task(stages, labels), out)
@@ -81,11 +83,11 @@ def _weights_and_data(stage: StoredStage) -> list[str]:
     return [data.get("sha256", data["source"]), (data.get("init") or {}).get("sha256", "")]
 
 
-def finds_its_rate(summary: Summary) -> bool:
+def finds_its_rate(contender: ContenderRuns) -> bool:
     """Whether all runs searched for the learning rate: the rate that was given then changes nothing."""
     return all(
         any(name.startswith(SCALE) for line in run.metrics for name in line.get("coefficients", ()))
-        for run in summary.runs
+        for run in contender.runs
     )
 
 
@@ -95,14 +97,14 @@ def draw_rates(tasks: Sequence[TaskRates], path: Path) -> None:
     Lines are means over seeds, dashes are runs. A learning rate at which a run diverged is left out. An optimizer that
     finds its rate, and ran at one given rate alone, is a line across. Losses far above the others are cut off.
     """
-    labels = list(dict.fromkeys(label for task in tasks for label in task.summaries))
+    labels = list(dict.fromkeys(label for task in tasks for label in task.contenders))
     with style():
         figure = Figure(figsize=(1.0 + 3.6 * len(tasks), 4.2), layout="constrained")
         row = figure.subplots(1, len(tasks), squeeze=False)[0]
         for axes, task in zip(row, tasks, strict=True):
-            for label, summary in task.summaries.items():
-                _draw(axes, summary, labels.index(label))
-            lrs = spaced(sorted({lr for each in task.summaries.values() for lr in each.lrs()}), most=5)
+            for label, contender in task.contenders.items():
+                _draw(axes, contender, labels.index(label))
+            lrs = spaced(sorted({lr for each in task.contenders.values() for lr in each.lrs()}), most=5)
             axes.set(title=textwrap.fill(task.title, 34), xlabel="given learning rate", xscale="log")
             axes.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
             axes.minorticks_off()
@@ -116,7 +118,7 @@ def draw_rates(tasks: Sequence[TaskRates], path: Path) -> None:
 
 def _highest_shown(task: TaskRates) -> float | None:
     """The highest mean loss within Tukey's fence, and a little more; None: there are too few."""
-    each = [[summary.mean_final(lr) for lr in summary.lrs()] for summary in task.summaries.values()]
+    each = [[contender.mean_final(lr) for lr in contender.lrs()] for contender in task.contenders.values()]
     means = sorted(mean for means in each for mean in means if mean is not None)
     if len(means) < 4:
         return None
@@ -125,13 +127,13 @@ def _highest_shown(task: TaskRates) -> float | None:
     return top + 0.05 * (top - means[0])
 
 
-def _draw(axes: Axes, summary: Summary, number: int) -> None:
+def _draw(axes: Axes, contender: ContenderRuns, number: int) -> None:
     colour, dashes = look(number)
-    finals = {lr: loss for lr in summary.lrs() if (loss := summary.mean_final(lr)) is not None}
-    if len(finals) == 1 and finds_its_rate(summary):
-        axes.axhline(*finals.values(), color=colour, ls="dashed", label=summary.label)
+    finals = {lr: loss for lr in contender.lrs() if (loss := contender.mean_final(lr)) is not None}
+    if len(finals) == 1 and finds_its_rate(contender):
+        axes.axhline(*finals.values(), color=colour, ls="dashed", label=contender.label)
         return
-    axes.plot(list(finals), list(finals.values()), "o", color=colour, ls=dashes, ms=4, label=summary.label)
+    axes.plot(list(finals), list(finals.values()), "o", color=colour, ls=dashes, ms=4, label=contender.label)
     for lr in finals:
-        values = summary.finals(lr)
+        values = contender.finals(lr)
         axes.plot([lr] * len(values), values, "_", color=colour, ms=7, alpha=0.6)

@@ -1,1 +1,1 @@
-"""One training run: its configuration, its folder, the training."""
+"""One training run: its configuration as written and resolved, its folder and figure, the training."""

@@ -12,7 +12,6 @@ lock              held by the process that trains
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 from collections.abc import Mapping
@@ -22,9 +21,8 @@ from typing import Any
 import torch
 
 import mada_optim
-from mada_lab.run.config import RunConfig, differences, from_dict, to_dict
-from mada_lab.tasks import InputError
-from mada_lab.tasks.stored import (
+from mada_lab.errors import InputError
+from mada_lab.files import (
     CHECKPOINT,
     CONFIG,
     LOCK,
@@ -35,13 +33,14 @@ from mada_lab.tasks.stored import (
     replacing,
     write_json,
 )
+from mada_lab.run.config import ResolvedRun, differences, resolved_from_dict, to_dict
 
 Metrics = list[dict[str, Any]]
 _TAIL = 4096  # bytes, more than a line has
 
 
 class RunFolder:
-    """Paths, reading and writing. Files appear whole or not at all, but for metrics.jsonl, which grows by lines."""
+    """Paths, reading and writing. Files appear whole or not at all, except metrics.jsonl, which grows by lines."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -58,7 +57,7 @@ class RunFolder:
                 f"out must be a new or empty folder, got {str(self.path)!r}; to go on with a run: --resume"
             )
 
-    def create(self, config: RunConfig, data: Mapping[str, Any]) -> None:
+    def create(self, config: ResolvedRun, data: Mapping[str, Any]) -> None:
         """Start a run, in a folder that is locked. ``data`` is the task's description."""
         self.check_free()
         write_json(
@@ -67,29 +66,32 @@ class RunFolder:
         )
 
     def _is_empty(self) -> bool:
-        """But for what a kill in this very moment left behind."""
+        """Return whether nothing is there, or only what a kill in this very moment left behind."""
         return all(path.suffix == TEMPORARY or path.name == LOCK for path in self.path.iterdir())
 
-    def config(self) -> RunConfig:
+    def config(self) -> ResolvedRun:
+        """Read the run. Raise :class:`InputError` where there is none."""
         if not self.config_file.exists():
             raise InputError(f"resume must be the folder of a run, got {str(self.path)!r}, which has no config.json")
-        return from_dict(read_json(self.config_file)["config"])
+        return resolved_from_dict(read_json(self.config_file)["config"])
 
     def recorded(self) -> dict[str, Any]:
-        """What config.json says beside the configuration: data, versions, machine."""
+        """Return what config.json says beside the configuration: data, versions, machine."""
         return {name: value for name, value in read_json(self.config_file).items() if name != "config"}
 
-    def check_same(self, config: RunConfig, data: Mapping[str, Any]) -> None:
+    def check_same(self, config: ResolvedRun, data: Mapping[str, Any]) -> None:
         """Raise unless this folder is of the same configuration on the same data."""
-        found = differences(to_dict(config), to_dict(self.config()))
-        found += differences(data, self.recorded()["data"])
-        if found:
-            raise InputError(f"{self.path} is a run of another configuration ({'; '.join(found)}); choose a new folder")
+        differing = differences(to_dict(config), to_dict(self.config()))
+        differing += differences(data, self.recorded()["data"])
+        if differing:
+            raise InputError(
+                f"{self.path} is a run of another configuration ({'; '.join(differing)}); choose a new folder"
+            )
 
     # Metrics.
 
     def metrics(self) -> Metrics:
-        """All whole lines. What a kill in the middle of a write left behind is not a line."""
+        """Return all whole lines. What a kill in the middle of a write left behind is not a line."""
         if not self.metrics_file.exists():
             return []
         lines: Metrics = []
@@ -136,7 +138,7 @@ class RunFolder:
                 raise
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The state that was saved last, on the CPU; None where the run was ended before its first checkpoint."""
+        """Return the state that was saved last, on the CPU; None where the run ended before its first checkpoint."""
         if not self.checkpoint_file.exists():
             return None
         try:
@@ -145,11 +147,6 @@ class RunFolder:
             raise InputError(
                 f"{self.checkpoint_file} cannot be read ({error}); delete it to start this run again from step 0"
             ) from error
-
-
-def finite(value: float) -> float | None:
-    """JSON knows no NaN."""
-    return value if math.isfinite(value) else None
 
 
 def _versions() -> dict[str, str]:

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mada_lab.tasks import Batch, InputError
+from mada_lab.errors import InputError
+from mada_lab.tasks.base import Batch
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ class Processes:
         return model if self.size == 1 else DistributedDataParallel(model)
 
     def share(self, batch: Batch, accumulate: int = 1) -> list[Batch]:
-        """This process's part of a batch, in ``accumulate`` micro-batches.
+        """Return this process's part of a batch, in ``accumulate`` micro-batches.
 
         All are of one size, so that the mean of their losses over the processes is the batch's loss.
         """
@@ -55,7 +56,7 @@ class Processes:
         return list(zip(*(tensor.chunk(parts)[mine] for tensor in batch), strict=True))
 
     def averaging(self, model: nn.Module, now: bool) -> AbstractContextManager[None]:
-        """Around a backward pass of the spread model: average its gradients ``now``, or in a later one."""
+        """Return a context for a backward pass: average the spread model's gradients ``now``, or in a later one."""
         if now or not isinstance(model, DistributedDataParallel):
             return nullcontext()
         return cast("AbstractContextManager[None]", model.no_sync())
@@ -75,7 +76,7 @@ class Processes:
         return values
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What the first process makes; the others wait for it."""
+        """Return what the first process makes; the others wait for it."""
         if self.size == 1:
             return make()
         made: list[Any] = [make() if self.first else None]
@@ -84,7 +85,7 @@ class Processes:
 
 
 def restarts() -> int:
-    """How often torchrun has started these processes again, after one of them failed (``--max-restarts``)."""
+    """Return how often torchrun has started these processes again, after one of them failed (``--max-restarts``)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 

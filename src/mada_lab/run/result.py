@@ -31,7 +31,7 @@ class Result:
 
 
 def summarize(metrics: Metrics, status: str, coefficients: dict[str, float], skipped: int) -> Result:
-    """The result of a run from its metrics."""
+    """Return the result of a run from its metrics."""
     steps = [line for line in metrics if "loss" in line]
     losses = [line["loss"] for line in steps if line["loss"] is not None]
     validations = [line for line in metrics if line.get("val_loss") is not None]

@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import json
 import math
-import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from mada_lab.optimizers import build as optimizers
-from mada_lab.optimizers.registry import find
-from mada_lab.run.config import RunConfig, from_dict, to_dict
-from mada_lab.run.folder import RunFolder, finite
+from mada_lab.errors import InputError, require_device
+from mada_lab.files import finite, locked, read_json, write_json
+from mada_lab.optimizers.build import build
+from mada_lab.run.coefficients import coefficients_of, is_searching, learned_among
+from mada_lab.run.config import ResolvedRun, RunConfig, resolve, resolved_from_dict, to_dict
+from mada_lab.run.folder import RunFolder
+from mada_lab.run.metrics_log import MetricsLog
 from mada_lab.run.processes import Processes, join_processes, restarts
 from mada_lab.run.result import Result, summarize
-from mada_lab.tasks import Batch, InputError, Task, require_device
-from mada_lab.tasks.stored import locked, read_json, write_json
-from mada_optim.history.notation import SCALE
+from mada_lab.run.signals import stop_signal
+from mada_lab.tasks.base import Batch, Task
 
 PATIENCE = 10  # steps without a finite loss in a row, after which a run has diverged
 
@@ -67,7 +64,7 @@ def train(
     and batch normalization. The first writes.
 
     Args:
-        config: the run; what is None in it is resolved first.
+        config: the run; :func:`resolve` puts a value in place of every None in it, unless that is done.
         run_dir: a new or empty folder; with ``resume``, the folder of a run of the same configuration.
         resume: go on from the checkpoint, which every process reads. The result is bit for bit that of an uninterrupted
             run with as many processes. So does a run whose processes torchrun has started again.
@@ -84,62 +81,49 @@ def train(
             has been written then. Or the folder cannot be written any more; it holds the last checkpoint then, from
             which to resume.
     """
-    config = resolve(config)
-    task = config.task.build()
+    run = config if isinstance(config, ResolvedRun) else resolve(config)
+    require_device(run.device)  # a stored run may be of another machine
+    task = run.task.build()
     folder = RunFolder(run_dir)
     resume = resume or (restarts() > 0 and folder.config_file.exists())
     if resume:
-        folder.check_same(config, task.describe())
+        folder.check_same(run, task.describe())
         if folder.result_file.exists():
             return Result(**read_json(folder.result_file))
     with (
-        join_processes(config.device or "cpu") as processes,
-        _torch_threads(config.threads),
-        _stop_signal(alone=processes.size == 1) as stop,
+        join_processes(run.device) as processes,
+        _torch_threads(run.threads),
+        stop_signal(alone=processes.size == 1) as stop,
     ):
-        processes.share(task.batch(config.seed, 1), config.accumulate)  # raises where that cannot be done
+        processes.share(task.batch(run.seed, 1), run.accumulate)  # raises where that cannot be done
         begins = processes.first and not resume
         if begins:
             folder.check_free()
         with locked(folder.path) if processes.first else nullcontext():
             if begins:
-                folder.create(config, task.describe())
-            run = _Run(config, task, folder, processes, resume)
+                folder.create(run, task.describe())
+            training = _Training(run, task, folder, processes, resume)
             if on_begin is not None:
-                on_begin(run.step)
+                on_begin(training.step)
             try:
-                return run.go(on_step, stop, draw)
+                return training.go(on_step, stop, draw)
             except OSError as error:
                 raise InputError(
-                    f"{folder.path} cannot be written at step {run.step}: {error.strerror or error}; "
+                    f"{folder.path} cannot be written at step {training.step}: {error.strerror or error}; "
                     "when that is mended, resume the run from its last checkpoint"
                 ) from error
             finally:
-                run.release()
+                training.release()
 
 
-def resolve(config: RunConfig) -> RunConfig:
-    """``config`` with a value in place of every None, fit for this machine."""
-    name = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    require_device(name)
-    return dataclasses.replace(
-        config,
-        task=config.task.resolved(),
-        optimizer=optimizers.resolve(config.optimizer),
-        final_lr=find(config.optimizer.name).final_lr if config.final_lr is None else config.final_lr,
-        threads=config.threads or torch.get_num_threads(),
-        device=name,
-    )
-
-
-class _Run:
+class _Training:
     """The state of a training between two steps."""
 
-    def __init__(self, config: RunConfig, task: Task, folder: RunFolder, processes: Processes, resume: bool) -> None:
+    def __init__(self, config: ResolvedRun, task: Task, folder: RunFolder, processes: Processes, resume: bool) -> None:
         self.config, self.task, self.folder, self.processes = config, task, folder, processes
-        self.device = processes.device(config.device or "cpu")
+        self.device = processes.device(config.device)
         self.model = task.model(config.seed).to(self.device, getattr(torch, config.dtype))
-        self.optimizer = optimizers.build(config.optimizer, self.model)
+        self.optimizer = build(config.optimizer, self.model)
         self.step = 0
         self.bad_steps = 0
         self.val_loss: float | None = None
@@ -160,7 +144,7 @@ class _Run:
         self._settle_order_of_sums()
         with (
             torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
-            _Metrics(self.folder, 0 if self.val_loss is None else self.step + 1, self.processes.first) as metrics,
+            MetricsLog(self.folder, 0 if self.val_loss is None else self.step + 1, self.processes.first) as metrics,
         ):
 
             def checkpoint() -> None:
@@ -171,7 +155,7 @@ class _Run:
             if self.val_loss is None:
                 metrics.write(self._validation())
             while self.step < config.steps and self.bad_steps < PATIENCE and not self._stopped(stop):
-                searching = _is_searching(self.optimizer)
+                searching = is_searching(self.optimizer)
                 line = self._train_step()
                 metrics.write(line)
                 validated = self.step % config.eval_every == 0 or self.step == config.steps
@@ -182,8 +166,8 @@ class _Run:
                     checkpoint()
                 if on_step is not None:
                     loss = math.nan if line["loss"] is None else line["loss"]
-                    learned = _learned(self.optimizer, line.get("coefficients", {}))
-                    ended = searching and not _is_searching(self.optimizer)
+                    learned = learned_among(self.optimizer, line.get("coefficients", {}))
+                    ended = searching and not is_searching(self.optimizer)
                     news = self.optimizer.scale.describe() if ended else ""  # type: ignore[attr-defined]
                     on_step(StepReport(self.step, loss, self.val_loss, line["lr"], learned, validated, news))
             checkpoint()
@@ -227,7 +211,7 @@ class _Run:
         line: dict[str, Any] = {"step": self.step, "loss": finite(value), "lr": used}
         if self.bad_steps:
             line["skipped"] = True
-        if coefficients := _coefficients(self.optimizer):
+        if coefficients := coefficients_of(self.optimizer):
             line["coefficients"] = coefficients
         return {**line, "step_seconds": self._now() - began, "optimizer_seconds": optimizer_seconds}
 
@@ -293,7 +277,7 @@ class _Run:
                 self.folder.metrics_file.unlink(missing_ok=True)
             return
         try:
-            if from_dict(state["config"]) != self.config:
+            if resolved_from_dict(state["config"]) != self.config:
                 raise ValueError("it is of another configuration")
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -311,50 +295,14 @@ class _Run:
         diverged = self.bad_steps >= PATIENCE or (over and not math.isfinite(val_loss))
         status = "diverged" if diverged else "finished" if over else "interrupted"
         skipped = int(getattr(self.optimizer, "skipped_hypergradients", 0))
-        result = summarize(self.folder.metrics(), status, _coefficients(self.optimizer), skipped)
+        result = summarize(self.folder.metrics(), status, coefficients_of(self.optimizer), skipped)
         if status != "interrupted":
             if draw:
-                from mada_lab.report.figures import draw_run
+                from mada_lab.run.figure import draw_run
 
                 draw_run(self.folder)
             write_json(self.folder.result_file, dataclasses.asdict(result))
         return result
-
-
-class _Metrics:
-    """metrics.jsonl and tensorboard's events, to which lines are added, that of ``begin`` being the first to come.
-
-    Other processes than the first write none.
-    """
-
-    def __init__(self, folder: RunFolder, begin: int, first: bool) -> None:
-        self.folder, self.begin, self.first = folder, begin, first
-
-    def __enter__(self) -> _Metrics:
-        if self.first:
-            # Slow to import, and not needed before something is trained.
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._file = self.folder.metrics_file.open("a", encoding="utf-8")
-            # What an earlier process logged of these steps does not count.
-            self._board = SummaryWriter(str(self.folder.tensorboard), purge_step=self.begin)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.first:
-            self._board.close()
-            self._file.close()
-
-    def write(self, line: dict[str, Any]) -> None:
-        if self.first:
-            self._file.write(json.dumps(line, allow_nan=False) + "\n")
-            _log(self._board, line)
-
-    def flush(self, to_disk: bool = False) -> None:
-        if self.first:
-            self._file.flush()
-            if to_disk:
-                os.fsync(self._file.fileno())
 
 
 def _mixed(*numbers: int) -> int:
@@ -362,67 +310,11 @@ def _mixed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
-def _coefficients(optimizer: Optimizer) -> dict[str, float]:
-    """Coefficients by name, and the learned scales of kinds of parameters as ``scale_KIND``."""
-    read = getattr(optimizer, "coefficients", None)
-    scale = getattr(optimizer, "scale", None)
-    scales = {} if scale is None else {f"{SCALE}{kind}": value for kind, value in scale.values.items()}
-    return {**(read() if callable(read) else {}), **scales}
-
-
-def _learned(optimizer: Optimizer, coefficients: Mapping[str, float]) -> dict[str, float]:
-    step_sizes = [group["hyper_lr"] for group in optimizer.param_groups if "hyper_lr" in group]
-    return {
-        name: value
-        for name, value in coefficients.items()
-        if name.startswith(SCALE) or any(sizes.get(name, 0) > 0 for sizes in step_sizes)
-    }
-
-
-def _is_searching(optimizer: Optimizer) -> bool:
-    scale = getattr(optimizer, "scale", None)
-    return scale is not None and scale.searching
-
-
-def _log(board: Any, line: dict[str, Any]) -> None:
-    step = line["step"]
-    for name, value in {**line, **line.get("coefficients", {})}.items():
-        if name in ("step", "coefficients", "skipped") or value is None:
-            continue
-        group = "coefficients/" if name in line.get("coefficients", {}) else "time/" if "seconds" in name else ""
-        board.add_scalar(group + name, value, step)
-
-
 @contextmanager
-def _torch_threads(count: int | None) -> Iterator[None]:
+def _torch_threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _stop_signal(alone: bool) -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets: an exception in the middle of a step would leave half of it done.
-
-    A second Ctrl-C interrupts at once. A process that is not alone is stopped by torchrun: with SIGTERM, or with SIGINT
-    beside the one that the terminal sent; torchrun itself ends what does not stop in time.
-    """
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        stop.set()
-        if alone:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)[: 1 if alone else 2]}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

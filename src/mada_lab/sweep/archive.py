@@ -15,10 +15,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from mada_lab.errors import require
+from mada_lab.files import prepare_file, read_json, replacing
 from mada_lab.run.folder import Metrics, RunFolder
-from mada_lab.sweep.stage_folder import without_paths
-from mada_lab.tasks import require
-from mada_lab.tasks.stored import prepare_file, read_json, replacing
+from mada_lab.sweep.stage_folder import STAGE
+from mada_lab.tasks.registry import without_paths
 
 STEPS = 50  # kept of each run, beside its validations
 DIGITS = 6
@@ -33,7 +34,7 @@ def pack(folder: Path, out: Path) -> int:
         InputError: there is no stage in the folder, or no run of it is over, or ``out`` cannot be written.
     """
     prepare_file(out)
-    stages = sorted(path.parent for path in [*folder.glob("stage.json"), *folder.glob("*/stage.json")])
+    stages = sorted(path.parent for path in [*folder.glob(STAGE), *folder.glob(f"*/{STAGE}")])
     require(bool(stages), "folder", str(folder), "that of a sweep, or of a stage, with a stage.json")
     files = {path: content for stage in stages for path, content in _files(stage, folder)}
     runs = sum(path.name == "result.json" for path in files)
@@ -52,9 +53,9 @@ def pack(folder: Path, out: Path) -> int:
 
 
 def _files(stage: Path, root: Path) -> Iterator[tuple[PurePath, bytes]]:
-    described = read_json(stage / "stage.json")
+    described = read_json(stage / STAGE)
     described["base"]["task"] = without_paths(described["base"]["task"])
-    yield (stage / "stage.json").relative_to(root), _line(described)
+    yield (stage / STAGE).relative_to(root), _line(described)
     for path in sorted(stage.glob("runs/*/result.json")):
         run = RunFolder(path.parent)
         config = read_json(run.config_file)

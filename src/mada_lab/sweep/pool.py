@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from mada_lab.tasks import InputError, require
+from mada_lab.errors import InputError, require
 
 # Enough for what is passed here, which is small; Ray would reserve a third of the memory.
 OBJECT_STORE = 100 * 2**20

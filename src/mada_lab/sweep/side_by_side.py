@@ -17,9 +17,10 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
+from mada_lab.errors import InputError
+from mada_lab.run.signals import stop_signal
 from mada_lab.run.train import StepReport
 from mada_lab.sweep.pool import Pool
-from mada_lab.tasks import InputError
 
 _STOP = "stop"
 
@@ -58,7 +59,7 @@ class SideBySide(Pool):
     ) -> bool:
         """See :meth:`Pool.run`. ``function`` takes ``on_begin`` and ``on_step``, too."""
         running: dict[Connection, _Running] = {}
-        with _stop_signal() as stop:
+        with stop_signal() as stop:
             try:
                 for name, arguments in calls.items():
                     connection, process = _start(name, function, arguments)
@@ -130,27 +131,8 @@ def _report(connection: Connection, function: Callable[..., str], arguments: tup
 
 
 @contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets; a second one interrupts."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(*_: object) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
 def _ignored_interrupts() -> Iterator[None]:
-    """A process that is started meanwhile ignores Ctrl-C until it trains: while it imports, it would die of it."""
+    """Let a process that is started meanwhile ignore Ctrl-C until it trains: while it imports, it would die of it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

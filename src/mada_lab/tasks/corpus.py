@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from mada_lab.tasks import InputError, require
+from mada_lab.errors import InputError, require
 
 PIECE = 1 << 16  # characters
 
@@ -61,14 +61,14 @@ class Corpus:
         self.loader()
 
     def files(self) -> list[Path]:
-        """All files, in the order in which they are read; none where the data are on the hub."""
+        """Return all files, in the order in which they are read; none where the data are on the hub."""
         if len(self.names) == 1 and Path(self.names[0]).is_dir():
-            found = [path for path in sorted(Path(self.names[0]).iterdir()) if _loader(path) is not None]
-            if not found:
+            readable = [path for path in sorted(Path(self.names[0]).iterdir()) if _loader(path) is not None]
+            if not readable:
                 raise InputError(f"data must be a folder with files {', '.join(_LOADERS)}, got {self.names[0]!r}")
             # Beside files of a data set, .json is a description: the library saves some, the hub has some.
-            described = any(path.name.endswith((".parquet", ".arrow", ".jsonl", ".jsonl.gz")) for path in found)
-            return [path for path in found if not (described and path.suffix == ".json")]
+            described = any(path.name.endswith((".parquet", ".arrow", ".jsonl", ".jsonl.gz")) for path in readable)
+            return [path for path in readable if not (described and path.suffix == ".json")]
         missing = [name for name in self.names if not Path(name).is_file()]
         if not missing:
             return [Path(name) for name in self.names]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from mada_lab.tasks import InputError, require
+from mada_lab.errors import InputError, require
 from mada_lab.tasks.windows import VALIDATION_TOKENS, Tokens, WindowsTask
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Lambada:
 
     @classmethod
     def read(cls, path: str, tokenizer: Tokenizer, context: int) -> Self:
-        """From a file with one passage a line, plain or as the "text" of a JSON object.
+        """Read a file with one passage a line, plain or as the "text" of a JSON object.
 
         The model sees as much of the end of a passage as its context holds.
         """
@@ -74,7 +74,7 @@ class Lambada:
 
 
 def _last_words(model: nn.Module, passages: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
-    """For each passage, minus the log-probability of its last word, and whether each token of it is the likeliest."""
+    """Return minus the log-probability of each passage's last word, and whether each token of it is the likeliest."""
     device = next(model.parameters()).device
     longest = max(len(tokens) for tokens, _ in passages)
     # Whatever fills a passage up comes after it, where a causal model does not look.

@@ -8,16 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mada_lab.tasks import InputError, require
-from mada_lab.tasks.stored import CHECKPOINT, CONFIG, RESULT, read_checkpoint, read_json
-
-if TYPE_CHECKING:
-    from mada_lab.tasks.windows import WindowsConfig
+from mada_lab.errors import InputError, require
+from mada_lab.files import CHECKPOINT, CONFIG, RESULT, read_checkpoint, read_json
 
 # In these, published weights must be as our models are.
 _PLAIN = (
@@ -64,15 +61,12 @@ class Initial:
             digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def check(self, config: WindowsConfig) -> None:
-        """Raise :class:`InputError` where the model of ``config`` is another one."""
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What a model must have to take the weights, by the names of a task's fields."""
         layers = {name.split(".")[2] for name in self.weights if name.startswith("transformer.h.")}
         width = self.weights["transformer.wte.weight"].shape[1]
-        for name, value in (("layers", len(layers)), ("heads", self.heads), ("width", width)):
-            given = getattr(config, name)
-            require(given == value, name, given, f"{value}, as in init={self.source}")
-        longest = f"at most {self.positions}, as in init={self.source}"
-        require(config.context <= self.positions, "context", config.context, longest)
+        return {"layers": len(layers), "heads": self.heads, "width": width}
 
     def describe(self) -> dict[str, Any]:
         return {"source": Path(self.source).name, "sha256": self.sha256}
@@ -98,8 +92,8 @@ def from_run(folder: str, kind: str) -> Initial:
     path = Path(folder)
     check(is_run(folder), f"there is no {CONFIG} of a run")
     stored = read_json(path / CONFIG)
-    found = stored["config"]["task"].get("kind")
-    check(found == kind, f"it is of the task {found}")
+    stored_kind = stored["config"]["task"].get("kind")
+    check(stored_kind == kind, f"it is of the task {stored_kind}")
     over = read_json(path / RESULT)["status"] if (path / RESULT).exists() else None
     check(over != "diverged", "it diverged")
     check((path / CHECKPOINT).exists(), f"there is no {CHECKPOINT} yet")
@@ -124,9 +118,9 @@ def published(name: str) -> Initial:
     require(config.model_type == "gpt2", "init", name, f"of the type gpt2 (it is {config.model_type})")
     plain = {option: getattr(GPT2Config(), option) for option in _PLAIN} | {"n_inner": 4 * config.n_embd}
     for option, value in plain.items():
-        given = getattr(config, option)
-        same = given == value or (option, given) == ("n_inner", None)
-        require(same, f"{option} of init={name}", given, f"{value}, as in GPT-2")
+        published_value = getattr(config, option)
+        same = published_value == value or (option, published_value) == ("n_inner", None)
+        require(same, f"{option} of init={name}", published_value, f"{value}, as in GPT-2")
     with _reading(name):
         loaded: Any = GPT2LMHeadModel.from_pretrained(
             name, config=config, dtype=torch.float32, output_loading_info=True

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from mada_lab.tasks import InputError, require
+from mada_lab.errors import InputError, require
 from mada_lab.tasks.corpus import open_text
 from mada_lab.tasks.initial import Initial, from_run
 from mada_lab.tasks.windows import Tokens, WindowsConfig, WindowsTask

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 import mada_optim
-from mada_lab.tasks import InputError, require
+from mada_lab.errors import InputError, require
+from mada_lab.files import LOCK, TEMPORARY, locked, replacing, write_json
 from mada_lab.tasks.corpus import Corpus, Piece, split
-from mada_lab.tasks.stored import LOCK, TEMPORARY, locked, replacing, write_json
 from mada_lab.tasks.windows import Tokens
 
 if TYPE_CHECKING:
@@ -203,9 +203,9 @@ def pack(
 
 
 def _end(tokenizer: Tokenizer) -> int:
-    """The number of the token that separates documents; -1 where there is none."""
-    found = tokenizer.token_to_id(END)
-    return -1 if found is None else found
+    """Return the number of the token that separates documents; -1 where there is none."""
+    number = tokenizer.token_to_id(END)
+    return -1 if number is None else number
 
 
 def _batches(stream: Iterable[Piece]) -> Iterator[list[Piece]]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from mada_lab.tasks import require
+from mada_lab.errors import require
 from mada_lab.tasks.evaluation import Lambada, perplexity
 from mada_lab.tasks.initial import Initial, from_run, is_run, published
 from mada_lab.tasks.packing import Packed, read
@@ -47,10 +47,10 @@ class TokensConfig(WindowsConfig):
         super().__post_init__()
         if self.size is not None:
             require(self.size in SIZES, "size", self.size, f"one of {', '.join(SIZES)}")
-            given, known = (self.layers, self.heads, self.width), SIZES[self.size]
-            alone = given in (known, (TokensConfig.layers, TokensConfig.heads, TokensConfig.width))
+            sizes, named = (self.layers, self.heads, self.width), SIZES[self.size]
+            alone = sizes in (named, (TokensConfig.layers, TokensConfig.heads, TokensConfig.width))
             require(alone, "size", self.size, "left out where layers, heads or width are given")
-            for name, value in zip(("layers", "heads", "width"), known, strict=True):
+            for name, value in zip(("layers", "heads", "width"), named, strict=True):
                 object.__setattr__(self, name, value)
 
     def build(self) -> TokensTask:

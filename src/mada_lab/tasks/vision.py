@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mada_lab.tasks import Batch, InputError, TaskConfig, require
+from mada_lab.errors import InputError, require
+from mada_lab.tasks.base import Batch, TaskConfig
 
 Images = npt.NDArray[np.uint8]  # (N, channels, height, width)
 Labels = npt.NDArray[np.int64]
@@ -59,8 +60,8 @@ class VisionTask:
 
     def __init__(self, config: VisionConfig) -> None:
         self.config = config
-        found = digits() if config.data is None else read_parquet(config.data)
-        (self._images, self._labels), (self._val_images, self._val_labels) = found
+        train, test = digits() if config.data is None else read_parquet(config.data)
+        (self._images, self._labels), (self._val_images, self._val_labels) = train, test
         require(len(self._images) >= config.batch, "batch", config.batch, f"at most {len(self._images)}, all images")
         self.classes = int(self._labels.max()) + 1
         for name, labels in (("train", self._labels), ("test", self._val_labels)):
@@ -141,11 +142,11 @@ def shift_and_mirror(images: Images, random: np.random.Generator) -> Images:
     padded = np.pad(images, ((0, 0), (0, 0), (PADDING, PADDING), (PADDING, PADDING)))
     rows, columns = random.integers(0, 2 * PADDING + 1, size=(2, count))
     mirrored = random.random((count,)) < 0.5
-    found = np.empty_like(images)
+    augmented = np.empty_like(images)
     for i, image in enumerate(padded):
         piece = image[:, rows[i] : rows[i] + height, columns[i] : columns[i] + width]
-        found[i] = piece[:, :, ::-1] if mirrored[i] else piece
-    return found
+        augmented[i] = piece[:, :, ::-1] if mirrored[i] else piece
+    return augmented
 
 
 # Models.

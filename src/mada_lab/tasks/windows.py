@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mada_lab.tasks import Batch, TaskConfig, require
+from mada_lab.errors import require
+from mada_lab.tasks.base import Batch, TaskConfig
 from mada_lab.tasks.initial import Initial
 
 VALIDATION_BATCH = 64
@@ -77,12 +78,12 @@ class WindowsTask:
         self.vocabulary_size = vocabulary_size if initial is None else initial.vocabulary_size
         self.train, self.validation = train, validation
         if initial is not None:
-            initial.check(config)
+            _check_fits(initial, config)
         last = len(validation) - config.context - 1
         self._val_starts = torch.linspace(0, last, config.val_windows, dtype=torch.float64).long()
 
     def model(self, seed: int) -> nn.Module:
-        """With the weights of ``init``, whatever the seed, where there are any."""
+        """Return a GPT-2, with the weights of ``init`` whatever the seed, where there are any."""
         # Slow to import, and not needed to check a configuration.
         from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -131,13 +132,13 @@ class WindowsTask:
         return {"loss": self.mean_loss(model, self.validation, self._val_starts)}
 
     def precision(self, model: nn.Module) -> torch.autocast:
-        """In which the model computes."""
+        """Return the context in which the model computes."""
         device = next(model.parameters()).device.type
         wanted = self.size.autocast
         return torch.autocast(device, torch.bfloat16, enabled=device == "cuda" if wanted is None else wanted)
 
     def describe_initial(self) -> dict[str, Any]:
-        """Part of :meth:`Task.describe`."""
+        """Return a part of :meth:`Task.describe`."""
         return {"init": None if self.initial is None else self.initial.describe()}
 
     def mean_loss(self, model: nn.Module, tokens: Tokens, starts: Tensor) -> float:
@@ -147,6 +148,14 @@ class WindowsTask:
         for some in torch.split(starts, at_once):
             total += self.loss(model, windows(tokens, some.numpy(), self.size.context)).item() * len(some)
         return total / len(starts)
+
+
+def _check_fits(initial: Initial, config: WindowsConfig) -> None:
+    """Raise :class:`InputError` where the model of ``config`` cannot take the weights."""
+    for name, size in initial.sizes.items():
+        require(getattr(config, name) == size, name, getattr(config, name), f"{size}, as in init={initial.source}")
+    longest = f"at most {initial.positions}, as in init={initial.source}"
+    require(config.context <= initial.positions, "context", config.context, longest)
 
 
 def windows(tokens: Tokens, starts: npt.NDArray[np.int64], length: int) -> Batch:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mada_lab.report.figures import save_figure
+from mada_lab.figures import save_figure
 from mada_lab.theory.bounds import Problem, best_rho, critical_rho, direct_bound, interpolation_bound
 from mada_lab.theory.evidence import TailedQuadratic, mean_squared_gradient
 from mada_optim.history.drawing import PALETTE, style
@@ -105,7 +105,7 @@ def summarize(setting: Setting) -> str:
 
 
 def draw_bounds(setting: Setting, path: Path) -> None:
-    """``path``.png and .svg: bound and measurement over ρ at T steps (left), over T at three ρ (right)."""
+    """Draw ``path``.png and .svg: bound and measurement over ρ at T steps (left), over T at three ρ (right)."""
     with style():
         figure = Figure(figsize=(10, 4.6), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": (1.25, 1)})

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from mada_lab.report.figures import save_figure
-from mada_lab.report.stats import mean_interval
-from mada_lab.run.folder import finite
-from mada_lab.tasks import require
+from mada_lab.errors import require
+from mada_lab.figures import save_figure
+from mada_lab.files import finite
+from mada_lab.stats import mean_interval
 from mada_lab.theory.online_problems import HIGH, LOW, PROBLEMS, Trace, play
 from mada_optim.history.drawing import PALETTE, EndLabel, label_ends, label_in_full, style
 from mada_optim.optimizers.avgrad import AVGrad
@@ -186,7 +186,7 @@ def _scan_betas(setting: Setting) -> list[tuple[float, float]]:
 
 
 def draw_online(setting: Setting, played: Mapping[str, Traces], path: Path) -> None:
-    """``path``.png and .svg: iterate, average regret and ρ over the steps.
+    """Draw ``path``.png and .svg: iterate, average regret and ρ over the steps.
 
     A point of a line is the mean over seeds, and over the steps since the last point: a period, or some. The numbers at
     the ends are those of the table.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from mada_lab.tasks import require
+from mada_lab.errors import require
 from mada_optim.optimizers.base import HypergradientOptimizer
 
 LOW, HIGH = -1.0, 1.0

@@ -10,7 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mada_lab.report.figures import save_figure
+from mada_lab.figures import save_figure
 from mada_lab.theory.scale import (
     best_rate,
     cosine_shares,
@@ -58,7 +58,7 @@ class Setting:
 
 
 def resting_rates(setting: Setting) -> dict[str, float]:
-    """By name of the signal, the κ at which a rule rests that follows it, at the end of the search."""
+    """Return, by name of the signal, the κ at which a rule rests that follows it, at the end of the search."""
     problem = harmonic_quadratic(setting.condition, setting.noise)
     shares = cosine_shares(setting.steps)
     until = shares[: SEARCH.steps]
@@ -89,7 +89,7 @@ def summarize(setting: Setting) -> str:
 
 
 def draw_scale(setting: Setting, path: Path) -> None:
-    """``path``.png and .svg: resting rates over noise (left), the best rate over the length of the run (right)."""
+    """Draw ``path``.png and .svg: resting rates over noise (left), the best rate over the length of the run (right)."""
     with style():
         figure = Figure(figsize=(10, 4.6), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)

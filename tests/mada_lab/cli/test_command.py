@@ -15,9 +15,9 @@ from test_cli import TINY
 from tiny import tiny_config
 
 from mada_lab.cli.main import COMMANDS, build_parser, main
-from mada_lab.report.page import write_report
+from mada_lab.report.report_file import write_report
+from mada_lab.run.config import resolve
 from mada_lab.run.folder import RunFolder
-from mada_lab.run.train import resolve
 
 pytestmark = pytest.mark.usefixtures("without_ray")
 

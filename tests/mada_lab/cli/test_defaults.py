@@ -17,11 +17,11 @@ from mada_lab.cli.main import COMMANDS, build_parser
 from mada_lab.cli.option_groups import run_config
 from mada_lab.cli.options import HelpFormatter, chosen
 from mada_lab.demo.experiment import GUESS
-from mada_lab.optimizers.build import build, resolve
+from mada_lab.optimizers.build import build, resolve_optimizer
 from mada_lab.optimizers.registry import ENTRIES
-from mada_lab.report.tables import REFERENCE
-from mada_lab.run.config import TASKS
+from mada_lab.report.results import REFERENCE
 from mada_lab.tasks.packing import pack
+from mada_lab.tasks.registry import TASKS, task_type
 from mada_lab.theory import figures, online, scale_figure
 from mada_lab.theory.online_problems import PROBLEMS
 
@@ -106,7 +106,7 @@ def cases(option: str, text: str) -> Iterator[tuple[list[str], str]]:
     for part in re.split("[;,] ", text):
         name, _, value = part.rpartition(": ")
         if not name:
-            having = [kind for kind, task in TASKS.items() if field in (item.name for item in dataclasses.fields(task))]
+            having = [kind for kind in TASKS if field in (item.name for item in dataclasses.fields(task_type(kind)))]
             name = having[0] if having else ""
         for selector, names in (("--task", TASKS), ("--optimizer", ENTRIES), ("--problem", PROBLEMS)):
             if name in names:
@@ -131,7 +131,7 @@ def outcome(command: str, *words: str) -> Any:
         return bound.arguments
     if command in ("train", "demo", "compare"):
         config = train.config_of(arguments) if command == "train" else run_config(arguments)
-        optimizer = resolve(config.optimizer)
+        optimizer = resolve_optimizer(config.optimizer)
         described = str(build(optimizer, nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))))
         grid = [values.get(name) for name in ("optimizers", "lrs", "seeds", "workers")]
         return dataclasses.replace(config, optimizer=dataclasses.replace(optimizer, options={})), described, grid

@@ -12,7 +12,7 @@ from tiny import tiny_config
 
 from mada_lab.display import progress as display
 from mada_lab.display.progress import Display, StepsDisplay, values_in_rows
-from mada_lab.run.config import OptimizerConfig
+from mada_lab.optimizers.config import OptimizerConfig
 from mada_lab.run.folder import RunFolder
 from mada_lab.run.train import StepReport, train
 from mada_optim.history.notation import SYMBOLS

@@ -11,13 +11,13 @@ from problems import Net, loss_of, train
 from tiny import assert_same_run, tiny_config, without_times
 from torch import nn
 
+from mada_lab.errors import InputError
 from mada_lab.optimizers import build as optimizers
+from mada_lab.optimizers.config import OptimizerConfig
 from mada_lab.optimizers.peers import MuonWithAdamW
 from mada_lab.optimizers.registry import ENTRIES
 from mada_lab.optimizers.variants import MaximumMADA, ZeroedGradientMADA
-from mada_lab.run.config import OptimizerConfig
 from mada_lab.run.train import train as train_run
-from mada_lab.tasks import InputError
 from mada_lab.tasks.language import LanguageConfig
 from mada_optim.matrices import matrix_parameters
 
@@ -51,7 +51,7 @@ def test_schedule_free_keeps_its_learning_rate_and_validates_its_average(tmp_pat
 
 
 def _muon(model: nn.Module) -> MuonWithAdamW:
-    optimizer = optimizers.build(optimizers.resolve(OptimizerConfig("muon", lr=1e-2)), model)
+    optimizer = optimizers.build(optimizers.resolve_optimizer(OptimizerConfig("muon", lr=1e-2)), model)
     assert isinstance(optimizer, MuonWithAdamW)
     return optimizer
 
@@ -139,7 +139,7 @@ def test_a_zeroed_gradient_makes_the_difference_a_momentum() -> None:
 def test_options_that_are_fields_are_honoured(name: str) -> None:
     by_option = OptimizerConfig(name, options={"weight_decay": 5.0, "betas": [0.6, 0.7]})
     assert by_option == OptimizerConfig(name, weight_decay=5.0, betas=(0.6, 0.7))
-    groups = optimizers.build(optimizers.resolve(by_option), tiny_config().task.build().model(0)).param_groups
+    groups = optimizers.build(optimizers.resolve_optimizer(by_option), tiny_config().task.build().model(0)).param_groups
     assert {group["weight_decay"] for group in groups} == {0.0, 5.0}
     for group in groups:
         betas = group["betas"] if "betas" in group else group.get("coefficients", (None,))[:2]
@@ -150,7 +150,7 @@ def test_options_that_are_fields_are_honoured(name: str) -> None:
 @pytest.mark.parametrize("option", ["lr", "name", "params", "no_such_option"])
 def test_options_that_cannot_be_honoured_are_refused(name: str, option: str) -> None:
     with pytest.raises(InputError, match=rf"{name}.*{option}|{option}.*{name}"):
-        optimizers.resolve(OptimizerConfig(name, options={option: 1.0}))
+        optimizers.resolve_optimizer(OptimizerConfig(name, options={option: 1.0}))
 
 
 def test_an_option_says_what_the_field_says() -> None:
@@ -166,28 +166,30 @@ def test_an_option_says_what_the_field_says() -> None:
 @pytest.mark.parametrize("option", ["maximize", "foreach", "capturable", "differentiable", "fused"])
 def test_muon_takes_no_option_that_only_a_part_of_it_would_know(option: str) -> None:
     with pytest.raises(InputError, match=f"optimizer muon: .*{option}"):
-        optimizers.resolve(OptimizerConfig("muon", options={option: True}))
+        optimizers.resolve_optimizer(OptimizerConfig("muon", options={option: True}))
 
 
 def test_options_of_muon_reach_their_part() -> None:
     options = {"momentum": 0.5, "nesterov": False, "ns_steps": 3, "eps": 1e-3, "amsgrad": True}
-    optimizer = optimizers.build(optimizers.resolve(OptimizerConfig("muon", options=options)), Net(torch.float32))
+    optimizer = optimizers.build(
+        optimizers.resolve_optimizer(OptimizerConfig("muon", options=options)), Net(torch.float32)
+    )
     muon, adamw = (part.param_groups[0] for part in optimizer.parts)
     assert (muon["momentum"], muon["nesterov"], muon["ns_steps"]) == (0.5, False, 3)
     assert (adamw["eps"], adamw["amsgrad"]) == (1e-3, True)
     with pytest.raises(InputError, match="momentum"):  # before anything is trained
-        optimizers.resolve(OptimizerConfig("muon", options={"momentum": -1.0}))
+        optimizers.resolve_optimizer(OptimizerConfig("muon", options={"momentum": -1.0}))
 
 
 @pytest.mark.parametrize(("name", "lr"), [("lion", 1e-3), ("prodigy", 1.0), ("adamw", 3e-3)])
 def test_default_rates(name: str, lr: float) -> None:
-    assert optimizers.resolve(OptimizerConfig(name)).lr == lr
-    assert optimizers.resolve(OptimizerConfig(name, lr=0.5)).lr == 0.5
+    assert optimizers.resolve_optimizer(OptimizerConfig(name)).lr == lr
+    assert optimizers.resolve_optimizer(OptimizerConfig(name, lr=0.5)).lr == 0.5
 
 
 def test_unknown_name() -> None:
     with pytest.raises(InputError, match="optimizer must be one of adam, .*, got 'sgd'"):
-        optimizers.resolve(OptimizerConfig("sgd"))
+        optimizers.resolve_optimizer(OptimizerConfig("sgd"))
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -13,7 +13,8 @@ from tiny import stored_run
 from mada_lab.cli.main import main
 from mada_lab.report import rates_figure as rates
 from mada_lab.report.rates_figure import TaskRates, by_task, draw_rates, finds_its_rate
-from mada_lab.report.tables import StoredRun, Summary
+from mada_lab.run.stored import StoredRun
+from mada_lab.sweep.contender_runs import ContenderRuns
 from mada_lab.sweep.stage_folder import StoredStage
 
 SEARCHED = [{"beta1": 0.9, "scale_matrices": 1e-3}]
@@ -28,14 +29,14 @@ FOUND = {"omada": [stored_run(0, SEARCHED, lr=3e-3, val=1.4)]}
 def stage(title: str, runs: Mapping[str, Sequence[StoredRun]], steps: int = 600, data: str = "a") -> StoredStage:
     task = {"kind": "language", "layers": 1, "data": f"/somewhere/{title}"}
     described = {"title": title, "base": {"task": task, "steps": steps}}
-    summaries = [Summary(label, each) for label, each in runs.items()]
+    contenders = [ContenderRuns(label, each) for label, each in runs.items()]
     records = [{"data": {"source": "a text", "sha256": data, "init": None}}]
-    return StoredStage(described, summaries, records, {})
+    return StoredStage(described, contenders, records, {})
 
 
 def test_stages_of_the_same_task_share_a_panel() -> None:
     tasks = by_task([stage("Texts, long", GRID), stage("Searched", FOUND), stage("Other", GRID, data="b")])
-    assert [(task.title, [*task.summaries]) for task in tasks] == [
+    assert [(task.title, [*task.contenders]) for task in tasks] == [
         ("Texts, 600 steps", ["adamw", "wild", "omada"]),
         ("Other, 600 steps", ["adamw", "wild"]),
     ]
@@ -48,8 +49,8 @@ def test_another_number_of_steps_is_another_panel() -> None:
 def test_the_later_stage_counts_and_labels_choose() -> None:
     again = {"adamw": [stored_run(0, lr=1e-3, val=1.0)]}
     (task,) = by_task([stage("First", GRID), stage("Again", again), stage("Searched", FOUND)], ["omada", "adamw"])
-    assert [*task.summaries] == ["omada", "adamw"]
-    assert task.summaries["adamw"].runs == again["adamw"]
+    assert [*task.contenders] == ["omada", "adamw"]
+    assert task.contenders["adamw"].runs == again["adamw"]
 
 
 def drawn(tasks: Sequence[TaskRates], path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
@@ -61,8 +62,8 @@ def drawn(tasks: Sequence[TaskRates], path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert finds_its_rate(Summary("omada", FOUND["omada"]))
-    assert not finds_its_rate(Summary("adamw", GRID["adamw"]))
+    assert finds_its_rate(ContenderRuns("omada", FOUND["omada"]))
+    assert not finds_its_rate(ContenderRuns("adamw", GRID["adamw"]))
     figure = drawn(by_task([stage("Texts", GRID), stage("Searched", FOUND)]), tmp_path / "rates", monkeypatch)
     lines = {line.get_label(): line for line in figure.axes[0].lines if not str(line.get_label()).startswith("_")}
     assert list(lines["adamw"].get_ydata()) == [*LOSSES.values()]
@@ -86,7 +87,7 @@ def test_the_command_draws_what_is_stored(tmp_path: Path, capsys: pytest.Capture
         run = folder / "runs" / name
         run.mkdir(parents=True)
         optimizer = {"name": "adamw", "lr": lr, "betas": [0.9, 0.99], "weight_decay": 0.1, "options": {}}
-        config = {**base, "optimizer": optimizer, "seed": 0}
+        config = {**base, "optimizer": optimizer, "seed": 0, "final_lr": 0.1, "threads": 1, "device": "cpu"}
         data = {"source": "text", "sha256": "0"}
         (run / "config.json").write_text(
             json.dumps({"config": config, "data": data, "versions": {}, "machine": {}}), "utf-8"

@@ -19,12 +19,13 @@ import pytest
 import torch
 
 from mada_lab.cli.main import main
-from mada_lab.report.page import write_report
+from mada_lab.errors import InputError
+from mada_lab.report.report_file import write_report
+from mada_lab.report.stage_files import write_stage_files
 from mada_lab.run.folder import RunFolder
-from mada_lab.sweep.experiment import load
+from mada_lab.sweep.experiment_file import load
+from mada_lab.sweep.run_stages import run_stages
 from mada_lab.sweep.stage_folder import CONFIRM, TUNE
-from mada_lab.sweep.stages import make_report, run_stages
-from mada_lab.tasks import InputError
 
 LABEL = 'mada <i> & "co"'
 TINY = f"""
@@ -169,7 +170,9 @@ def traces(figure: Mapping[str, Any], **wanted: object) -> list[Any]:
 
 
 def test_tables_are_those_of_the_stages(out: Path, page: Page) -> None:
-    assert page.tables == [table for stage in (TUNE, CONFIRM) for table in make_report(out / stage)[0]]
+    assert page.tables == [
+        table for stage in (TUNE, CONFIRM) for table in write_stage_files(out / stage).tables().values()
+    ]
     assert len(page.tables) == 4 + 3
     assert any(row[0] == LABEL for row in page.tables[0])
 
@@ -261,7 +264,7 @@ def test_experiments_together(out: Path, tmp_path: Path) -> None:
     header, reference, *rows = page.tables[0]
     assert header == ["optimizer", "Tiny <b>", "Tiny <b>", "lower", "higher"]
     for stage in (CONFIRM, TUNE):
-        make_report(out / stage)
+        write_stage_files(out / stage)
     entries = [json.loads((out / stage / "results.json").read_text("utf-8"))["results"] for stage in (CONFIRM, TUNE)]
     losses = [next(entry for entry in each if entry["optimizer"] == "adamw") for each in entries]
 
@@ -332,7 +335,8 @@ def test_command(
     monkeypatch.setattr("os.access", lambda *_: False)
     assert main(["report", str(out)]) == 0
     assert (tmp_path / "report.html").exists()
-    monkeypatch.delitem(sys.modules, "mada_lab.report.page")
+    for module in ("report_file", "html_page"):
+        monkeypatch.delitem(sys.modules, f"mada_lab.report.{module}")
     monkeypatch.setitem(sys.modules, "plotly.io", None)
     assert main(["report", str(out)]) == 2
     assert capsys.readouterr().err == "mada: plotly.io is missing: pip install 'mada-optim[experiments]'\n"
@@ -402,7 +406,7 @@ def test_keys_and_titles_are_text_of_the_page(page: Page) -> None:
 
 
 def test_figures_for_papers(out: Path) -> None:
-    make_report(out / TUNE)
+    write_stage_files(out / TUNE)
     assert {path.name for path in (out / TUNE).glob("coefficients.*")} == {"coefficients.png", "coefficients.svg"}
     svg = (out / TUNE / "coefficients.svg").read_text("utf-8")
     for text in ("κ-matrices", "κ-rest", "starts, lr 0.01", "β1 0.1, β2 0.5", escape(LABEL, quote=False)):

@@ -7,22 +7,14 @@ from typing import Any
 import pytest
 from tiny import stored_run
 
-from mada_lab.report.stats import mean_interval, paired_difference, t_quantile
-from mada_lab.report.tables import (
-    StoredRun,
-    Summary,
-    betas_results,
-    betas_table,
-    edges,
-    joint_table,
-    loss_table,
-    lr_difference_table,
-    lr_table,
-    markdown,
-    reference_table,
-    results,
-)
-from mada_lab.run.train import Result
+from mada_lab.report.joint_table import joint_table
+from mada_lab.report.results import betas_results, edges, results
+from mada_lab.report.stage_report import StageReport
+from mada_lab.report.tables import betas_table, loss_table, lr_difference_table, lr_table, markdown, reference_table
+from mada_lab.run.result import Result
+from mada_lab.run.stored import StoredRun
+from mada_lab.stats import mean_interval, paired_difference, t_quantile
+from mada_lab.sweep.contender_runs import ContenderRuns
 from mada_lab.sweep.stage_folder import TUNE, StoredStage
 
 STAGE: dict[str, Any] = {
@@ -65,9 +57,9 @@ def _run(lr: float, seed: int, curve: list[float], status: str = "finished") -> 
 
 
 def test_tables_by_hand() -> None:
-    adamw = Summary("adamw", [_run(0.1, 0, [5.0, 3.0, 2.0]), _run(0.1, 1, [5.0, 3.0, 2.2])])
+    adamw = ContenderRuns("adamw", [_run(0.1, 0, [5.0, 3.0, 2.0]), _run(0.1, 1, [5.0, 3.0, 2.2])])
     # At 0.2 one seed of mada is very good and the other diverged: that is not its best learning rate.
-    mada = Summary(
+    mada = ContenderRuns(
         "mada",
         [
             _run(0.1, 0, [5.0, 1.9, 1.8]),
@@ -108,8 +100,8 @@ def test_best_rates_at_the_edge_of_their_grid_are_marked_in_every_table(
     losses: list[float | None], best: float, edge: str | None
 ) -> None:
     grid = [0.1, 0.2, 0.3][: len(losses)]
-    summaries = [
-        Summary(
+    contenders = [
+        ContenderRuns(
             label,
             [
                 stored_run(seed, lr=lr, val=None if loss is None else loss + shift)
@@ -119,16 +111,16 @@ def test_best_rates_at_the_edge_of_their_grid_are_marked_in_every_table(
         )
         for label, shift in (("adamw", 0.0), ("mada", 0.5))
     ]
-    stage = StoredStage({**STAGE, "stage": TUNE}, summaries, RECORDS, {})
-    entries = stage.entries
+    report = StageReport(StoredStage({**STAGE, "stage": TUNE}, contenders, RECORDS, {}))
+    entries = report.entries
     assert [(entry["best_lr"], entry["best_lr_edge"]) for entry in entries] == [(best, edge)] * 2
-    tables = stage.tables()
+    tables = report.tables()
     marked = {title for title, table in tables.items() if any("†" in cell for row in table for cell in row)}
     of_best_rates = {title for title in tables if title != "Difference to adamw at every learning rate"}
     assert marked == (of_best_rates if edge else set())
     names = f"adamw ({best:g}, the {edge}), mada ({best:g}, the {edge})"
     note = f"† The best learning rate is at the edge of its grid, and a better one may lie beyond: {names}."
-    assert [note for note in stage.notes() if "†" in note] == ([note] if edge else [])
+    assert [note for note in report.notes() if "†" in note] == ([note] if edge else [])
     joint = joint_table([("one", entries), ("two", entries)])
     assert joint is not None
     assert all((" †" in cell) == (edge is not None) for row in joint[1:] for cell in row[1:3])
@@ -136,29 +128,31 @@ def test_best_rates_at_the_edge_of_their_grid_are_marked_in_every_table(
 
 def test_starts_of_betas_at_the_edge() -> None:
     runs = [stored_run(0, lr=lr, betas=(beta, 0.9), val=lr) for lr in (0.1, 0.2) for beta in (0.1, 0.5)]
-    entries = betas_results([Summary("mada", runs)], 1.0)
+    entries = betas_results([ContenderRuns("mada", runs)], 1.0)
     assert betas_table(entries, 1.0)[1][1] == "0.1 †"
     assert edges(entries) == ["mada (0.1, the lowest)"]
 
 
 def test_a_second_stage_knows_the_grid_of_the_first() -> None:
-    confirmed = Summary("mada", [stored_run(0)], grid=[0.1, 0.2, 0.2])
+    confirmed = ContenderRuns("mada", [stored_run(0)], grid=[0.1, 0.2, 0.2])
     assert results([confirmed])[0]["best_lr_edge"] == "lowest"
     assert dataclasses.replace(confirmed, grid=[0.05, 0.1, 0.2]).edge(0.1) is None
 
 
 def test_a_run_alone_is_compared_with_nothing() -> None:
     for name in ("adamw", "mada"):
-        stage = StoredStage({**STAGE, "stage": None}, [Summary(name, [stored_run(0)])], RECORDS, {})
-        assert list(stage.tables()) == ["Losses", "Time of a step"]
-        assert stage.tables()["Losses"][0][:2] == ["optimizer", "lr"]
-        assert all(cell != "-" for table in stage.tables().values() for row in table for cell in row)
-        assert stage.notes() == ["s; width 16; 9 steps; losses in nats."]
+        report = StageReport(StoredStage({**STAGE, "stage": None}, [ContenderRuns(name, [stored_run(0)])], RECORDS, {}))
+        assert list(report.tables()) == ["Losses", "Time of a step"]
+        assert report.tables()["Losses"][0][:2] == ["optimizer", "lr"]
+        assert all(cell != "-" for table in report.tables().values() for row in table for cell in row)
+        assert report.notes() == ["s; width 16; 9 steps; losses in nats."]
 
 
 def test_columns_of_a_comparison_without_its_reference() -> None:
-    stage = StoredStage({}, [Summary("mada", [stored_run(0)]), Summary("adan", [stored_run(0, val=2.0)])], [], {})
-    table = stage.tables()["Difference to adamw and to the best, and time of a step"]
+    stage = StoredStage(
+        {}, [ContenderRuns("mada", [stored_run(0)]), ContenderRuns("adan", [stored_run(0, val=2.0)])], [], {}
+    )
+    table = StageReport(stage).tables()["Difference to adamw and to the best, and time of a step"]
     assert table[0] == ["optimizer", "minus the best's", "ms per step", "of these optimizer"]
 
 
@@ -166,10 +160,12 @@ def test_differences_at_every_learning_rate_need_three_seeds() -> None:
     title = "Difference to adamw at every learning rate"
     for seeds in (2, 3):
         adamw, mada = (
-            Summary(label, [_run(lr, seed, [5.0, last + lr * seed]) for lr in (0.1, 0.2) for seed in range(seeds)])
+            ContenderRuns(
+                label, [_run(lr, seed, [5.0, last + lr * seed]) for lr in (0.1, 0.2) for seed in range(seeds)]
+            )
             for label, last in (("adamw", 2.0), ("mada", 1.5))
         )
-        tables = StoredStage({}, [adamw, mada], [], {}).tables()
+        tables = StageReport(StoredStage({}, [adamw, mada], [], {})).tables()
         assert (title in tables) == (seeds == 3)
     assert tables[title][1] == ["mada", "-0.5000 ± 0.0000", "-0.5000 ± 0.0000"]
 
@@ -180,11 +176,11 @@ def test_runs_are_paired_by_the_start_of_their_betas() -> None:
     others = [
         dataclasses.replace(run, result=dataclasses.replace(run.result, val_loss=i + 1.0)) for i, run in enumerate(runs)
     ]
-    entries = results([Summary("adamw", runs), Summary("mada", others[::-1])])
+    entries = results([ContenderRuns("adamw", runs), ContenderRuns("mada", others[::-1])])
     assert (entries[1]["difference"], entries[1]["difference_ci95"]) == (1.0, 0.0)
 
 
 def test_diverged_everywhere() -> None:
-    entries = results([Summary("mada", [_run(0.1, 0, [5.0], "diverged")])])
+    entries = results([ContenderRuns("mada", [_run(0.1, 0, [5.0], "diverged")])])
     assert loss_table(entries)[1] == ["mada", "-", "diverged", "-", "-"]
     assert reference_table(entries)[1] == ["mada", "-", "-", "-", "-", "-"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import torchrun
-from tiny import assert_same_run, tiny_config
+from tiny import assert_close_run, assert_same_run, tiny_config
 
 from mada_lab.run.folder import RunFolder
 from mada_lab.run.train import train
@@ -56,7 +56,7 @@ import os, sys
 sys.path.insert(0, sys.argv[2])
 from tiny import tiny_config
 from mada_lab.run.train import train
-from mada_lab.tasks import InputError
+from mada_lab.errors import InputError
 try:
     train(tiny_config(dtype="float64"), os.path.join(sys.argv[1], os.environ["RANK"]), resume=True, draw=False)
 except InputError as error:
@@ -90,25 +90,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone") / "run"
     train(tiny_config(dtype="float64"), folder, draw=False)
     return folder
-
-
-def assert_close_run(one: Path, other: Path) -> None:
-    """Losses, validation, coefficients and weights agree to rounding (float64).
-
-    But for the biases of attention's projections: those of the keys do not change the model, their gradient is rounding
-    alone, and Adam makes steps of the usual size of it.
-    """
-    for line, expected in zip(RunFolder(one).metrics(), RunFolder(other).metrics(), strict=True):
-        assert line.keys() == expected.keys()
-        for name in {"loss", "val_loss", "coefficients"} & line.keys():
-            assert line[name] == pytest.approx(expected[name], rel=0, abs=1e-10)
-    states = [RunFolder(folder).load_checkpoint() for folder in (one, other)]
-    one_model, other_model = (
-        {name: tensor for name, tensor in state["model"].items() if not name.endswith("c_attn.bias")}
-        for state in states
-        if state is not None
-    )
-    torch.testing.assert_close(one_model, other_model, rtol=0, atol=1e-10)
 
 
 def test_two_processes_stop_together_and_go_on(alone: Path, program: Path, tmp_path: Path) -> None:
@@ -152,8 +133,8 @@ def test_processes_that_see_different_folders(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    from mada_lab.errors import InputError
     from mada_lab.run.processes import Processes
-    from mada_lab.tasks import InputError
 
     batch = (torch.arange(6), torch.arange(6))
     one, other = Processes(1, 3).share(batch, accumulate=2)

@@ -14,12 +14,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import assert_same_run, tiny_config, without_times
 
-from mada_lab.run.config import OptimizerConfig, RunConfig, from_dict, to_dict
+from mada_lab.errors import InputError
+from mada_lab.optimizers.config import OptimizerConfig
+from mada_lab.report.stage_report import StageReport
+from mada_lab.run.config import RunConfig, from_dict, to_dict
 from mada_lab.run.folder import RunFolder
 from mada_lab.run.train import PATIENCE, StepReport, train
-from mada_lab.sweep.experiment import changed
+from mada_lab.sweep.changes import changed
 from mada_lab.sweep.stage_folder import load_run_alone
-from mada_lab.tasks import InputError
 from mada_lab.tasks.language import LanguageTask
 
 KILL_AT = 17
@@ -260,8 +262,8 @@ def test_one_bad_batch_is_skipped_and_many_end_the_run(tmp_path: Path, monkeypat
     assert result.val_loss is not None
     assert [line["step"] for line in RunFolder(tmp_path / "one").metrics() if line.get("loss", 0) is None] == [5]
     assert result.skipped_steps == 1
-    stage = load_run_alone(tmp_path / "one")
-    assert stage.problems() == ["mada: one left out 1 step whose loss or gradient was not finite"]
+    report = StageReport(load_run_alone(tmp_path / "one"))
+    assert report.problems() == ["mada: one left out 1 step whose loss or gradient was not finite"]
 
     bad = set(range(12, 31))
     result = train(tiny_config(), tmp_path / "many")

@@ -14,17 +14,17 @@ from torch import nn
 
 from mada_lab.cli.main import main
 from mada_lab.display.progress import SweepDisplay
+from mada_lab.errors import InputError
 from mada_lab.optimizers import build as optimizers
-from mada_lab.optimizers.build import parse
-from mada_lab.report.figures import draw_comparison
-from mada_lab.report.tables import Summary
-from mada_lab.run.config import OptimizerConfig
+from mada_lab.optimizers.config import OptimizerConfig, parse
+from mada_lab.report.stage_figures import draw_comparison
+from mada_lab.report.stage_files import write_stage_files
 from mada_lab.run.folder import RunFolder
-from mada_lab.sweep.compare import comparison
+from mada_lab.sweep.comparison import comparison
+from mada_lab.sweep.contender_runs import ContenderRuns
 from mada_lab.sweep.experiment import Experiment
+from mada_lab.sweep.run_stages import Ending, RunReport, run_stages
 from mada_lab.sweep.stage_folder import TUNE
-from mada_lab.sweep.stages import Ending, RunReport, make_report, run_stages
-from mada_lab.tasks import InputError
 
 BASE = dataclasses.replace(tiny_config(steps=20, eval_every=5), optimizer=OptimizerConfig())
 GRID = comparison(["adamw", "mada:rho=0"], [1e-3, 1e-2], [0, 1], BASE)
@@ -101,7 +101,8 @@ def test_foreign_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_report_from_stored_files(out: Path) -> None:
-    tables, notes = make_report(out)
+    report = write_stage_files(out)
+    tables, notes = list(report.tables().values()), report.notes()
     written = {name: (out / name).read_bytes() for name in ("table.md", "results.json", "curves.svg")}
     assert [row[0] for row in tables[0]] == ["optimizer", "adamw", "mada:rho=0"]
     assert len(tables[2][0]) == 3
@@ -110,7 +111,7 @@ def test_report_from_stored_files(out: Path) -> None:
     stored = json.loads(written["results.json"])
     assert [entry["optimizer"] for entry in stored["results"]] == ["adamw", "mada:rho=0"]
     assert len(stored["results"][0]["by_lr"][0]["val_loss"]) == 2
-    make_report(out)
+    write_stage_files(out)
     assert written == {name: (out / name).read_bytes() for name in written}
 
 
@@ -119,7 +120,7 @@ def test_report_says_what_is_missing(out: Path) -> None:
     content = result.read_bytes()
     result.unlink()
     try:
-        assert "INCOMPLETE: 7 of 8" in make_report(out)[1][-1]
+        assert "INCOMPLETE: 7 of 8" in write_stage_files(out).notes()[-1]
     finally:
         result.write_bytes(content)
 
@@ -127,7 +128,7 @@ def test_report_says_what_is_missing(out: Path) -> None:
 def test_report_with_another_reference(
     out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_report(out)
+    write_stage_files(out)
     difference = json.loads((out / "results.json").read_text())["results"][1]["difference"]
     monkeypatch.setenv("COLUMNS", "40")
     assert main(["compare", "--report", str(out), "--reference", "mada:rho=0"]) == 0
@@ -137,7 +138,7 @@ def test_report_with_another_reference(
     assert "final val loss minus mada:rho=0's" in (out / "table.md").read_text()
     (line,) = (line for line in capsys.readouterr().out.splitlines() if f"{-difference:+.4f}" in line)
     assert len(line.split()) > 6  # nothing is left out or broken in a terminal that is too narrow
-    make_report(out)
+    write_stage_files(out)
 
 
 @pytest.mark.parametrize("folder", ["--out", "--report"])
@@ -150,18 +151,18 @@ def test_unknown_reference(folder: str, out: Path, tmp_path: Path, capsys: pytes
 
 
 def test_more_lines_than_colours_differ_in_their_dashes(tmp_path: Path) -> None:
-    summaries = [Summary(f"optimizer {number}", [stored_run(0, val=1.0 + number)]) for number in range(9)]
-    draw_comparison(summaries, tmp_path / "curves", "nine")
+    contenders = [ContenderRuns(f"optimizer {number}", [stored_run(0, val=1.0 + number)]) for number in range(9)]
+    draw_comparison(contenders, tmp_path / "curves", "nine")
     drawn = (tmp_path / "curves.svg").read_text()
     # The eighth and ninth: a line in both plots, and the piece of it beside its name.
     assert drawn.count("stroke-dasharray") == 6
-    draw_comparison(summaries[:7], tmp_path / "curves", "seven")
+    draw_comparison(contenders[:7], tmp_path / "curves", "seven")
     assert "stroke-dasharray" not in (tmp_path / "curves.svg").read_text()
 
 
 def test_report_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no stage.json"):
-        make_report(tmp_path)
+        write_stage_files(tmp_path)
 
 
 @pytest.mark.parametrize(("name", "value"), [("optimizers", []), ("lrs", [1e-3, 1e-3]), ("seeds", [])])
@@ -187,7 +188,9 @@ def test_options_of_a_contender_are_honoured_or_refused() -> None:
     base = dataclasses.replace(BASE, optimizer=OptimizerConfig(weight_decay=0.3))
     grid = comparison(["adamw", "adamw:weight_decay=5", "adamw:beta1=0.5:beta2=0.7"], [1e-2], [0], base)
     configs = [
-        optimizers.resolve(config.optimizer) for label in grid.contenders for config in grid.tune(label).values()
+        optimizers.resolve_optimizer(config.optimizer)
+        for label in grid.contenders
+        for config in grid.tune(label).values()
     ]
     assert [(config.weight_decay, config.betas) for config in configs] == [
         (0.3, (0.9, 0.99)),
@@ -216,11 +219,11 @@ def test_bad_specs(spec: str) -> None:
 
 
 def test_buffers_in_bfloat16_by_name():
-    config = optimizers.resolve(parse("mada:state_dtype=bfloat16"))
+    config = optimizers.resolve_optimizer(parse("mada:state_dtype=bfloat16"))
     assert json.loads(json.dumps(dataclasses.asdict(config)))["options"] == {"state_dtype": "bfloat16"}
     assert optimizers.build(config, nn.Linear(1, 1)).param_groups[0]["state_dtype"] is torch.bfloat16
     with pytest.raises(InputError, match="state_dtype must be None, torch.float32 or torch.bfloat16, got 'Frodo'"):
-        optimizers.resolve(parse("mada:state_dtype=Frodo"))
+        optimizers.resolve_optimizer(parse("mada:state_dtype=Frodo"))
 
 
 def test_betas_are_not_given_to_optimizers_for_which_they_mean_something_else() -> None:
@@ -232,6 +235,8 @@ def test_betas_are_not_given_to_optimizers_for_which_they_mean_something_else() 
 
 def test_options_may_be_integers() -> None:
     model = nn.Linear(2, 2)
-    optimizer = optimizers.build(optimizers.resolve(parse("mada:hyper_every=10:hyper_warmup=0:rho=1e-1")), model)
+    optimizer = optimizers.build(
+        optimizers.resolve_optimizer(parse("mada:hyper_every=10:hyper_warmup=0:rho=1e-1")), model
+    )
     group = optimizer.param_groups[0]
     assert (group["hyper_every"], group["hyper_warmup"], group["coefficients"][3]) == (10, 0, 0.1)

@@ -19,12 +19,12 @@ import torch
 from tiny import assert_same_run, tiny_config
 
 from mada_lab.cli.main import main
-from mada_lab.run.config import RunConfig
+from mada_lab.errors import InputError
+from mada_lab.files import write_json
+from mada_lab.run.config import ResolvedRun
 from mada_lab.run.folder import RunFolder
 from mada_lab.run.train import StepReport, train
-from mada_lab.tasks import InputError
 from mada_lab.tasks.language import LanguageTask
-from mada_lab.tasks.stored import write_json
 
 REAL_SAVE = torch.save
 KILLS = int(os.environ.get("MADA_SOAK_KILLS", "20"))
@@ -147,9 +147,9 @@ def test_bad_batches_at_one_percent_of_the_steps(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("name", ["mada", "hyperadam", "avgrad", "adamw"])
 def test_spikes_of_the_learning_rate(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred times the learning rate at one step in fifty: everything stays finite, and the run goes on."""
-    rate = RunConfig.learning_rate
+    rate = ResolvedRun.learning_rate
     monkeypatch.setattr(
-        RunConfig, "learning_rate", lambda self, step: rate(self, step) * (100 if step % 50 == 25 else 1)
+        ResolvedRun, "learning_rate", lambda self, step: rate(self, step) * (100 if step % 50 == 25 else 1)
     )
     result = train(tiny_config(name, steps=200), tmp_path / "run", draw=False)
     assert result.status == "finished"

@@ -13,10 +13,10 @@ import pytest
 from forked import TIMEOUT
 from tiny import assert_same_run, tiny_config
 
+from mada_lab.errors import InputError
 from mada_lab.run.folder import RunFolder
 from mada_lab.run.train import train
 from mada_lab.sweep.pool import Pool
-from mada_lab.tasks import InputError
 
 
 @pytest.fixture(scope="module")

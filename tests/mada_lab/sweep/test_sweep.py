@@ -10,14 +10,19 @@ from pathlib import Path
 import pytest
 
 from mada_lab.cli.main import main
-from mada_lab.report import tables as report
-from mada_lab.run.config import RunConfig
+from mada_lab.errors import InputError
+from mada_lab.report.results import betas_results, median_train_loss
+from mada_lab.report.stage_files import write_stage_files
+from mada_lab.report.tables import betas_table
+from mada_lab.run.config import RunConfig, resolve
 from mada_lab.run.folder import RunFolder
-from mada_lab.run.train import Result, resolve
-from mada_lab.sweep.experiment import Experiment, load
+from mada_lab.run.result import Result
+from mada_lab.run.stored import StoredRun
+from mada_lab.sweep.contender_runs import ContenderRuns
+from mada_lab.sweep.experiment import Experiment
+from mada_lab.sweep.experiment_file import load
+from mada_lab.sweep.run_stages import Ending, RunReport, run_stages
 from mada_lab.sweep.stage_folder import CONFIRM, TUNE
-from mada_lab.sweep.stages import Ending, RunReport, make_report, run_stages
-from mada_lab.tasks import InputError
 
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 SHAKESPEARE = EXPERIMENTS / "shakespeare.toml"
@@ -249,7 +254,7 @@ def test_the_second_stage_is_at_the_best_learning_rate(out: Path) -> None:
 @pytest.mark.parametrize(("stage", "seeds"), [(TUNE, 2), (CONFIRM, 3)])
 def test_fixed_coefficients_are_the_means_of_the_learned_ones(out: Path, stage: str, seeds: int) -> None:
     runs = stored(out / stage)
-    make_report(out / stage)
+    write_stage_files(out / stage)
     entries = json.loads((out / stage / "results.json").read_text())["results"]
     best = next(f"lr{entry['best_lr']:g}" for entry in entries if entry["optimizer"] == "mada")
     finals = [runs[f"mada-{best}-seed{seed}"][1].coefficients for seed in range(seeds)]
@@ -371,11 +376,9 @@ def test_command_on_betas_and_a_run_that_fails(tmp_path: Path, capsys: pytest.Ca
 # Starts of the betas.
 
 
-def run(
-    betas: tuple[float, float], seed: int, train: float | None, val: float | None, lr: float = 0.1
-) -> report.StoredRun:
+def run(betas: tuple[float, float], seed: int, train: float | None, val: float | None, lr: float = 0.1) -> StoredRun:
     result = Result("finished", 1, train, val, val, 0.0, 0.0, {}, 0)
-    return report.StoredRun(lr, betas, seed, result, [])
+    return StoredRun(lr, betas, seed, result, [])
 
 
 def test_table_of_betas() -> None:
@@ -387,28 +390,28 @@ def test_table_of_betas() -> None:
         run(two, 0, 9.0, 9.0, 0.2),
         run(two, 1, 9.0, 9.0, 0.2),
     ]
-    summary = report.Summary("adamw", runs + other)
-    found = report.betas_results([summary], 2.5)
+    contender = ContenderRuns("adamw", runs + other)
+    found = betas_results([contender], 2.5)
     assert found[0]["starts"] == [
         {"betas": [0.1, 0.9], "train_loss": 2.0, "val_loss": 3.0},
         {"betas": [0.5, 0.9], "train_loss": None, "val_loss": None},
     ]
-    table = report.betas_table(found, 2.5)
+    table = betas_table(found, 2.5)
     assert table[1] == ["adamw", "0.1 †", "4", "50.0%", "2.5000", "diverged", "4.5000", "diverged", "-"]
-    assert report.median_train_loss([summary]) == 9.0
+    assert median_train_loss([contender]) == 9.0
 
 
 def test_starts_of_the_betas_are_compared_one_by_one() -> None:
     starts = [(0.1, 0.9), (0.5, 0.9), (0.9, 0.9), (0.9, 0.5)]
     losses = {"adamw": [2.0, 3.0, None, None], "mada": [1.9, 3.1, 9.0, None]}
-    summaries = [
-        report.Summary(label, [run(start, 0, loss, loss) for start, loss in zip(starts, column, strict=True)])
+    contenders = [
+        ContenderRuns(label, [run(start, 0, loss, loss) for start, loss in zip(starts, column, strict=True)])
         for label, column in losses.items()
     ]
     # One that was not trained everywhere is compared where it was.
-    summaries.append(report.Summary("adan", [run(starts[1], 0, 2.0, 2.0), run((0.7, 0.7), 0, 2.0, 2.0)]))
-    found = report.betas_results(summaries, 2.5)
-    assert [row[-1] for row in report.betas_table(found, 2.5)] == ["below adamw's", "-", "2 of 4", "1 of 1"]
-    found = report.betas_results(summaries, 2.5, "mada")
-    assert [row[-1] for row in report.betas_table(found, 2.5, "mada")] == ["below mada's", "1 of 4", "-", "1 of 1"]
-    assert report.betas_table(report.betas_results(summaries[1:], 2.5), 2.5)[1][-1] == "-"
+    contenders.append(ContenderRuns("adan", [run(starts[1], 0, 2.0, 2.0), run((0.7, 0.7), 0, 2.0, 2.0)]))
+    found = betas_results(contenders, 2.5)
+    assert [row[-1] for row in betas_table(found, 2.5)] == ["below adamw's", "-", "2 of 4", "1 of 1"]
+    found = betas_results(contenders, 2.5, "mada")
+    assert [row[-1] for row in betas_table(found, 2.5, "mada")] == ["below mada's", "1 of 4", "-", "1 of 1"]
+    assert betas_table(betas_results(contenders[1:], 2.5), 2.5)[1][-1] == "-"

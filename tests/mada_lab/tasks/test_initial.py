@@ -15,14 +15,15 @@ from tiny import assert_same, assert_same_run, tiny_config
 from transformers import GPT2LMHeadModel
 
 from mada_lab.cli.main import main
+from mada_lab.errors import InputError
 from mada_lab.optimizers.registry import ENTRIES
-from mada_lab.run.config import RunConfig, from_dict, to_dict
+from mada_lab.report.stage_files import write_stage_files
+from mada_lab.run.config import RunConfig, from_dict, resolve, to_dict
 from mada_lab.run.folder import RunFolder
-from mada_lab.run.train import resolve, train
-from mada_lab.sweep.experiment import load
+from mada_lab.run.train import train
+from mada_lab.sweep.experiment_file import load
+from mada_lab.sweep.run_stages import run_stages
 from mada_lab.sweep.stage_folder import TUNE
-from mada_lab.sweep.stages import make_report, run_stages
-from mada_lab.tasks import InputError
 from mada_lab.tasks.language import LanguageConfig
 from mada_lab.tasks.vision import VisionConfig
 
@@ -293,7 +294,7 @@ def test_sweep(earlier: Path, text: Path, tmp_path: Path, monkeypatch: pytest.Mo
     config = resolve(experiment.config("adamw"))
     assert (config.task.data, config.task.init) == (str(text), str(earlier))  # type: ignore[attr-defined]
     assert not run_stages(experiment, {TUNE: tmp_path / "out"}, 1, lambda _: None).failed
-    make_report(tmp_path / "out")
+    write_stage_files(tmp_path / "out")
     table = (tmp_path / "out" / "table.md").read_text()
     assert "other.txt after run; layers 1" in table
     assert str(earlier.parent) not in table

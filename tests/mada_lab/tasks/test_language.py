@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mada_lab.tasks import InputError, language
+from mada_lab.errors import InputError
+from mada_lab.tasks import language
 from mada_lab.tasks.language import LanguageConfig, LanguageTask, embedded_text
 
 TINY = {"layers": 1, "heads": 2, "width": 16, "context": 16, "batch": 4, "val_windows": 8}

@@ -22,11 +22,12 @@ from packed import make_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mada_lab.cli.main import main
-from mada_lab.tasks import InputError, packing
+from mada_lab.errors import InputError
+from mada_lab.files import locked
+from mada_lab.tasks import packing
 from mada_lab.tasks.corpus import Corpus, pieces
 from mada_lab.tasks.language import embedded_text
 from mada_lab.tasks.packing import DTYPE, load_tokenizer, pack, read
-from mada_lab.tasks.stored import locked
 
 ROWS = [
     "One day.",

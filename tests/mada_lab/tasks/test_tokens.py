@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from forked import torchrun
 from packed import make_packed, tiny_tokens
-from test_processes import assert_close_run
-from tiny import assert_same, assert_same_run
+from tiny import assert_close_run, assert_same, assert_same_run
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from mada_lab.run.config import OptimizerConfig, RunConfig, from_dict, to_dict
+from mada_lab.errors import InputError
+from mada_lab.optimizers.config import OptimizerConfig
+from mada_lab.run.config import RunConfig, from_dict, to_dict
 from mada_lab.run.folder import RunFolder
 from mada_lab.run.train import train
-from mada_lab.tasks import InputError
 from mada_lab.tasks.evaluation import Lambada, perplexity
 
 
@@ -224,7 +224,7 @@ PROGRAM = """
 import sys
 from mada_lab.run.config import from_dict
 from mada_lab.run.train import train
-from mada_lab.tasks.stored import read_json
+from mada_lab.files import read_json
 from pathlib import Path
 train(from_dict(read_json(Path(sys.argv[1]))), sys.argv[2], draw=False)
 """

@@ -10,9 +10,10 @@ from PIL import Image
 from pyarrow import Table, parquet
 from tiny import assert_same_run
 
-from mada_lab.run.config import OptimizerConfig, RunConfig
+from mada_lab.errors import InputError
+from mada_lab.optimizers.config import OptimizerConfig
+from mada_lab.run.config import RunConfig
 from mada_lab.run.train import train
-from mada_lab.tasks import InputError
 from mada_lab.tasks.vision import VisionConfig, shift_and_mirror
 
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "cifar10"

@@ -1,9 +1,10 @@
-"""How files are written, and how those of a run are read: to go on with it, or to begin another with its weights."""
+"""How files are written and read: whole or not at all, by one process at a time."""
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import pickle
 import tempfile
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from mada_lab.tasks import InputError
+from mada_lab.errors import InputError
 
 CONFIG, CHECKPOINT, RESULT = "config.json", "checkpoint.pt", "result.json"
 LOCK, TEMPORARY = "lock", ".tmp"
@@ -55,7 +56,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``path`` when all of it is on the disk, and is gone after any error."""
+    """Open a new file that takes the place of ``path`` when all of it is on the disk, and is gone after any error."""
     temporary = path.with_name(path.name + TEMPORARY)
     try:
         with temporary.open("wb") as file:
@@ -88,11 +89,13 @@ def prepare_file(path: Path) -> None:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write values as JSON."""
     with replacing(path) as file:
         file.write((json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Read an object of JSON. Raise :class:`InputError` where it cannot be read."""
     try:
         values: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -100,8 +103,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def finite(value: float) -> float | None:
+    """Return None in place of NaN and infinity, which JSON does not know."""
+    return value if math.isfinite(value) else None
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state that was saved, on the CPU. Raises ValueError, which says why, where it is not whole."""
+    """Return the state that was saved, on the CPU. Raises ValueError, which says why, where it is not whole."""
     try:
         # torch.load does not look at the checksums that it writes.
         with zipfile.ZipFile(path) as archive:

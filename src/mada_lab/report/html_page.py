@@ -1,41 +1,25 @@
-"""The report of what is stored in folders, as one file.
-
-As HTML it has tables and interactive figures, and needs no network; as Markdown it has the tables.
-"""
+"""The report as a page of HTML, with tables and interactive figures. It needs no network."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
 import mada_optim
-from mada_lab.report import interactive as plots
-from mada_lab.report.coefficient_paths import panels
-from mada_lab.report.summary import verdict
-from mada_lab.report.tables import (
-    JOINT_NOTE,
-    REFERENCE,
-    Entries,
-    Table,
-    count,
-    edge_note,
-    edges,
-    joint_table,
-    markdown,
-)
-from mada_lab.sweep.stage_folder import (
-    StoredStage,
-    load_stages,
-    without_paths,
-)
-from mada_lab.tasks.stored import prepare_file
+from mada_lab.report import plotly_figures
+from mada_lab.report.coefficient_panels import panels
+from mada_lab.report.joint_table import JointTable
+from mada_lab.report.stage_report import StageReport
+from mada_lab.report.tables import Table
+from mada_lab.sweep.stage_folder import StoredStage
+from mada_lab.tasks.registry import without_paths
+from mada_lab.text import count
 
 _STYLE = """
 body { margin: 0; background: #fff; color: #222; font: 15px/1.5 system-ui, sans-serif; }
@@ -124,81 +108,19 @@ _PLOT_OPTIONS = {
 }
 
 
-class _Joint(NamedTuple):
-    """The table of several experiments, and what has to be known to read it."""
-
-    table: Table
-    notes: Sequence[str]
-
-
-def write_report(folders: Sequence[Path], out: Path, reference: str | None = None) -> list[str]:
-    """Write the report. Return its summary: a sentence for each folder, see :func:`verdict`.
-
-    Args:
-        folders: each is that of a sweep, of a stage or comparison, or of a run.
-        out: the file: Markdown where its name ends in .md, otherwise HTML.
-        reference: see :func:`load_stage`.
-
-    Raises:
-        InputError: a folder is none of these or holds nothing to report, or ``out`` cannot be written.
-    """
-    prepare_file(out)
-    by_folder = [load_stages(folder, reference) for folder in folders]
-    stages = [stage for found in by_folder for stage in found]
-    titles = {stage.described["title"] for stage in stages}
-    title = titles.pop() if len(titles) == 1 else count(len(titles), "experiment")
-    if len(stages) == 1:
-        title = stages[0].title
-    # Of a sweep, the last stage is what it found.
-    last = [[stage for stage in found if stage.runs][-1] for found in by_folder]
-    joint = _joint([(stage.described["title"], stage.entries) for stage in last], reference or REFERENCE)
-    summary = [_sentence(stage, alone=len(last) == 1) for stage in last]
-    make = _markdown if out.suffix == ".md" else _page
-    out.write_text(make(title, summary, stages, joint), "utf-8")
-    return summary
-
-
-def _sentence(stage: StoredStage, alone: bool) -> str:
-    """Return what a stage found. The title of a run alone stands right above it."""
-    title = "" if stage.is_one_run and alone else f"{stage.described['title']}: "
-    if stage.is_one_run and stage.runs[0].result.status == "interrupted":
-        return f"{title}The run is not over. It is at step {stage.runs[0].result.step}."
-    return title + verdict(stage.entries, stage.reference)
-
-
-def _joint(experiments: Sequence[tuple[str, Entries]], reference: str) -> _Joint | None:
-    table = joint_table(experiments, reference)
-    if table is None:
-        return None
-    at_edge = [f"{each} in {title}" for title, entries in experiments for each in edges(entries)]
-    return _Joint(table, [JOINT_NOTE, *([edge_note(at_edge)] if at_edge else [])])
-
-
-def _markdown(title: str, summary: Sequence[str], stages: Sequence[StoredStage], joint: _Joint | None) -> str:
-    parts = [f"# {title}", *summary]
-    if joint is not None:
-        parts += [markdown(joint.table).rstrip(), *joint.notes]
-    for stage in stages:
-        parts += [f"## {stage.title}"] if len(stages) > 1 else []
-        if problems := stage.problems():
-            parts.append("\n".join(f"- {problem}" for problem in problems))
-        if stage.runs:
-            for heading, table in stage.tables().items():
-                parts += [f"{heading}:", markdown(table).rstrip()]
-            parts += stage.notes()
-    return "\n\n".join(parts) + "\n"
-
-
-def _page(title: str, summary: Sequence[str], stages: Sequence[StoredStage], joint: _Joint | None) -> str:
-    contents = "".join(f'<li><a href="#s{i}">{escape(stage.title)}</a></li>' for i, stage in enumerate(stages))
+def html_page(title: str, summary: Sequence[str], reports: Sequence[StageReport], joint: JointTable | None) -> str:
+    """Return the page: a summary, the table of several experiments, then everything about each stage."""
+    contents = "".join(
+        f'<li><a href="#s{number}">{escape(report.stage.title)}</a></li>' for number, report in enumerate(reports)
+    )
     body = [f'<p class="summary">{escape(sentence)}</p>' for sentence in summary]
-    body += [f"<nav><ul>{contents}</ul></nav>"] if len(stages) > 1 else []
+    body += [f"<nav><ul>{contents}</ul></nav>"] if len(reports) > 1 else []
     if joint is not None:
         body += [_table(joint.table), *(f"<p>{escape(note)}</p>" for note in joint.notes)]
-    for number, stage in enumerate(stages):
-        heading = f"<h2>{escape(stage.title)}</h2>" if len(stages) > 1 else ""
+    for number, report in enumerate(reports):
+        heading = f"<h2>{escape(report.stage.title)}</h2>" if len(reports) > 1 else ""
         body.append(f'<section id="s{number}">\n{heading}')
-        body += _section(stage, f"s{number}")
+        body += _section(report, f"s{number}")
         body.append("</section>")
     return _PAGE.format(
         title=escape(title),
@@ -210,27 +132,27 @@ def _page(title: str, summary: Sequence[str], stages: Sequence[StoredStage], joi
     )
 
 
-def _section(stage: StoredStage, name: str) -> Iterator[str]:
-    """Everything about one stage. Its figures are elements ``name``-0, ``name``-1 and so on."""
-    yield _facts(stage)
-    if problems := stage.problems():
+def _section(report: StageReport, name: str) -> Iterator[str]:
+    """Yield everything about one stage. Its figures are elements ``name``-0, ``name``-1 and so on."""
+    yield _facts(report.stage)
+    if problems := report.problems():
         items = "".join(f"<li>{escape(problem)}</li>" for problem in problems)
         yield f'<div class="problems"><ul>{items}</ul></div>'
-    if not stage.runs:
+    if not report.stage.runs:
         return
-    for title, table in stage.tables().items():
+    for title, table in report.tables().items():
         yield f"<h3>{escape(title)}</h3>\n{_table(table)}"
-    yield from (f"<p>{escape(note)}</p>" for note in stage.notes())
-    for number, (title, caption, figures) in enumerate(_figures(stage)):
+    yield from (f"<p>{escape(note)}</p>" for note in report.notes())
+    for number, (title, caption, figures) in enumerate(_figures(report)):
         yield f"<h3>{escape(title)}</h3>\n<p>{escape(caption)}</p>\n{_block(figures, f'{name}-{number}')}"
 
 
-def _block(figures: go.Figure | Sequence[plots.Small], name: str) -> str:
-    """A figure, or small ones side by side, as many as there is room for, under the keys that they share."""
-    several = [plots.Small("", figures)] if isinstance(figures, go.Figure) else figures
+def _block(figures: go.Figure | Sequence[plotly_figures.Small], name: str) -> str:
+    """Return a figure, or small ones side by side, as many as there is room for, under the keys that they share."""
+    several = [plotly_figures.Small("", figures)] if isinstance(figures, go.Figure) else figures
     keys = "".join(
         f'<button data-group="{escape(key.group)}" aria-pressed="true">{_swatch(key)}<span>{key.label}</span></button>'
-        for key in plots.keys([small.figure for small in several])
+        for key in plotly_figures.keys([small.figure for small in several])
     )
     drawn = []
     for number, (title, figure) in enumerate(several):
@@ -243,47 +165,48 @@ def _block(figures: go.Figure | Sequence[plots.Small], name: str) -> str:
     return f'<div class="block"><div class="keys">{keys}</div><div class="{kind}">\n{"".join(drawn)}</div></div>'
 
 
-def _swatch(key: plots.Key) -> str:
+def _swatch(key: plotly_figures.Key) -> str:
     line = f'<line x2="26" y1="4" y2="4" stroke="{key.colour}" stroke-dasharray="{_DASHES[key.dash]}"/>'
     return f'<svg width="26" height="8" stroke-width="{key.width}" opacity="{key.opacity}">{line}</svg>'
 
 
-def _figures(stage: StoredStage) -> Iterator[tuple[str, str, go.Figure | Sequence[plots.Small]]]:
-    """Title, caption, and a figure or several small ones."""
+def _figures(report: StageReport) -> Iterator[tuple[str, str, go.Figure | Sequence[plotly_figures.Small]]]:
+    """Yield title, caption, and a figure or several small ones."""
+    stage = report.stage
     if stage.described["stage"] is None:
         yield (
             "Losses over steps",
             "Training: the mean over neighbouring steps, and each step faintly.",
-            plots.losses(stage.runs[0]),
+            plotly_figures.losses(stage.runs[0]),
         )
     else:
-        over = "seeds and starts" if stage.betas else "seeds"
+        over = "seeds and starts" if report.betas else "seeds"
         caption = f"Mean over {over}, in their range. Click on a name to hide it, twice to see it alone."
-        without = [summary.label for summary in stage.summaries if summary.best_lr() is None]
+        without = [contender.label for contender in stage.contenders if contender.best_lr() is None]
         if without:
             caption += f" Not shown, for at each learning rate a run diverged: {', '.join(without)}."
-        yield "Validation loss at each best learning rate", caption, plots.curves(stage.summaries)
+        yield "Validation loss at each best learning rate", caption, plotly_figures.curves(stage.contenders)
         caption = (
             "A point for each run; lines or dashes: means, where no run diverged. Crosses at the top: runs that "
             "diverged, or ended with a higher loss than they began with."
         )
-        yield "Final validation losses", caption, plots.finals(stage.summaries)
-    for name, meaning in plots.LOSSES.items():
-        if stage.betas:
+        yield "Final validation losses", caption, plotly_figures.finals(stage.contenders)
+    for name, meaning in plotly_figures.LOSSES.items():
+        if report.betas:
             title = f"Final {meaning} loss over the start of the betas"
             yield (
                 title,
                 "Means over seeds. Dots: the starts. Crosses: a run diverged.",
-                plots.contours(stage.betas, name),
+                plotly_figures.contours(report.betas, name),
             )
-    for panel in panels(stage.summaries):
+    for panel in panels(stage.contenders):
         fixed = f" Not moved: {panel.fixed}." if panel.fixed else ""
         caption = f"A line for each run{', coloured by where it starts' if panel.ordered else ''}.{fixed}"
-        yield ": ".join(filter(None, ("Paths of the coefficients", panel.title))), caption, plots.paths(panel)
+        yield ": ".join(filter(None, ("Paths of the coefficients", panel.title))), caption, plotly_figures.paths(panel)
 
 
 def _facts(stage: StoredStage) -> str:
-    """What was run, and on what."""
+    """Return what was run, and on what."""
     base = stage.described["base"]
     task = {name: value for name, value in without_paths(base["task"]).items() if name != "kind"}
     training = {name: value for name, value in base.items() if name not in ("task", "optimizer", "seed")}
@@ -302,14 +225,15 @@ def _facts(stage: StoredStage) -> str:
 
 
 def _data(described: Mapping[str, Any]) -> dict[str, Any]:
-    """What is said of the data. A vocabulary of characters is stored whole; here its size will do."""
+    """Return what is said of the data. A vocabulary of characters is stored whole; here its size will do."""
     vocabulary = described.get("vocabulary")
     size = len(vocabulary) if isinstance(vocabulary, str) else vocabulary
     return {**described, "task": None, "vocabulary": size}
 
 
 def _listed(values: Mapping[str, Any]) -> str:
-    """
+    """Return names and values as text.
+
     >>> _listed({"eval_every": 5, "gpu": None, "train": {"tokens": 100}})
     'eval every 5, train (tokens 100)'
     """
@@ -324,7 +248,7 @@ def _value(value: Any) -> str:
 
 
 def _distinct(texts: Sequence[str]) -> str:
-    """With how many runs there are of each, where they differ.
+    """Return the texts, with how many runs there are of each where they differ.
 
     >>> _distinct(["a", "b", "a"])
     'a (2 runs); b (1 run)'

@@ -10,9 +10,13 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
-from mada_lab.report.coefficient_paths import Panel
-from mada_lab.report.figures import colour_levels, panel_looks, smoothed, spaced
-from mada_lab.report.tables import StoredRun, Summary, loss_or_diverged
+from mada_lab.figures import smoothed, spaced
+from mada_lab.report.coefficient_panels import Panel
+from mada_lab.report.stage_figures import colour_levels, panel_looks
+from mada_lab.run.curves import loss_points
+from mada_lab.run.stored import StoredRun
+from mada_lab.sweep.contender_runs import ContenderRuns
+from mada_lab.text import loss_or_diverged
 from mada_optim.history.drawing import DASHES, look
 from mada_optim.history.notation import SYMBOLS, is_logarithmic
 
@@ -30,16 +34,16 @@ _AXIS = {
 }
 
 
-def curves(summaries: Sequence[Summary]) -> go.Figure:
+def curves(contenders: Sequence[ContenderRuns]) -> go.Figure:
     """Validation losses over steps, each contender at its best learning rate: the mean over seeds, in their range."""
     figure = _figure(440, "step", "validation loss (nats)", hovermode="x unified")
     late = []
-    for number, summary in enumerate(summaries):
-        steps, means, lows, highs = summary.band()
+    for number, contender in enumerate(contenders):
+        steps, means, lows, highs = contender.band()
         if not steps:
             continue
         colour, line = _line(look(number))
-        name = {"name": _text(f"{summary.label}, lr {summary.best_lr():g}"), "legendgroup": str(number)}
+        name = {"name": _text(f"{contender.label}, lr {contender.best_lr():g}"), "legendgroup": str(number)}
         if lows != highs:
             around = {"x": [*steps, *steps[::-1]], "y": [*highs, *lows[::-1]], "fill": "toself", "mode": "none"}
             faint = {"fillcolor": colour, "opacity": 0.15, "hoverinfo": "skip", "showlegend": False}
@@ -52,24 +56,24 @@ def curves(summaries: Sequence[Summary]) -> go.Figure:
     return figure
 
 
-def finals(summaries: Sequence[Summary]) -> go.Figure:
+def finals(contenders: Sequence[ContenderRuns]) -> go.Figure:
     """Final validation losses, a point for each run: over learning rates, or over contenders that have one rate each.
 
     Lines, in the second case dashes, are means. Crosses at the top are runs that diverged, or ended with a higher loss
     than they began with.
     """
-    over_lrs = any(len(summary.lrs()) > 1 for summary in summaries)
+    over_lrs = any(len(contender.lrs()) > 1 for contender in contenders)
     figure = _figure(440, "learning rate" if over_lrs else "", "final validation loss (nats)", hovermode="closest")
     shown = []
-    for number, summary in enumerate(summaries):
+    for number, contender in enumerate(contenders):
         colour, line = _line(look(number))
-        group = {"name": _text(summary.label), "legendgroup": str(number)}
-        places = {lr: lr if over_lrs else _text(f"{summary.label}, lr {lr:g}") for lr in summary.lrs()}
+        group = {"name": _text(contender.label), "legendgroup": str(number)}
+        places = {lr: lr if over_lrs else _text(f"{contender.label}, lr {lr:g}") for lr in contender.lrs()}
         style = {"mode": "lines", "line": line} if over_lrs else {"mode": "markers", "marker": _dash(colour)}
-        means = [summary.mean_final(lr) for lr in places]
+        means = [contender.mean_final(lr) for lr in places]
         figure.add_scatter(x=list(places.values()), y=means, hovertemplate="mean %{y:.4f}", **style, **group)
-        good = [run for run in summary.runs if _learned(run)]
-        bad = [run for run in summary.runs if not _learned(run)]
+        good = [run for run in contender.runs if _learned(run)]
+        bad = [run for run in contender.runs if not _learned(run)]
         heights = [run.result.val_loss or 0.0 for run in good]
         shown += heights
         for runs, at, marker, axis in (
@@ -89,7 +93,7 @@ def finals(summaries: Sequence[Summary]) -> go.Figure:
                     **group,
                 )
     if over_lrs:
-        lrs = spaced(sorted({lr for summary in summaries for lr in summary.lrs()}))
+        lrs = spaced(sorted({lr for contender in contenders for lr in contender.lrs()}))
         figure.update_xaxes(type="log", tickvals=lrs, ticktext=[f"{lr:g}" for lr in lrs])
     figure.update_layout(showlegend=over_lrs)
     figure.update_yaxes(range=_around(shown))
@@ -206,19 +210,19 @@ class Key:
 
 def keys(figures: Sequence[go.Figure]) -> list[Key]:
     """Return the keys of the figures, each once; none for figures whose axis names the lines."""
-    found: dict[str, Key] = {}
+    by_group: dict[str, Key] = {}
     for trace in (trace for figure in figures if figure.layout.showlegend is not False for trace in figure.data):
         if trace.legendgroup and trace.showlegend is not False:
             line = trace.line
             key = Key(trace.legendgroup, trace.name, line.color, line.dash or "solid", line.width, trace.opacity or 1.0)
-            found.setdefault(trace.legendgroup, key)
-    return list(found.values())
+            by_group.setdefault(trace.legendgroup, key)
+    return list(by_group.values())
 
 
 def losses(run: StoredRun) -> go.Figure:
     """Training and validation losses of one run over steps."""
     figure = _figure(440, "step", "loss (nats)", hovermode="x unified")
-    points = [(line["step"], line["loss"]) for line in run.metrics if line.get("loss") is not None]
+    points = loss_points(run.metrics, "loss")
     if points:
         steps, values = zip(*points, strict=True)
         smooth = smoothed(values, len(values) // 80)
@@ -230,7 +234,7 @@ def losses(run: StoredRun) -> go.Figure:
         hover = {"hovertemplate": "%{y:.4f}", "name": "training", "legendgroup": "training"}
         figure.add_scatter(x=steps[::every], y=smooth[::every], mode="lines", line=line, **hover)
         figure.update_yaxes(range=_around([min(values), max(smooth[len(smooth) // 40 :])]))
-    points = [(line["step"], line["val_loss"]) for line in run.metrics if line.get("val_loss") is not None]
+    points = loss_points(run.metrics, "val_loss")
     steps, values = zip(*points, strict=True) if points else ((), ())
     _, line = _line(look(1))
     hover = {"hovertemplate": "%{y:.4f}", "name": "validation", "legendgroup": "validation"}
@@ -271,7 +275,7 @@ def _dash(colour: str) -> dict[str, Any]:
 
 
 def _text(label: str) -> str:
-    """plotly reads some HTML in its texts."""
+    """Escape a label: plotly reads some HTML in its texts."""
     return html.escape(label, quote=False)
 
 
@@ -284,7 +288,7 @@ def _around(values: Sequence[float]) -> list[float] | None:
 
 
 def _learned(run: StoredRun) -> bool:
-    before = next((line["val_loss"] for line in run.metrics if line.get("val_loss") is not None), math.inf)
+    before = next((loss for _, loss in loss_points(run.metrics, "val_loss")), math.inf)
     return run.result.val_loss is not None and run.result.val_loss <= before
 
 

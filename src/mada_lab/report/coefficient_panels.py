@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mada_lab.report.tables import StoredRun, Summary
-from mada_lab.run.folder import Metrics
+from mada_lab.run.curves import coefficient_points
+from mada_lab.run.stored import StoredRun
+from mada_lab.sweep.contender_runs import ContenderRuns
 from mada_optim.history.drawing import Points, axis_limits, moves
 from mada_optim.history.notation import SYMBOLS
 
@@ -77,7 +78,7 @@ class Panel:
 
     @property
     def fixed(self) -> str:
-        """The others, as text, with all values that they have.
+        """The coefficients that do not move, as text, with all values that they have.
 
         >>> points = {"rho": [(1, 0.5), (2, 0.4)], "c": [(1, 1.0), (2, 1.0)]}
         >>> Panel("mada", [Line(0, "mada", "mada-seed0", 0, False, points)]).fixed
@@ -92,18 +93,18 @@ class Panel:
         return ", ".join(f"{SYMBOLS.get(name, name)} = {text}" for name, text in texts.items())
 
 
-def panels(summaries: Sequence[Summary]) -> list[Panel]:
-    """The paths of all contenders that learn.
+def panels(contenders: Sequence[ContenderRuns]) -> list[Panel]:
+    """Return the paths of all contenders that learn.
 
     Those that always start at the same place stand together, a colour for each; if there is only one, its runs have a
     colour each. One that starts at several places has a panel for itself, with a colour for each start.
     """
     together: list[Panel] = []
     alone: list[Panel] = []
-    for index, summary in enumerate(summaries):
-        lr = summary.shown_lr()
-        title = f"{summary.label}, lr {lr:g}"
-        runs = [(run, points) for run in summary.at(lr) if (points := coefficient_points(run.metrics))]
+    for index, contender in enumerate(contenders):
+        lr = contender.shown_lr()
+        title = f"{contender.label}, lr {lr:g}"
+        runs = [(run, points) for run in contender.at(lr) if (points := coefficient_points(run.metrics))]
         starts = _starts([points for _, points in runs])
         order = sorted(set(starts))
         if len(order) > 1:
@@ -123,17 +124,8 @@ def panels(summaries: Sequence[Summary]) -> list[Panel]:
     return joined + alone
 
 
-def coefficient_points(metrics: Metrics) -> dict[str, list[tuple[int, float]]]:
-    """The path of each coefficient; none where the optimizer has no coefficients."""
-    points: dict[str, list[tuple[int, float]]] = {}
-    for line in metrics:
-        for name, value in line.get("coefficients", {}).items():
-            points.setdefault(name, []).append((line["step"], value))
-    return points
-
-
 def _starts(paths: Sequence[Mapping[str, Points]]) -> list[tuple[tuple[float, ...], str]]:
-    """Where each run starts, as numbers and as text, in the coefficients in which any two of them differ there.
+    """Return where each run starts, as numbers and as text, in the coefficients in which any two of them differ there.
 
     >>> low, high = {"rho": [(1, 0.0)], "c": [(1, 1.0)]}, {"rho": [(1, 0.5)], "c": [(1, 1.0)]}
     >>> _starts([low, high])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,51 +9,29 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.tri import Triangulation
 
-from mada_lab.report.coefficient_paths import Panel, coefficient_points
-from mada_lab.run.folder import Metrics, RunFolder
+from mada_lab.figures import save_figure, spaced
+from mada_lab.report.coefficient_panels import Panel
 from mada_optim.history.drawing import (
     DASHES,
-    PALETTE,
     EndLabel,
-    draw_parts,
     label_ends,
     label_in_full,
     look,
-    split,
     style,
 )
-from mada_optim.history.notation import SCALE, SYMBOLS, is_logarithmic
+from mada_optim.history.notation import SYMBOLS, is_logarithmic
 
 if TYPE_CHECKING:
-    from mada_lab.report.tables import Summary
+    from mada_lab.sweep.contender_runs import ContenderRuns
 
 
-def draw_run(folder: RunFolder) -> None:
-    """figure.png and figure.svg of a run: losses above, the path of the coefficients below."""
-    config, metrics = folder.config(), folder.metrics()
-    paths = coefficient_points(metrics)
-    rate = "found" if any(name.startswith(SCALE) for name in paths) else f"{config.optimizer.lr:g}"
-    title = f"{config.optimizer.name}, learning rate {rate}, seed {config.seed}"
-    with style():
-        parts = split(paths)
-        heights = [3.0, *(height for height, _ in parts)]
-        figure = Figure(figsize=(8, 0.8 + sum(heights)), layout="constrained")
-        ratios = {"height_ratios": heights}
-        rows = list(figure.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw=ratios)[:, 0])
-        _draw_losses(rows[0], metrics, title)
-        draw_parts(rows[1:], parts, "What the optimizer became")
-        rows[-1].set_xlabel("step")
-        save_figure(figure, folder.path / "figure")
-
-
-def draw_comparison(summaries: Sequence[Summary], path: Path, title: str) -> None:
-    """``path``.png and .svg: validation loss over steps at each best learning rate, final loss over learning rates.
+def draw_comparison(contenders: Sequence[ContenderRuns], path: Path, title: str) -> None:
+    """Draw ``path``.png and .svg: validation loss over steps at the best learning rate, final loss over learning rates.
 
     Lines are means over seeds, the band is their range, a dash is one run.
     """
@@ -63,44 +39,31 @@ def draw_comparison(summaries: Sequence[Summary], path: Path, title: str) -> Non
         figure = Figure(figsize=(10, 4.4), layout="constrained")
         left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": (1.25, 1)})
         labels = []
-        for number, summary in enumerate(summaries):
+        for number, contender in enumerate(contenders):
             colour, dashes = look(number)
-            steps, means, lows, highs = summary.band()
+            steps, means, lows, highs = contender.band()
             if steps:
                 left.plot(steps, means, color=colour, ls=dashes)
                 left.fill_between(steps, lows, highs, color=colour, alpha=0.15, lw=0)
-                labels.append(EndLabel(means[-1], f"{summary.label}  {means[-1]:.3f}", colour, dashes))
-            finals = {lr: loss for lr in summary.lrs() if (loss := summary.mean_final(lr)) is not None}
+                labels.append(EndLabel(means[-1], f"{contender.label}  {means[-1]:.3f}", colour, dashes))
+            finals = {lr: loss for lr in contender.lrs() if (loss := contender.mean_final(lr)) is not None}
             right.plot(list(finals), list(finals.values()), "o", color=colour, ls=dashes, ms=4)
             for lr in finals:
-                values = summary.finals(lr)
+                values = contender.finals(lr)
                 right.plot([lr] * len(values), values, "_", color=colour, ms=9, alpha=0.6)
-        _zoom_to_end(left, summaries)
+        _zoom_to_end(left, contenders)
         label_ends(left, labels)
         left.set(title="At each optimizer's best learning rate", xlabel="step", ylabel="validation loss")
         right.set(title="At every learning rate", xlabel="learning rate", ylabel="final validation loss", xscale="log")
-        lrs = spaced(sorted({lr for summary in summaries for lr in summary.lrs()}))
+        lrs = spaced(sorted({lr for contender in contenders for lr in contender.lrs()}))
         right.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
         right.minorticks_off()
         figure.suptitle(title, x=0.01, ha="left", color="#555555", fontsize=10)
         save_figure(figure, path)
 
 
-def spaced(values: Sequence[float], most: int = 7) -> list[float]:
-    """Those that can be labels of a logarithmic axis beside each other.
-
-    >>> spaced([0.001, 0.003, 0.01, 0.03, 3.0]), spaced([0.001, 0.003, 0.01])
-    ([0.001, 0.01, 3.0], [0.001, 0.003, 0.01])
-    """
-    kept = list(values[:1])
-    for value in values[1:]:
-        if math.log(value / kept[-1]) >= math.log(values[-1] / values[0]) / most:
-            kept.append(value)
-    return kept
-
-
 def draw_betas(entries: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """``path``.png and .svg: final losses over where the betas start, an optimizer to each column.
+    """Draw ``path``.png and .svg: final losses over where the betas start, an optimizer to each column.
 
     Dots are the starts, crosses those with a diverged run. All columns have the same colours.
 
@@ -128,7 +91,7 @@ def draw_betas(entries: Sequence[Mapping[str, Any]], path: Path, title: str) -> 
 
 
 def draw_coefficients(panels: Sequence[Panel], path: Path, title: str) -> None:
-    """``path``.png and .svg: the paths of the coefficients over steps, a small plot for each, a line for each run.
+    """Draw ``path``.png and .svg: the paths of the coefficients over steps, a small plot for each, a line for each run.
 
     A cross is where a run diverged.
     """
@@ -198,44 +161,11 @@ def _draw_contour(axes: Axes, entry: Mapping[str, Any], name: str, levels: Seque
     return contour
 
 
-def _draw_losses(axes: Axes, metrics: Metrics, title: str) -> None:
-    training = [(line["step"], line["loss"]) for line in metrics if line.get("loss") is not None]
-    validation = [(line["step"], line["val_loss"]) for line in metrics if line.get("val_loss") is not None]
-    labels = []
-    if training:
-        steps, losses = zip(*training, strict=True)
-        smooth = smoothed(losses, len(losses) // 80)
-        axes.plot(steps, losses, color=PALETTE[0], alpha=0.22, lw=0.7)
-        axes.plot(steps, smooth, color=PALETTE[0])
-        # The height of the first step is that of guessing, and would press all that is of interest to the ground.
-        low, high = min(losses), max(smooth[len(smooth) // 40 :])
-        margin = 0.05 * (high - low) or 0.05
-        axes.set_ylim(low - margin, high + margin)
-        labels.append(EndLabel(smooth[-1], f"training {smooth[-1]:.3f}", PALETTE[0]))
-    if validation:
-        steps, losses = zip(*validation, strict=True)
-        axes.plot(steps, losses, color=PALETTE[1], marker="o", ms=3)
-        labels.append(EndLabel(losses[-1], f"validation {losses[-1]:.3f}", PALETTE[1]))
-    axes.set(title=title, ylabel="loss (nats)")
-    label_ends(axes, labels)
-
-
-def smoothed(values: Sequence[float], half: int) -> list[float]:
-    """Mean over ``half`` values to each side: unlike an exponential average, it does not lag behind a falling loss.
-
-    >>> smoothed([4.0, 2.0, 0.0, 1.0], 1)
-    [3.0, 2.0, 1.0, 0.5]
-    """
-    sums = [0.0, *itertools.accumulate(values)]
-    windows = ((max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values)))
-    return [(sums[end] - sums[start]) / (end - start) for start, end in windows]
-
-
-def _zoom_to_end(axes: Axes, summaries: Sequence[Summary]) -> None:
+def _zoom_to_end(axes: Axes, contenders: Sequence[ContenderRuns]) -> None:
     """Leave out the first steep fall, beside which differences between optimizers would not be seen."""
     late = [
         value
-        for curves in (summary.curves() for summary in summaries)
+        for curves in (contender.curves() for contender in contenders)
         for step, values in curves.items()
         if step >= 0.15 * max(curves)
         for value in values
@@ -252,11 +182,3 @@ def panel_looks(panel: Panel) -> dict[int, tuple[str, str]]:
     scale, last = matplotlib.colormaps["viridis"], max(panel.groups)
     # The end of the scale is too light for a line.
     return {group: (to_hex(scale(0.9 * group / last)), DASHES[0]) for group in panel.groups}
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write ``path`` with the suffixes .png and .svg."""
-    FigureCanvasAgg(figure)
-    figure.savefig(path.with_suffix(".png"), dpi=150)
-    # Without the date, the same metrics give the same file.
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
