@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from typing import Any
 
@@ -17,6 +18,7 @@ _ARGUMENTS = re.compile(r"(?<=^Args:\n)(?: +.*(?:\n|\Z))+", re.MULTILINE)
 _NEXT_ARGUMENT = re.compile(r"\n(?= {4}\S)")
 _SEE_METHOD = re.compile(r"See :meth:`(\w+\.\w+)`")
 _LITERAL_BLOCK = re.compile(r"(?<=::\n)(?:\n| {4,}.*(?:\n|\Z))+")
+_OTHERS = "others"
 _AS_ELSEWHERE = re.compile(r"\w+: (?:as in|see) \[?`(\w+)`(?:\]\[[\w.]+\])?\.")
 
 
@@ -42,16 +44,60 @@ def linked(docstring: str, package: griffe.Module) -> str:
     return _ROLE.sub(link, plain)
 
 
+def parameters(cls: griffe.Class) -> list[griffe.Parameter]:
+    """Return the parameters of a class with the options that ``with_options`` shows at runtime.
+
+    The decorator's first argument is a TypedDict, whose attributes are ``name: Annotated[type, default]``. Other
+    defaults stand in the class statement. A second argument, ``keep_rest=True``, keeps the constructor's ``**``.
+    """
+    init = cls.members.get("__init__")
+    if not isinstance(init, griffe.Function):
+        return list(cls.parameters)
+    for call in [decorator.value for decorator in init.decorators]:
+        if isinstance(call, griffe.ExprCall) and call.canonical_path.endswith("options.with_options"):
+            options = _options(cls.modules_collection[call.arguments[0].canonical_path], cls.keywords)
+            *named, rest = init.parameters
+            if options[0].name not in init.parameters:  # else they have been written out before
+                return [*named, *options, *([rest] if len(call.arguments) > 1 else [])]
+    return list(init.parameters)
+
+
+def _options(typed_dict: griffe.Class, defaults: dict[str, Any]) -> list[griffe.Parameter]:
+    options = [option for base in typed_dict.resolved_bases for option in _options(base, defaults)]
+    for name, attribute in typed_dict.members.items():
+        annotation, default = attribute.annotation.slice.elements
+        kind = griffe.ParameterKind.keyword_only
+        options.append(griffe.Parameter(name, annotation=annotation, kind=kind, default=defaults.get(name, default)))
+    return options
+
+
 def arguments(cls: griffe.Object | griffe.Alias) -> dict[str, str]:
-    """Return the lines about each argument. "as in X" and "see X" become the lines of X, if X is a public class."""
+    """Return the lines about each argument. "as in X" and "see X" become the lines of X, if X is a public class.
+
+    "others: see X" become the lines of X about all arguments that are not described.
+    """
     section = _ARGUMENTS.search(as_markdown(cls.docstring.value)) if cls.docstring is not None else None
     entries = [entry.strip() for entry in _NEXT_ARGUMENT.split(section[0])] if section else []
     lines = {entry.partition(":")[0]: entry for entry in entries}
-    for name, entry in lines.items():
+    for name, entry in list(lines.items()):
         elsewhere = _AS_ELSEWHERE.fullmatch(entry)
         if elsewhere and elsewhere[1] in cls.package.members:
-            lines[name] = arguments(cls.package[elsewhere[1]]).get(name, entry)
+            known = arguments(cls.package[elsewhere[1]])
+            if name == _OTHERS:
+                del lines[name]
+                names = [each.name for each in parameters(cls) if each.name not in lines]
+                lines |= {each: known[each] for each in names if each in known}
+            else:
+                lines[name] = known.get(name, entry)
     return lines
+
+
+def presets(package: griffe.Module) -> str:
+    """Return a table of the optimizers that have a name, ``class Yogi(MADA, name="yogi")``, and what each is."""
+    classes = [cls for module in package["optimizers"].modules.values() for cls in module.classes.values()]
+    named = {ast.literal_eval(str(cls.keywords["name"])): cls for cls in classes if "name" in cls.keywords}
+    rows = (f"| `{name}` | {as_markdown(cls.docstring.value).splitlines()[0]} |" for name, cls in sorted(named.items()))
+    return "\n".join(["| name | optimizer |", "| --- | --- |", *rows])
 
 
 def _is_ours(member: griffe.Object | griffe.Alias, package: griffe.Module) -> bool:
@@ -67,7 +113,10 @@ class Docstrings(griffe.Extension):
             obj.docstring.value = as_markdown(linked(obj.docstring.value, obj.package))
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
-        """Give a method that says no more than "See X.y" the arguments of X.y."""
+        """List the named optimizers, and give a method that says no more than "See X.y" the arguments of X.y."""
+        if "load_optimizer" in pkg.members:
+            docstring = pkg["load_optimizer"].docstring
+            docstring.value = docstring.value.replace("\n\nArgs:", f"\n\n{presets(pkg)}\n\nArgs:", 1)
         classes = [member for member in pkg.members.values() if _is_ours(member, pkg) and member.is_class]
         for method in [each for cls in classes for each in cls.members.values() if each.is_function and each.docstring]:
             see = _SEE_METHOD.match(method.docstring.value)
@@ -79,6 +128,8 @@ class Docstrings(griffe.Extension):
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
         """Put the arguments of a class in the order of its signature, which is torch's."""
         lines = arguments(cls)
+        if "__init__" in cls.members:
+            cls.members["__init__"].parameters = griffe.Parameters(*parameters(cls))
         if lines:
             assert cls.docstring is not None
             ordered = {parameter.name: lines[parameter.name] for parameter in cls.parameters if parameter.name in lines}

@@ -105,6 +105,13 @@ def test_every_argument_of_a_frameworks_class_has_a_row(framework: str, tables: 
             assert [row[0] for row in tables[f"integrations.{framework}.{node.name}"]] == names[1:]
 
 
+def test_every_named_optimizer_is_listed(page: str):
+    listed = re.findall(
+        r"<td><code>([\w-]+)</code></td>\s*<td>([^<]+)", page.partition('id="mada_optim.load_optimizer"')[2]
+    )
+    assert {name for name, description in listed if len(description) > 5} >= set(mada_optim.available_optimizers())
+
+
 def test_what_a_docstring_refers_to_is_linked(page: str):
     links = re.findall(r'href="#mada_optim\.([^"]+)"><code>([^<]+)</code>', page)
     assert {("MADAFamily", "MADAFamily"), ("Family.update", "Family.update")} <= set(links)

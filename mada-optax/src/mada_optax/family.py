@@ -4,8 +4,8 @@ A family is a set of coefficients with the boxes they may move in, the names of 
 and one pure function that turns (buffers, gradient, coefficients) into (direction, new buffers). The hypergradient is
 the derivative of that function.
 
-A coefficient reaches the function as a scalar array. Frozen at one of certain values (``frozen_at``) it is a plain float
-instead, so the function can leave out what that value makes superfluous (:func:`is_frozen_at`).
+A coefficient reaches the function as a scalar array. Frozen at one of certain values (``frozen_at``) it is a plain
+float instead, so the function can leave out what that value makes superfluous (:func:`is_frozen_at`).
 """
 
 from __future__ import annotations

@@ -1,17 +1,41 @@
-"""How the command ``mada`` reads its options; which ones there are is in ``cli.py``."""
+"""How the command ``mada`` reads options and prints their help."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn
+
+from mada_lab.cli.defaults import as_text, declared
+
+Outcome = tuple[int, Any]
+"""The exit code of a command, and its results for ``--json``."""
+_REFERENCE = re.compile(r"%\(([\w.]+:[\w.]+)\)s")
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """argparse's, which puts defaults into help texts: ``%(mada_lab.run.config:RunConfig.steps)s`` becomes 1000.
+
+    ``%(default)s`` is the default of the option itself, as argparse has it.
+    """
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = super()._get_help_string(action)
+        return text and _REFERENCE.sub(lambda match: as_text(declared(match[1])), text)
 
 
 class CommandParser(argparse.ArgumentParser):
     """argparse's, with a suggestion for what was mistyped, under the usage of the command that it was given to."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"formatter_class": HelpFormatter, **options})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """See :meth:`argparse.ArgumentParser.parse_known_args`; here nothing may be left over.
@@ -57,6 +81,22 @@ class Version(argparse.Action):
         parser.exit()
 
 
+def chosen(arguments: argparse.Namespace, kind: Any) -> dict[str, Any]:
+    """Return the options that are fields of the dataclass ``kind``. An option that was not given is left out.
+
+    >>> from mada_lab.theory.online import Setting
+    >>> chosen(argparse.Namespace(alpha=0.5, out="figure"), Setting)
+    {'alpha': 0.5}
+    """
+    values, names = vars(arguments), (item.name for item in dataclasses.fields(kind))
+    return {name: values[name] for name in names if name in values}
+
+
+def new_folder(name: str) -> Path:
+    """Return the folder ``runs/TIME-name``."""
+    return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
+
+
 def to_json(results: Any) -> str:
     """Return results as a JSON document. JSON has no NaN and no infinity: they become null.
 
@@ -79,13 +119,22 @@ def _portable(value: Any) -> Any:
 
 
 def list_of(kind: Any) -> Callable[[str], list[Any]]:
-    """Return what makes a list of ``kind`` of a text with commas."""
+    """Return a function that makes a list of ``kind`` of a text with commas."""
 
     def convert(text: str) -> list[Any]:
         return [kind(item) for item in text.split(",") if item]
 
     convert.__name__ = f"comma-separated {kind.__name__}"
     return convert
+
+
+def split_labels(texts: Sequence[str], known: Collection[str]) -> list[str]:
+    """Return the labels of texts. Each is a label that is known, which may have commas in it, or labels with commas.
+
+    >>> split_labels(["omada, rows", "adamw,mada"], ["omada, rows", "adamw", "mada"])
+    ['omada, rows', 'adamw', 'mada']
+    """
+    return [label for text in texts for label in ([text] if text in known else list_of(str)(text))]
 
 
 def seeds(text: str) -> list[int]:

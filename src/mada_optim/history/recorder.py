@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from mada_optim.history import readings
 from mada_optim.history.notation import SCALE, is_rate, short
-from mada_optim.history.notebook import as_html
+from mada_optim.scale.in_use import learned_scale
+from mada_optim.tables import as_html
 from mada_optim.tensors.devices import as_floats
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class History:
         return f"History({self._name}, {self.steps} steps, {len(self)} rows, every={self.every}, limit={self.limit})"
 
     def _repr_html_(self) -> str:
-        """For notebooks: the first and the last row."""
+        """Show the first and the last row in a notebook."""
         rows = self.rows()
         first, last = (rows[0], rows[-1]) if rows else ({}, {})
         header = ["", *(f"step {row['step']}" for row in (first, last) if row)]
@@ -191,7 +192,7 @@ class History:
         if self.steps % self.every or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
             return
         reading: _Reading = [(names, values.detach().clone()) for names, values in readings.coefficients(optimizer)]
-        scale = readings.learned_scale(optimizer)
+        scale = learned_scale(optimizer)
         scales = {} if scale is None else {f"{SCALE}{kind}": value for kind, value in scale.values.items()}
         for name, value in {**scales, **readings.learning_rates(optimizer)}.items():
             reading.append(((name,), value.clone().reshape(1) if isinstance(value, Tensor) else (value,)))

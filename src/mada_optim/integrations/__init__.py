@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from torch.optim import Optimizer
 
-from mada_optim.history.readings import learned_scale, learning_rates, unwrapped
+from mada_optim.history.readings import learning_rates, unwrapped
 from mada_optim.optimizers.base import HypergradientOptimizer
+from mada_optim.scale.in_use import learned_scale
 
 __all__ = ["scalars", "unwrap"]
 

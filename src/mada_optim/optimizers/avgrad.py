@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
-from mada_optim.optimizers.base import Scale
 from mada_optim.optimizers.mada import MADA
+from mada_optim.optimizers.options import StepOptions, with_options
 
 
 class AVGrad(MADA, name="avgrad"):
@@ -18,10 +18,11 @@ class AVGrad(MADA, name="avgrad"):
     The direction is m̂_t / (√(v̄_t / (1-β2^t)) + ε) with v̄_t the mean of v_1, ..., v_t: MADA at ρ = 0, nothing learned.
 
     Args:
-        params, lr, betas, eps, weight_decay, foreach, maximize, capturable, differentiable, fused, state_dtype,
-            stochastic_rounding, scale: as in :class:`MADA`.
+        params, lr, betas, eps, weight_decay: as in :class:`MADA`.
+        others: see :class:`HypergradientOptimizer`.
     """
 
+    @with_options(StepOptions)
     def __init__(
         self,
         params: ParamsT,
@@ -29,33 +30,9 @@ class AVGrad(MADA, name="avgrad"):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
-        *,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        capturable: bool = False,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        state_dtype: torch.dtype | None = None,
-        stochastic_rounding: bool = False,
-        scale: Scale = False,
+        **options: Unpack[StepOptions],
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            rho=0.0,
-            hyper_lr=0.0,
-            foreach=foreach,
-            maximize=maximize,
-            capturable=capturable,
-            differentiable=differentiable,
-            fused=fused,
-            state_dtype=state_dtype,
-            stochastic_rounding=stochastic_rounding,
-            scale=scale,
-        )
+        super().__init__(params, lr, betas, eps, weight_decay, rho=0.0, hyper_lr=0.0, **options)
 
     def frozen_config(self, group: int = 0) -> dict[str, Any]:
         """See :meth:`HypergradientOptimizer.frozen_config`: the betas, as there are no other coefficients to set."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from numbers import Real
+from collections.abc import Callable, Mapping
 from typing import Any, overload
 
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from mada_optim.arguments import tensor_of, to_python
 from mada_optim.engine.betas import (
     BETAS,
+    Group,
     ParameterGroup,
     fixed_betas,
     has_betas,
@@ -22,45 +21,35 @@ from mada_optim.engine.betas import (
     learned_betas,
     start_betas,
     update_betas,
-    without_effect,
 )
-from mada_optim.engine.coefficient_set import (
-    PREVIOUS_LR,
-    SET_SETTINGS,
-    SET_TENSORS,
-    CoefficientSet,
-    Group,
-    new_tensors,
-)
+from mada_optim.engine.coefficient_set import CoefficientSet
 from mada_optim.engine.parameter_state import ParameterState
 from mada_optim.engine.step import release, take_step
 from mada_optim.families import Family
 from mada_optim.families.in_group import FamilyInGroup
-from mada_optim.learning import Bounds, HyperLR
-from mada_optim.optimizers.checkpoint import LATER_ARGUMENTS, check_fits, complete_groups, fill_state
+from mada_optim.optimizers.checkpoint import LATER_ARGUMENTS, loading
+from mada_optim.optimizers.display import as_tables, as_text
 from mada_optim.optimizers.groups import (
     check_agreement,
-    check_family_names,
+    check_family,
     check_group,
-    describe,
+    join_coefficients,
     read_group,
-    resolve_group,
     with_python_numbers,
+)
+from mada_optim.optimizers.options import Options, Scale, read_scale, with_options
+from mada_optim.optimizers.torch_protocols import (
+    check_capture,
+    check_gradients,
+    forget_grad_scaler,
+    is_phantom_step,
+    take_hyper_grad_scale,
+    unscale,
 )
 from mada_optim.scale import LearnedScale
 from mada_optim.scale.rule import ADAPTIVE
-from mada_optim.tensors.devices import (
-    as_floats,
-    device_of,
-    device_with_values,
-    has_values,
-    is_capturing,
-    number_dtype,
-    number_on,
-)
-from mada_optim.tensors.distributed import any_process, check_learnable, local, place_gradient, tell_autograd, whole
-
-Scale = bool | Mapping[str, float]
+from mada_optim.tables import as_html
+from mada_optim.tensors.devices import as_floats
 
 
 class HypergradientOptimizer(Optimizer):
@@ -124,10 +113,11 @@ class HypergradientOptimizer(Optimizer):
     hyper_grad_scale: float | Tensor = 1.0
     """Factor of the next hypergradient: how many times as long the gradients were before they were clipped.
 
-    Otherwise a gradient that is cut to a tenth of its length makes a tenth of the hypergradient. A number or a
-    0-dimensional tensor, the same on every process; 1 again after each step.
+    Without it, a gradient that is cut to a tenth of its length makes a tenth of the hypergradient. It is a number or a
+    0-dimensional tensor, the same on every process. Each step resets it to 1.
     """
 
+    @with_options(Options, keep_rest=True)
     def __init__(
         self,
         params: ParamsT,
@@ -136,73 +126,25 @@ class HypergradientOptimizer(Optimizer):
         weight_decay: float = 0.0,
         *,
         start: Mapping[str, float] | None = None,
-        hyper_lr: HyperLR = None,
-        hyper_momentum: float = 0.0,
-        hyper_clip: float = 10.0,
-        hyper_warmup: int = 50,
-        hyper_every: int = 1,
-        bounds: Bounds | None = None,
-        hyper_per_group: bool = False,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        capturable: bool = False,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        state_dtype: torch.dtype | None = None,
-        stochastic_rounding: bool = False,
-        scale: Scale = False,
         **constants: Any,
     ) -> None:
-        if not isinstance(family, Family):
-            raise TypeError(f"family must be an instance of mada_optim.Family, got {family!r}")
-        try:
-            hash(family)
-        except TypeError:
-            hint = "declare it with @dataclass(frozen=True), or define __hash__"
-            raise TypeError(f"family must be hashable, and {type(family).__name__} is not; {hint}") from None
-        unknown = [name for name in constants if name not in family.constants]
-        if unknown:
-            raise TypeError(f"unexpected argument {unknown[0]!r}; constants of {family.name}: {list(family.constants)}")
-        check_family_names(family, inspect.signature(HypergradientOptimizer).parameters)
+        options = {name: constants.pop(name) for name in Options.__annotations__}
+        check_family(family, constants, inspect.signature(HypergradientOptimizer).parameters)
         self.family = family
         self._start: dict[str, float] = dict(start or {})
         self._hypergradients: dict[int, Tensor] = {}
-        defaults: Group = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "hyper_lr": hyper_lr,
-            "hyper_momentum": hyper_momentum,
-            "hyper_clip": hyper_clip,
-            "hyper_warmup": hyper_warmup,
-            "hyper_every": hyper_every,
-            "bounds": bounds,
-            "hyper_per_group": hyper_per_group,
-            "foreach": foreach,
-            "maximize": maximize,
-            "capturable": capturable,
-            "differentiable": differentiable,
-            "fused": fused,
-            "state_dtype": state_dtype,
-            "stochastic_rounding": stochastic_rounding,
-            **family.constants,
-            **constants,
-        }
+        scale = read_scale(options.pop("scale"))
+        defaults = {"lr": lr, "weight_decay": weight_decay, **options, **family.constants, **constants}
         if has_betas(family):
             start_of = {coefficient.name: coefficient.default for coefficient in family.coefficients} | self._start
             defaults["betas"] = tuple(start_of[name] for name in BETAS)
-        scale = to_python(scale)
-        if not isinstance(scale, (bool, Mapping)):
-            raise TypeError(
-                "scale must be True, False, or a mapping from kinds of parameters to learning rates, as "
-                f"frozen_config() returns it, got {scale!r}"
-            )
         super().__init__(params, with_python_numbers(family, defaults, defaults))
         if all(ignores_betas(family, group) for group in self.param_groups):
             self.defaults.pop("betas", None)  # by which schedulers see that there are none to cycle
         self.scale: LearnedScale | None = None if scale is False else self._learn_scale(scale)
         """The learning rate that is found, where ``scale`` asks for one."""
 
-    def _learn_scale(self, scale: bool | Mapping[str, float]) -> LearnedScale:
+    def _learn_scale(self, scale: Scale) -> LearnedScale:
         return LearnedScale(self, settings=ADAPTIVE, held=scale if isinstance(scale, Mapping) else None)
 
     # What the user reads and says about the coefficients.
@@ -269,22 +211,12 @@ class HypergradientOptimizer(Optimizer):
         return dict(zip((c.name for c in self.family.coefficients), as_floats(values), strict=True))
 
     def __repr__(self) -> str:
-        """The coefficients, and what was set by the user."""
-        ours = (cls for cls in reversed(type(self).__mro__) if issubclass(cls, HypergradientOptimizer))
-        arguments = (argument for cls in ours for argument in inspect.signature(cls).parameters.values())
-        defaults = {**self.family.constants, **{argument.name: argument.default for argument in arguments}}
-        coefficients = [self.coefficients(index) for index in range(len(self.param_groups))]
-        lines = [describe(self.family, self.param_groups, coefficients, defaults)]
-        if self.scale is not None:
-            lines.append("Learning rate, searched for" if self.scale.searching else "Learning rate that was found")
-            lines += [f"    {kind}: {value:.3g}" for kind, value in self.scale.values.items()]
-        return "\n".join([f"{type(self).__name__} (", *lines, ")"])
+        """Show the coefficients, and what the user set."""
+        return as_text(self)
 
     def _repr_html_(self) -> str:
-        """For notebooks."""
-        from mada_optim.history.notebook import optimizer_as_html
-
-        return optimizer_as_html(self)
+        """Show the same in a notebook, as tables."""
+        return as_html(type(self).__name__, as_tables(self))
 
     # Parameter groups.
 
@@ -296,37 +228,15 @@ class HypergradientOptimizer(Optimizer):
         """
         group = read_group(self.family, self.defaults, param_group)
         self._check_group(group)
-        first = None if self.defaults["hyper_per_group"] or not self.param_groups else self.param_groups[0]
-        shared = None if self.defaults["hyper_per_group"] else first or self.defaults
-        settings = resolve_group(self.family, self._start, param_group, group, shared)
-        if group["differentiable"] and any(settings.hyper_lr.values()):
-            raise ValueError("differentiable=True needs coefficients that are not learned: hyper_lr=0.0")
-        group.update(
-            family=self.family.name,
-            hyper_lr=settings.hyper_lr,
-            bounds=settings.bounds,
-            special=settings.special,
-        )
-        if ignores_betas(self.family, group) and fixed_betas(param_group).items() - self._start.items():
-            raise ValueError(without_effect(param_group["betas"]))
-        if any(settings.hyper_lr.values()):
-            check_learnable(map(tensor_of, group["params"]))
-        device = device_with_values(map(tensor_of, group["params"]))
-        group[PREVIOUS_LR] = number_on(0.0, device) if group["capturable"] else 0.0
-        if first is not None:
-            group.update({key: first[key] for key in (*SET_SETTINGS, *SET_TENSORS, "special")})
-        else:
-            values = list(settings.start.values())
-            group.update(new_tensors(values, number_dtype(device), device, group["capturable"]))
-        ParameterState(FamilyInGroup(self.family, group)).check_names()
+        start = join_coefficients(self.family, self._start, self.defaults, self.param_groups, param_group, group)
         super().add_param_group(ParameterGroup(group, self.family))
-        start_betas(self.family, self.param_groups[-1], settings.start)
+        start_betas(self.family, self.param_groups[-1], start)
 
     def _check_group(self, group: Group) -> None:
         check_group(self.family, group, self.defaults["hyper_per_group"])
 
     def _coefficient_sets(self) -> list[CoefficientSet]:
-        """The sets of coefficients: one, or one for each parameter group."""
+        """Return the sets of coefficients: one, or one for each parameter group."""
         if self.defaults["hyper_per_group"]:
             return [CoefficientSet(self.family, [group]) for group in self.param_groups]
         return [CoefficientSet(self.family, self.param_groups)]
@@ -374,26 +284,24 @@ class HypergradientOptimizer(Optimizer):
         try:
             self._take_step()
         except BaseException:
-            # torch.amp.GradScaler takes these back only after a step that succeeds.
-            for name in ("grad_scale", "found_inf"):
-                self.__dict__.pop(name, None)
+            forget_grad_scaler(self)
             raise
 
     def _take_step(self) -> None:
         with torch.no_grad():
-            self._check_capture()
-            self._check_gradients()
+            check_capture(self)
+            check_gradients(self)
             sets = self._coefficient_sets()
             for coefficients in sets:
                 coefficients.check_step_sizes()
             for coefficients in sets:
                 check_agreement(coefficients.groups)
                 update_betas(self.family, coefficients.groups)
-            grad_scale = self._take_hyper_grad_scale()
-            phantom = self._is_phantom_step()
+            grad_scale = take_hyper_grad_scale(self)
+            is_phantom = is_phantom_step(self)
             for group in self.param_groups:
                 ParameterState(FamilyInGroup(self.family, group)).prepare(self.state)
-            if phantom or not self._unscale():
+            if is_phantom or not unscale(self):
                 return
             for coefficients in sets:
                 coefficients.follow_parameters()
@@ -403,84 +311,11 @@ class HypergradientOptimizer(Optimizer):
                 if hypergradient is not None:
                     self._hypergradients[index] = hypergradient
 
-    def _take_hyper_grad_scale(self) -> float | Tensor:
-        """What the user set for this step and for no other, also if it is not taken."""
-        scale: Any = self.hyper_grad_scale
-        if isinstance(scale, Tensor) and scale.numel() == 1:
-            scale = whole(scale.detach()).reshape(())
-        elif isinstance(scale, bool) or not isinstance(scale, Real):
-            raise TypeError(f"hyper_grad_scale must be a number or a tensor of one element, got {scale!r}")
-        else:
-            scale = float(scale)
-        self.__dict__.pop("hyper_grad_scale", None)
-        return scale  # type: ignore[no-any-return]
-
-    def _unscale(self) -> bool:
-        """What torch.amp.GradScaler leaves to the step, by two attributes; whether the step is to be taken."""
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
-        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
-        params = (param for group in self.param_groups for param in group["params"])
-        if found_inf is not None and any_process(params, bool(found_inf)):
-            return False
-        if grad_scale is not None:
-            inverse = grad_scale.to(number_dtype(grad_scale.device)).reciprocal()
-            for param, _ in self._params_with_grad():
-                if param.grad is not None:
-                    grad = local(param.grad)
-                    grad.mul_(inverse.to(grad.device, torch.promote_types(grad.dtype.to_real(), torch.float32)))
-                    tell_autograd([param.grad])
-        return True
-
-    def _params_with_grad(self) -> Iterator[tuple[Tensor, Group]]:
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    yield param, group
-
-    def _check_capture(self) -> None:
-        """As torch's optimizers do: a graph would replay the step count, seeds and learning rate of its capture."""
-        if all(group["capturable"] for group in self.param_groups):
-            return
-        if is_capturing(device_of(param for group in self.param_groups for param in group["params"])):
-            raise RuntimeError(
-                f"{type(self).__name__}: step() is being captured in a graph, which needs capturable=True in all "
-                "parameter groups; make the optimizer with capturable=True"
-            )
-
-    def _check_gradients(self) -> None:
-        scaled = getattr(self, "grad_scale", None) is not None
-        for param, _ in self._params_with_grad():
-            if param.grad is not None and param.grad.layout != torch.strided:
-                raise RuntimeError(
-                    f"{type(self).__name__} does not support sparse gradients, got layout {param.grad.layout} "
-                    f"for a parameter of shape {tuple(param.shape)}"
-                )
-            if scaled and param.grad is not None and param.grad.dtype.to_real() == torch.float16:
-                raise ValueError(
-                    "torch.amp.GradScaler: gradients in float16 cannot be unscaled without losing what they are scaled "
-                    "for; keep parameters in float32 and use torch.autocast"
-                )
-            place_gradient(param)
-
-    def _is_phantom_step(self) -> bool:
-        """Whether this call only wants the state to be there: torch.distributed.checkpoint's lr = 0, zero gradients.
-
-        Counting it as a step would change what a resumed run does.
-        """
-        if self.state or any(group["lr"] != 0.0 for group in self.param_groups):
-            return False
-        grads = [local(param.grad) for param, _ in self._params_with_grad() if param.grad is not None]
-        nonzero = any(bool(grad.any()) for grad in grads if has_values(grad.device))
-        if any(int(group["hyper_steps"]) for group in self.param_groups):
-            # Other processes may have a state, and do not ask. Whoever wants one here has given all a gradient.
-            return bool(grads) and not nonzero
-        return not any_process((param for group in self.param_groups for param in group["params"]), nonzero)
-
     # Saving and loading.
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: self.__dict__[name] for name in ("family", "_start", "_hypergradients", "scale")}
-        return {**super().__getstate__(), **own}
+        attributes = {name: self.__dict__[name] for name in ("family", "_start", "_hypergradients", "scale")}
+        return {**super().__getstate__(), **attributes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -504,29 +339,8 @@ class HypergradientOptimizer(Optimizer):
         Raises:
             ValueError: the state is of another family, or does not fit the parameters. Nothing has been changed then.
         """
-        loaded: dict[str, Any] = {}
-
-        def check(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-            groups = complete_groups(saved["param_groups"], self.param_groups, self.defaults["hyper_per_group"])
-            saved = {**saved, "param_groups": groups}
-            check_fits(self.family, saved, self.param_groups, [name for name in self.defaults if name != "betas"])
-            loaded.update(saved)
-            # torch would cast every buffer to the dtype of its parameter.
-            ids = {saved_id for group in saved["param_groups"] for saved_id in group["params"]}
-            return {**saved, "state": {key: value for key, value in saved["state"].items() if key not in ids}}
-
-        hooks = (
-            self.register_load_state_dict_pre_hook(check),
-            self.register_load_state_dict_post_hook(
-                lambda _: fill_state(self.family, loaded, self._coefficient_sets(), self.param_groups, self.state),
-                prepend=True,
-            ),
-        )
-        try:
+        with loading(self, self._coefficient_sets):
             super().load_state_dict(state_dict)
-        finally:
-            for hook in hooks:
-                hook.remove()
         self._hypergradients.clear()
         for coefficients in self._coefficient_sets():
             update_betas(self.family, coefficients.groups)

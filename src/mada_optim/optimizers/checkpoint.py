@@ -1,15 +1,17 @@
-"""What a state_dict must hold to be loaded, and how it is: as functions of parameter groups and state.
+"""Loading a state_dict: what it must hold, and how it fills the parameter groups and the state.
 
 All that is wrong with a state_dict is found before anything is changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from mada_optim.arguments import is_number
 from mada_optim.engine.coefficient_set import PREVIOUS_LR, SET_SETTINGS, SET_TENSORS, CoefficientSet, Group
@@ -18,6 +20,9 @@ from mada_optim.families import Family
 from mada_optim.families.in_group import FamilyInGroup
 from mada_optim.tensors.devices import device_with_values, has_values
 from mada_optim.tensors.distributed import fill
+
+if TYPE_CHECKING:
+    from mada_optim.optimizers.base import HypergradientOptimizer
 
 # Arguments that came to torch's optimizers after their first release, or are ours alone; what a checkpoint written
 # without them was made with.
@@ -34,58 +39,94 @@ LATER_ARGUMENTS = {
 _OWN_KEYS = ("family", "special", PREVIOUS_LR)
 
 
-def complete_groups(saved: list[Group], own: list[Group], per_group: bool) -> list[Group]:
-    """Parameter groups of a state_dict, with what torch.distributed.checkpoint loses of them.
+@contextmanager
+def loading(optimizer: HypergradientOptimizer, coefficient_sets: Callable[[], list[CoefficientSet]]) -> Iterator[None]:
+    """Let torch's ``load_state_dict`` check a state_dict before it changes anything, and fill the state as we do.
 
-    That is everything in a group without parameters (pytorch#143828), and of others empty dicts and the difference
-    between a tuple and a list.
+    torch itself would cast every buffer to the dtype of its parameter.
+
+    Args:
+        optimizer: that loads.
+        coefficient_sets: returns its sets of coefficients.
+    """
+    family = optimizer.family
+    loaded: dict[str, Any] = {}
+
+    def check(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+        groups = complete_groups(saved["param_groups"], optimizer.param_groups, optimizer.defaults["hyper_per_group"])
+        saved = {**saved, "param_groups": groups}
+        check_fits(family, saved, optimizer.param_groups, [name for name in optimizer.defaults if name != "betas"])
+        loaded.update(saved)
+        ids = {saved_id for group in groups for saved_id in group["params"]}
+        return {**saved, "state": {key: value for key, value in saved["state"].items() if key not in ids}}
+
+    def fill_in(_: Optimizer) -> None:
+        fill_state(family, loaded, coefficient_sets(), optimizer.param_groups, optimizer.state)
+
+    hooks = (
+        optimizer.register_load_state_dict_pre_hook(check),
+        optimizer.register_load_state_dict_post_hook(fill_in, prepend=True),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def complete_groups(saved: list[Group], current_groups: list[Group], per_group: bool) -> list[Group]:
+    """Return the parameter groups of a state_dict, with what torch.distributed.checkpoint loses of them.
+
+    It loses everything in a group without parameters (pytorch#143828). In other groups it loses empty dicts and the
+    difference between a tuple and a list.
 
     Args:
         saved: groups of the state_dict.
-        own: groups of the optimizer that loads it.
+        current_groups: those of the optimizer that loads it.
         per_group: whether each of them has coefficients of its own.
     """
-    if len(saved) != len(own):
+    if len(saved) != len(current_groups):
         return saved
     shared = () if per_group else (*SET_SETTINGS, *SET_TENSORS, "special")
     example: Group = next((group for group in saved if group["params"]), {})
     common = {key: example[key] for key in shared if key in example}
     completed = []
-    for mine, group in zip(own, saved, strict=True):
-        empty = {key: value for key, value in mine.items() if isinstance(value, dict) and not value}
-        group = {**empty, **group} if group["params"] else {**mine, **common, **group}
-        completed.append({key: _with_tuples(value, mine.get(key)) for key, value in group.items()})
+    for current, group in zip(current_groups, saved, strict=True):
+        empty = {key: value for key, value in current.items() if isinstance(value, dict) and not value}
+        group = {**empty, **group} if group["params"] else {**current, **common, **group}
+        completed.append({key: _with_tuples(value, current.get(key)) for key, value in group.items()})
     return completed
 
 
-def check_fits(family: Family, saved: Mapping[str, Any], own: list[Group], arguments: Iterable[str]) -> None:
+def check_fits(family: Family, saved: Mapping[str, Any], current_groups: list[Group], arguments: Iterable[str]) -> None:
     """Raise ValueError where a state_dict is of another family or does not fit the parameters, and say how.
 
     Args:
         family: of the optimizer that loads it.
         saved: the state_dict, its groups completed.
-        own: groups of the optimizer.
+        current_groups: those of the optimizer.
         arguments: names of the optimizer's arguments, which every group must have.
     """
     groups = saved["param_groups"]
-    if [len(g["params"]) for g in groups] != [len(g["params"]) for g in own]:
+    if [len(g["params"]) for g in groups] != [len(g["params"]) for g in current_groups]:
         return  # torch's own check, which follows, says what is wrong
     expected = (*arguments, *SET_TENSORS, *_OWN_KEYS)
-    for index, (mine, other) in enumerate(zip(own, groups, strict=True)):
+    for index, (current, saved_group) in enumerate(zip(current_groups, groups, strict=True)):
         where = f"in parameter group {index}"
-        if other.get("family") != mine["family"]:
+        saved_family = saved_group.get("family")
+        if saved_family != current["family"]:
             raise ValueError(
-                f"state_dict is of family {other.get('family')!r}, this optimizer of {mine['family']!r} {where}"
+                f"state_dict is of family {saved_family!r}, this optimizer of {current['family']!r} {where}"
             )
-        missing = [key for key in expected if key not in other and key not in LATER_ARGUMENTS]
+        missing = [key for key in expected if key not in saved_group and key not in LATER_ARGUMENTS]
         if missing:
             raise ValueError(f"state_dict has no {missing[0]!r} {where}; was it written by another version?")
         for key in ("special", "hyper_per_group"):
-            if other[key] != mine[key]:
-                raise ValueError(f"state_dict has {key}={other[key]!r}, this optimizer {mine[key]!r} {where}")
+            if saved_group[key] != current[key]:
+                raise ValueError(f"state_dict has {key}={saved_group[key]!r}, this optimizer {current[key]!r} {where}")
         for key in SET_TENSORS:
-            _check_shape(key, other[key], mine[key].shape, where)
-        for param, saved_id in zip(mine["params"], other["params"], strict=True):
+            _check_shape(key, saved_group[key], current[key].shape, where)
+        for param, saved_id in zip(current["params"], saved_group["params"], strict=True):
             buffers = saved["state"].get(saved_id)
             if not buffers:
                 continue
@@ -97,7 +138,7 @@ def check_fits(family: Family, saved: Mapping[str, Any], own: list[Group], argum
             where_param = f"of parameter {saved_id}"
             if not is_number(buffers.get("step")):  # as torch's optimizers kept it once
                 _check_shape("step", buffers.get("step"), torch.Size(), where_param)
-            update = FamilyInGroup(family, other)
+            update = FamilyInGroup(family, saved_group)
             names = _stored_names(update, buffers)
             for name in names:
                 _check_shape(name, buffers.get(name), param.shape, where_param)
@@ -108,7 +149,7 @@ def check_fits(family: Family, saved: Mapping[str, Any], own: list[Group], argum
 
 
 def fill_state(
-    family: Family, saved: Mapping[str, Any], sets: Iterable[CoefficientSet], own: list[Group], state: State
+    family: Family, saved: Mapping[str, Any], sets: Iterable[CoefficientSet], current_groups: list[Group], state: State
 ) -> None:
     """Fill an optimizer's state from a state_dict that fits, without aliasing it; buffers keep their precision.
 
@@ -116,7 +157,7 @@ def fill_state(
         family: of the optimizer.
         saved: the state_dict, its groups completed.
         sets: of coefficients, whose groups hold what the state_dict has. Changed.
-        own: groups of the optimizer.
+        current_groups: those of the optimizer.
         state: of the optimizer. Changed.
     """
     for coefficients in sets:
@@ -126,7 +167,7 @@ def fill_state(
             for key in SET_SETTINGS:
                 if group[key] == groups[0][key]:  # one object, as before: a change in one is for all
                     group[key] = groups[0][key]
-    for group, saved_group in zip(own, saved["param_groups"], strict=True):
+    for group, saved_group in zip(current_groups, saved["param_groups"], strict=True):
         for param, saved_id in zip(group["params"], saved_group["params"], strict=True):
             buffers = saved["state"].get(saved_id)
             if buffers:
@@ -137,17 +178,16 @@ def fill_state(
 
 
 def _stored_names(update: FamilyInGroup, buffers: Mapping[str, Any]) -> list[str]:
-    """Names of a parameter's buffers to load: what its group needs but for learning, and what there is for learning.
+    """Return the names of a parameter's buffers to load: those that its group needs, and those saved for learning.
 
-    That may be more or less than what the group needs, where learning has been stopped or begun again and there has
-    been no step since.
+    Where learning has stopped or begun again without a step since, the group needs others for learning than were saved.
     """
     is_pending = any(name in buffers for name in PENDING)
     return [*update.buffers, "pending_grad"] if is_pending else list(update.buffers)
 
 
 def _with_tuples(value: Any, example: Any) -> Any:
-    """``value``, with tuples for lists where ``example`` has tuples."""
+    """Return ``value``, with tuples for lists where ``example`` has tuples."""
     if isinstance(value, dict) and isinstance(example, dict):
         return {key: _with_tuples(item, example.get(key)) for key, item in value.items()}
     return tuple(value) if isinstance(value, list) and isinstance(example, tuple) else value
@@ -156,6 +196,6 @@ def _with_tuples(value: Any, example: Any) -> Any:
 def _check_shape(name: str, value: Any, shape: torch.Size, where: str) -> None:
     if value is None:
         raise ValueError(f"state_dict has no {name!r} {where}; was it written by another version?")
-    found = tuple(value.shape) if isinstance(value, Tensor) else None
-    if found != tuple(shape):
-        raise ValueError(f"state_dict has {name} of shape {found} {where}, expected {tuple(shape)}")
+    actual = tuple(value.shape) if isinstance(value, Tensor) else None
+    if actual != tuple(shape):
+        raise ValueError(f"state_dict has {name} of shape {actual} {where}, expected {tuple(shape)}")

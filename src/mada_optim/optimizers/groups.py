@@ -9,20 +9,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mada_optim.arguments import as_list, is_number, tensor_of, to_python
-from mada_optim.engine.betas import fixed_betas, has_betas, learned_betas
-from mada_optim.engine.coefficient_set import PREVIOUS_LR, SET_SETTINGS, SET_TENSORS, Group, learning_rule
+from mada_optim.engine.betas import fixed_betas, has_betas, ignores_betas, learned_betas, without_effect
+from mada_optim.engine.coefficient_set import (
+    PREVIOUS_LR,
+    SET_SETTINGS,
+    SET_TENSORS,
+    Group,
+    learning_rule,
+    new_tensors,
+)
+from mada_optim.engine.parameter_state import ParameterState
 from mada_optim.families import Family
+from mada_optim.families.in_group import FamilyInGroup
 from mada_optim.kernels import check_fused
 from mada_optim.learning import CoefficientSettings, resolve_settings
-from mada_optim.scale.rate import given_rate
-from mada_optim.tensors.distributed import check_placements
+from mada_optim.tensors.devices import device_with_values, number_dtype, number_on
+from mada_optim.tensors.distributed import check_learnable, check_placements
 from mada_optim.warn import warn
 
 # What a parameter group holds beside the arguments and SET_TENSORS; not taken over from another optimizer's groups.
@@ -30,7 +38,7 @@ INTERNAL_KEYS = ("family", "special", PREVIOUS_LR, "previous_betas")
 
 
 def with_python_numbers(family: Family, options: Mapping[str, Any], names: Iterable[str]) -> Group:
-    """A copy of options, numbers among those with one of ``names`` as Python's; ``lr`` may be a tensor."""
+    """Return a copy of options, with Python's numbers under ``names``; ``lr`` may stay a tensor."""
     converted = dict(options)
     for name in names:
         value: Any = options.get(name)
@@ -42,7 +50,7 @@ def with_python_numbers(family: Family, options: Mapping[str, Any], names: Itera
 
 
 def read_group(family: Family, defaults: Mapping[str, Any], param_group: Any) -> Group:
-    """A parameter group as a dict of its own, with all options and a list of parameters.
+    """Return a parameter group as a new dict, with all options and a list of parameters.
 
     Args:
         family: of the optimizer.
@@ -61,16 +69,67 @@ def read_group(family: Family, defaults: Mapping[str, Any], param_group: Any) ->
 
 
 def _constant(family: Family, name: str, value: Any) -> Any:
-    """A family's constant may be anything; it is a number, or several, where its default is."""
+    """Return a constant as the family needs it: Python's number, or several, where its default is that."""
     default, numbers = family.constants[name], to_python(value)
     is_pair = isinstance(default, (tuple, list))
     return numbers if isinstance(numbers, tuple if is_pair else (bool, int, float)) else value
 
 
-def resolve_group(
+def join_coefficients(
+    family: Family,
+    start: Mapping[str, float],
+    defaults: Group,
+    groups: Sequence[Group],
+    param_group: Group,
+    group: Group,
+) -> dict[str, float]:
+    """Give a checked parameter group its coefficients, and return their initial values.
+
+    Args:
+        family: of the optimizer.
+        start: initial values that the optimizer was given.
+        defaults: of the optimizer.
+        groups: those that the optimizer has already. Unless ``hyper_per_group``, the first has the coefficients.
+        param_group: as the user wrote it.
+        group: the same, completed. Changed.
+
+    Raises:
+        ValueError: what the group says makes no sense, or is not what all groups have to agree on.
+        TypeError: "start" is no mapping.
+        RuntimeError: coefficients cannot be learned of such parameters.
+    """
+    first = None if defaults["hyper_per_group"] or not groups else groups[0]
+    shared = None if defaults["hyper_per_group"] else first or defaults
+    settings = _resolve(family, start, param_group, group, shared)
+    is_learning = any(settings.hyper_lr.values())
+    if group["differentiable"] and is_learning:
+        raise ValueError("differentiable=True needs coefficients that are not learned: hyper_lr=0.0")
+    group.update(
+        family=family.name,
+        hyper_lr=settings.hyper_lr,
+        bounds=settings.bounds,
+        special=settings.special,
+    )
+    if ignores_betas(family, group) and fixed_betas(param_group).items() - start.items():
+        raise ValueError(without_effect(param_group["betas"]))
+    tensors = [tensor_of(param) for param in group["params"]]
+    if is_learning:
+        check_learnable(tensors)
+    device = device_with_values(tensors)
+    group[PREVIOUS_LR] = number_on(0.0, device) if group["capturable"] else 0.0
+    if first is not None:
+        group.update({key: first[key] for key in (*SET_SETTINGS, *SET_TENSORS, "special")})
+    else:
+        values = list(settings.start.values())
+        group.update(new_tensors(values, number_dtype(device), device, group["capturable"]))
+    ParameterState(FamilyInGroup(family, group)).check_names()
+    return settings.start
+
+
+def _resolve(
     family: Family, start: Mapping[str, float], param_group: Group, group: Group, shared: Group | None
 ) -> CoefficientSettings:
-    """What a parameter group says about coefficients.
+    """Return what a parameter group says about coefficients.
 
     Args:
         family: of the optimizer.
@@ -84,27 +143,27 @@ def resolve_group(
         ValueError: a value makes no sense, or is not that of all groups where it must be.
         TypeError: "start" is no mapping.
     """
-    own_start = to_python(group.pop("start", None)) or {}
-    if not isinstance(own_start, Mapping):
-        raise TypeError(f"start of a parameter group must be a mapping from name to number, got {own_start!r}")
+    group_start = to_python(group.pop("start", None)) or {}
+    if not isinstance(group_start, Mapping):
+        raise TypeError(f"start of a parameter group must be a mapping from name to number, got {group_start!r}")
     betas = fixed_betas(param_group) if has_betas(family) else {}
     for name in betas:
-        if name in own_start:
+        if name in group_start:
             raise ValueError(f"parameter group: start has {name!r}, and so has betas; give one of them")
     if shared is None:
         _warn_of_misplaced(family, param_group)
-        return resolve_settings(family, {**start, **own_start, **betas}, group["hyper_lr"], group["bounds"])
+        return resolve_settings(family, {**start, **group_start, **betas}, group["hyper_lr"], group["bounds"])
     group.update({key: shared[key] for key in SET_SETTINGS if key not in param_group})
     common = resolve_settings(family, start, shared["hyper_lr"], shared["bounds"])
-    for name, value in own_start.items():
+    for name, value in group_start.items():
         if value != common.start.get(name):
-            raise ValueError(_refusal("start", own_start, {name: common.start.get(name)}))
+            raise ValueError(_refusal("start", group_start, {name: common.start.get(name)}))
     differing = {name for name in betas if betas[name] != common.start[name]}
     learned = learned_betas({"hyper_lr": common.hyper_lr})
     if differing and ("beta1" in learned or not differing.isdisjoint(learned)):
         hint = "; or learn neither beta1 nor beta2: hyper_lr=0.0, or a mapping without them"
-        ours = tuple(common.start[name] for name in betas)
-        raise ValueError(_refusal("betas", tuple(betas.values()), ours) + hint)
+        agreed_betas = tuple(common.start[name] for name in betas)
+        raise ValueError(_refusal("betas", tuple(betas.values()), agreed_betas) + hint)
     resolved = resolve_settings(family, {**start, **betas}, group["hyper_lr"], group["bounds"])
     asked = {**group, "hyper_lr": resolved.hyper_lr, "bounds": resolved.bounds}
     agreed = {**shared, "hyper_lr": common.hyper_lr, "bounds": common.bounds}
@@ -114,9 +173,9 @@ def resolve_group(
     return resolved
 
 
-def _refusal(key: str, theirs: Any, ours: Any) -> str:
+def _refusal(key: str, asked: Any, agreed: Any) -> str:
     return (
-        f"parameter group sets {key!r} to {theirs!r}, but all groups share one set of coefficients, with {ours!r}; "
+        f"parameter group sets {key!r} to {asked!r}, but all groups share one set of coefficients, with {agreed!r}; "
         "give it to the optimizer, or learn a set of coefficients for each group (hyper_per_group=True)"
     )
 
@@ -134,7 +193,7 @@ def check_agreement(groups: Sequence[Group]) -> None:
 
 
 def _warn_of_misplaced(family: Family, param_group: Group) -> None:
-    misplaced = {one.name: param_group[one.name] for one in family.coefficients if one.name in param_group}
+    misplaced = {name: param_group[name] for name in _names(family) if name in param_group}
     if misplaced:
         warn(
             f"parameter group: keys that are not options are kept and have no effect, also {', '.join(misplaced)}; "
@@ -204,63 +263,36 @@ def _check_params(family: Family, params: list[Any]) -> None:
         check_placements(tensor, family.elementwise)
 
 
-def describe(
-    family: Family, groups: Sequence[Group], coefficients: Sequence[Mapping[str, float]], defaults: Mapping[str, Any]
-) -> str:
-    """Coefficients, once where all groups have the same, and what was set in each parameter group.
+def check_family(family: Any, constants: Iterable[str], arguments: Iterable[str]) -> None:
+    """Raise where an optimizer cannot be made with a family.
 
     Args:
-        family: of the optimizer.
-        groups: its parameter groups.
-        coefficients: of each group.
-        defaults: of the constructor's arguments.
+        family: what the user gave.
+        constants: names of the constants that the user gave.
+        arguments: names of the optimizer's arguments, which the family's coefficients and constants must not have.
+
+    Raises:
+        TypeError: it is no family, cannot be hashed, or has no such constant.
+        ValueError: a parameter group would have two things of one name.
     """
-    alike = all(values == coefficients[0] for values in coefficients)
-    lines = ["Coefficients", *_describe_coefficients(coefficients[0], groups[0])] if alike else []
-    for index, (group, values) in enumerate(zip(groups, coefficients, strict=True)):
-        lines += [f"Parameter Group {index}", *_describe_group(family, group, defaults)]
-        if not alike:
-            lines += _describe_coefficients(values, group)
-    return "\n".join(lines)
-
-
-def _describe_coefficients(values: Mapping[str, float], group: Group) -> list[str]:
-    step_sizes = group["hyper_lr"]
-    learned = {name: f" (learned, hyper_lr {alpha:g})" for name, alpha in step_sizes.items() if alpha > 0.0}
-    return [f"    {name}: {value:g}{learned.get(name, '')}" for name, value in values.items()]
-
-
-def _describe_group(family: Family, group: Group, defaults: Mapping[str, Any]) -> list[str]:
-    """Learning rate, weight decay, and whatever is not as by default."""
-    boxes = {coefficient.name: coefficient.box for coefficient in family.coefficients}
-    bounds = {name: box for name, box in group["bounds"].items() if box != boxes[name]}
-    hidden = {"params", "param_names", "hyper_lr", "bounds", "learned_scale", *INTERNAL_KEYS, *SET_TENSORS}
-    if has_betas(family):
-        hidden.add("betas")
-    options = {
-        key: value
-        for key, value in group.items()
-        if key not in hidden and (key in ("lr", "weight_decay") or key not in defaults or value != defaults[key])
-    }
-    if bounds:
-        options["bounds"] = bounds
-    for key in ("lr", "initial_lr"):  # what was set; a learned scale uses another
-        if not isinstance(options.get(key), (Tensor, NoneType)):
-            options[key] = given_rate(options[key])
-    return [f"    params: {len(group['params'])}", *(f"    {key}: {options[key]}" for key in sorted(options))]
-
-
-def check_family_names(family: Family, options: Iterable[str]) -> None:
-    """Raise ValueError where a parameter group would have two things of one name.
-
-    Args:
-        family: whose coefficients and constants have names.
-        options: names of the optimizer's arguments.
-    """
-    taken = {"params", "param_names", *options, *SET_TENSORS, *INTERNAL_KEYS} - {"constants"}
+    if not isinstance(family, Family):
+        raise TypeError(f"family must be an instance of mada_optim.Family, got {family!r}")
+    try:
+        hash(family)
+    except TypeError:
+        hint = "declare it with @dataclass(frozen=True), or define __hash__"
+        raise TypeError(f"family must be hashable, and {type(family).__name__} is not; {hint}") from None
+    unknown = [name for name in constants if name not in family.constants]
+    if unknown:
+        raise TypeError(f"unexpected argument {unknown[0]!r}; constants of {family.name}: {list(family.constants)}")
+    taken = {"params", "param_names", *arguments, *SET_TENSORS, *INTERNAL_KEYS} - {"constants"}
     if has_betas(family):
         taken.add("betas")
-    for name in (*family.constants, *(coefficient.name for coefficient in family.coefficients)):
+    for name in (*family.constants, *_names(family)):
         if name in taken:
             raise ValueError(f"family: {family.name} has a coefficient or constant {name!r}, a name that is taken")
         taken.add(name)
+
+
+def _names(family: Family) -> list[str]:
+    return [coefficient.name for coefficient in family.coefficients]

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import TypedDict, Unpack
 
-from mada_optim.engine.betas import split_betas
 from mada_optim.families import MADAFamily
-from mada_optim.learning import Bounds, HyperLR
-from mada_optim.optimizers.base import Scale
-from mada_optim.optimizers.named import WithBetas
+from mada_optim.optimizers.named import NamedOptimizer
+from mada_optim.optimizers.options import LearningOptions, StepOptions, with_options
 
 
-class MADA(WithBetas, name="mada"):
+class MADAStart(TypedDict, total=False):
+    """Where MADA's coefficients start, beside the betas."""
+
+    beta3: Annotated[float, 0.0]
+    rho: Annotated[float, 1.0]
+    c: Annotated[float, 1.0]
+    gamma: Annotated[float, 1.0]
+
+
+class LionOptions(TypedDict, total=False):
+    """Lion's constants."""
+
+    lion_betas: Annotated[tuple[float, float], (0.95, 0.98)]
+
+
+class MADAOptions(MADAStart, LearningOptions, LionOptions, StepOptions, total=False):
+    """The options of MADA, in the order in which they are shown."""
+
+
+class MADA(NamedOptimizer, name="mada"):
     """Adam, AVGrad, Yogi, Adan and Lion in one update, whose coefficients are learned while the model trains.
 
     Source: Ozkara et al., "MADA: Meta-Adaptive Optimizers through hyper-gradient Descent", ICML 2024. The update is
@@ -37,8 +54,7 @@ class MADA(WithBetas, name="mada"):
             ``{"beta1": 5e-4, "rho": 0.1}``: coefficients that it does not name are frozen. 0.0: nothing is learned.
         bounds: boxes (low, high) of coefficients by name. The others keep theirs: β1 [0.01, 0.99], β2 [0.5, 0.999],
             β3 [0, 0.99], ρ, c and γ [0, 1].
-        hyper_momentum, hyper_clip, hyper_warmup, hyper_every, hyper_per_group, foreach, maximize, capturable,
-            differentiable, fused, state_dtype, stochastic_rounding, scale: see :class:`HypergradientOptimizer`.
+        others: see :class:`HypergradientOptimizer`.
 
     >>> import torch
     >>> model = torch.nn.Linear(4, 1)
@@ -49,6 +65,7 @@ class MADA(WithBetas, name="mada"):
 
     family_type: ClassVar[type[MADAFamily]] = MADAFamily
 
+    @with_options(MADAOptions)
     def __init__(
         self,
         params: ParamsT,
@@ -56,49 +73,6 @@ class MADA(WithBetas, name="mada"):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
-        *,
-        beta3: float = 0.0,
-        rho: float = 1.0,
-        c: float = 1.0,
-        gamma: float = 1.0,
-        hyper_lr: HyperLR = None,
-        hyper_momentum: float = 0.0,
-        hyper_clip: float = 10.0,
-        hyper_warmup: int = 50,
-        hyper_every: int = 1,
-        bounds: Bounds | None = None,
-        hyper_per_group: bool = False,
-        lion_betas: tuple[float, float] = (0.95, 0.98),
-        foreach: bool | None = None,
-        maximize: bool = False,
-        capturable: bool = False,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        state_dtype: torch.dtype | None = None,
-        stochastic_rounding: bool = False,
-        scale: Scale = False,
+        **options: Unpack[MADAOptions],
     ) -> None:
-        super().__init__(
-            params,
-            self.family_type(),
-            lr,
-            weight_decay,
-            start={**split_betas(betas), "beta3": beta3, "rho": rho, "c": c, "gamma": gamma},
-            hyper_lr=hyper_lr,
-            hyper_momentum=hyper_momentum,
-            hyper_clip=hyper_clip,
-            hyper_warmup=hyper_warmup,
-            hyper_every=hyper_every,
-            bounds=bounds,
-            hyper_per_group=hyper_per_group,
-            foreach=foreach,
-            maximize=maximize,
-            capturable=capturable,
-            differentiable=differentiable,
-            fused=fused,
-            state_dtype=state_dtype,
-            stochastic_rounding=stochastic_rounding,
-            scale=scale,
-            eps=eps,
-            lion_betas=lion_betas,
-        )
+        super().__init__(params, self.family_type(), lr, weight_decay, betas=betas, eps=eps, **options)

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
+from typing_extensions import TypedDict, Unpack
 
 from mada_optim.arguments import as_list, tensor_of, to_python
-from mada_optim.engine.betas import split_betas
 from mada_optim.engine.coefficient_set import Group
 from mada_optim.families import OMADAFamily
-from mada_optim.learning import Bounds, HyperLR
 from mada_optim.matrices import Layout, Parameter, classify, may_be_matrix
 from mada_optim.matrices.groups import by_layout
-from mada_optim.optimizers.base import Scale
-from mada_optim.optimizers.named import WithBetas
+from mada_optim.optimizers.mada import LionOptions, MADAStart
+from mada_optim.optimizers.named import NamedOptimizer
+from mada_optim.optimizers.options import LearningOptions, Scale, StepOptions, with_options
 from mada_optim.scale import LearnedScale
 from mada_optim.scale.rule import ADAPTIVE
 from mada_optim.warn import warn
@@ -30,7 +29,31 @@ from mada_optim.warn import warn
 _SEARCH = replace(ADAPTIVE, bounds=(1e-8, 0.1))
 
 
-class OMADA(WithBetas, name="omada"):
+class OrthoOptions(TypedDict, total=False):
+    """The orthogonalized direction: where its coefficients start, and its constants."""
+
+    ortho: Annotated[float, 1.0]
+    ortho_momentum: Annotated[float, 0.95]
+    row_norm: Annotated[float, 0.0]
+    row_beta: Annotated[float, 0.95]
+    ns_steps: Annotated[int | None, None]
+    ns_coefficients: Annotated[Sequence[float] | None, None]
+    adjust_lr_fn: Annotated[str, "match_rms_adamw"]
+
+
+class ModelOptions(TypedDict, total=False):
+    """Which parameters are matrices, and who orthogonalizes them."""
+
+    matrices: Annotated[Mapping[str, bool] | None, None]
+    split: Annotated[Mapping[str, Any] | None, None]
+    distribute: Annotated[bool, False]
+
+
+class OMADAOptions(MADAStart, OrthoOptions, LearningOptions, LionOptions, StepOptions, ModelOptions, total=False):
+    """The options of OMADA, in the order in which they are shown."""
+
+
+class OMADA(NamedOptimizer, name="omada", hyper_warmup=0, scale=True):
     """Muon for matrices and AdamW for the rest, at learning rates that are found in the first steps, and then held.
 
     The update is that of :class:`OMADAFamily`, the search that of :class:`LearnedScale`, with a scale for matrices and
@@ -76,8 +99,7 @@ class OMADA(WithBetas, name="omada"):
             is learned but the scale. ``{"ortho": 0.1}`` with ``ortho=0.0`` learns how much of Muon to be. ω's
             hypergradient is normalized: 0.1 is the length of a step when all hypergradients agree.
         bounds: boxes (low, high) of coefficients by name. The others keep theirs: MADA's, ω and ν [0, 1].
-        hyper_momentum, hyper_clip, hyper_warmup, hyper_every, hyper_per_group, foreach, maximize, capturable,
-            differentiable, fused, state_dtype, stochastic_rounding: see :class:`HypergradientOptimizer`.
+        others: see :class:`HypergradientOptimizer`.
 
     Raises:
         ValueError: a parameter of a group with ``matrices=True`` is not one, or ``use_muon`` says otherwise; a pattern
@@ -89,6 +111,7 @@ class OMADA(WithBetas, name="omada"):
     (True, 1)
     """
 
+    @with_options(OMADAOptions)
     def __init__(
         self,
         params: ParamsT | nn.Module,
@@ -96,42 +119,12 @@ class OMADA(WithBetas, name="omada"):
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
-        *,
-        beta3: float = 0.0,
-        rho: float = 1.0,
-        c: float = 1.0,
-        gamma: float = 1.0,
-        ortho: float = 1.0,
-        ortho_momentum: float = 0.95,
-        row_norm: float = 0.0,
-        row_beta: float = 0.95,
-        ns_steps: int | None = None,
-        ns_coefficients: Sequence[float] | None = None,
-        adjust_lr_fn: str = "match_rms_adamw",
-        hyper_lr: HyperLR = None,
-        hyper_momentum: float = 0.0,
-        hyper_clip: float = 10.0,
-        hyper_warmup: int = 0,
-        hyper_every: int = 1,
-        bounds: Bounds | None = None,
-        hyper_per_group: bool = False,
-        lion_betas: tuple[float, float] = (0.95, 0.98),
-        foreach: bool | None = None,
-        maximize: bool = False,
-        capturable: bool = False,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        state_dtype: torch.dtype | None = None,
-        stochastic_rounding: bool = False,
-        scale: Scale = True,
-        matrices: Mapping[str, bool] | None = None,
-        split: Mapping[str, Any] | None = None,
-        distribute: bool = False,
+        **options: Unpack[OMADAOptions],
     ) -> None:
+        matrices, split, distribute = options.pop("matrices"), options.pop("split"), options.pop("distribute")
         if not isinstance(distribute, bool):
             raise TypeError(f"distribute must be a bool, got {distribute!r}")
-        start = {"beta3": beta3, "rho": rho, "c": c, "gamma": gamma, "ortho": ortho, "row_norm": row_norm}
-        # Of the model that it was made from.
+        # The parameters of the model that the optimizer was made from.
         self._of_model: dict[Tensor, Parameter] = {}
         groups: Any = params
         if isinstance(params, nn.Module):
@@ -146,37 +139,9 @@ class OMADA(WithBetas, name="omada"):
         elif not isinstance(params, Tensor):
             groups = list(params)
             _warn_of_missing_marks(groups)
-        super().__init__(
-            groups,
-            OMADAFamily(distribute),
-            lr,
-            weight_decay,
-            start={**split_betas(betas), **start},
-            hyper_lr=hyper_lr,
-            hyper_momentum=hyper_momentum,
-            hyper_clip=hyper_clip,
-            hyper_warmup=hyper_warmup,
-            hyper_every=hyper_every,
-            bounds=bounds,
-            hyper_per_group=hyper_per_group,
-            foreach=foreach,
-            maximize=maximize,
-            capturable=capturable,
-            differentiable=differentiable,
-            fused=fused,
-            state_dtype=state_dtype,
-            stochastic_rounding=stochastic_rounding,
-            scale=scale,
-            eps=eps,
-            lion_betas=lion_betas,
-            ortho_momentum=ortho_momentum,
-            row_beta=row_beta,
-            ns_steps=ns_steps,
-            ns_coefficients=ns_coefficients,
-            adjust_lr_fn=adjust_lr_fn,
-        )
+        super().__init__(groups, OMADAFamily(distribute), lr, weight_decay, betas=betas, eps=eps, **options)
 
-    def _learn_scale(self, scale: bool | Mapping[str, float]) -> LearnedScale:
+    def _learn_scale(self, scale: Scale) -> LearnedScale:
         return LearnedScale(self, per=_kind, settings=_SEARCH, held=scale if isinstance(scale, Mapping) else None)
 
     def add_param_group(self, param_group: Group) -> None:
@@ -197,7 +162,7 @@ class OMADA(WithBetas, name="omada"):
             raise
 
     def _parts(self, param_group: Any) -> list[Any]:
-        """A parameter group as the user wrote it, with names and marks, as one or more groups."""
+        """Split a parameter group as the user wrote it into one or more groups with names and marks."""
         if not isinstance(param_group, dict) or "params" not in param_group:
             return [param_group]  # refused further on
         group: Group = {**param_group, "params": as_list(param_group["params"])}
@@ -218,11 +183,11 @@ class OMADA(WithBetas, name="omada"):
         return by_layout(group, self._layouts(), rest_first=True) or [group]
 
     def _layouts(self) -> dict[Tensor, Layout | None]:
-        """How matrices lie in the parameters of the model that it was made from."""
+        """Return how matrices lie in the parameters of the model that the optimizer was made from."""
         return {param: parameter.layout for param, parameter in self._of_model.items()}
 
     def _named(self, index: int, param: Any) -> Any:
-        """With the name that the parameter has in the model, or with one that says where it is."""
+        """Return a parameter with its name in the model, or with a name that says where it is."""
         if isinstance(param, tuple):
             return param
         known = self._of_model.get(param)
@@ -248,12 +213,12 @@ class OMADA(WithBetas, name="omada"):
 
 
 def _kind(group: Group) -> str:
-    """What a scale is for."""
+    """Return which of the two learned scales a parameter group has."""
     return "matrices" if group["matrices"] else "rest"
 
 
 def _read_mark(group: Group) -> bool:
-    """Whether a group with ``use_muon`` has matrices."""
+    """Return whether a group with ``use_muon`` has matrices."""
     use_muon = to_python(group["use_muon"])
     if not isinstance(use_muon, bool):
         raise ValueError(f"use_muon of a parameter group must be a bool, got {use_muon!r}")

@@ -34,6 +34,7 @@ from mada_optim.scale.around import (
 from mada_optim.scale.rate import ScaledRate, given_rate, plateau_of
 from mada_optim.scale.rule import ADAPTIVE, ScaleState, SearchSettings, learn
 from mada_optim.scale.way import TENSORS, VISIBLE, Way, follow
+from mada_optim.tables import Table, as_html
 from mada_optim.tensors.distributed import check_learnable, find_team, spread_like
 from mada_optim.warn import warn
 
@@ -208,10 +209,8 @@ class LearnedScale:
         return f"LearnedScale({self.describe()})"
 
     def _repr_html_(self) -> str:
-        """For notebooks."""
-        from mada_optim.history.notebook import scale_as_html
-
-        return scale_as_html(self)
+        """Show the same in a notebook, as a table."""
+        return as_html("LearnedScale", [as_table(self)])
 
     def hold(self) -> None:
         """End the search now: multiply the scales by the margin, hold them, and free what the search kept."""
@@ -479,3 +478,9 @@ class LearnedScale:
         else:
             self._held[key] = saved["held"]
             self._ways.clear()
+
+
+def as_table(scale: LearnedScale) -> Table:
+    """Return what a scale found, or how far its search is."""
+    state = f"so far, after {scale.steps} steps" if scale.searching else f"found in {scale.steps} steps"
+    return ("learning rate", state), [(str(kind), f"{value:.3g}") for kind, value in scale.values.items()]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 from tiny import tiny_config
 
 import mada_optim
-from mada_lab.cli.main import main
+from mada_lab.cli.main import COMMANDS, main
 from mada_lab.optimizers.registry import ENTRIES
 from mada_lab.run.folder import RunFolder
 from mada_lab.run.train import StepReport, train
@@ -20,7 +21,7 @@ MODEL = ["--layers", "1", "--heads", "2", "--width", "16", "--context", "16", "-
 TINY = [*MODEL, "--steps", "12", "--eval-every", "6", "--threads", "1"]
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["compare"], ["sweep"], ["report"], ["optimizers"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main([*command, "--help"])
@@ -28,12 +29,21 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: mada" in capsys.readouterr().out
 
 
-def test_help_imports_no_experiment() -> None:
-    code = "import sys, mada_lab.cli.main as c\ntry: c.main(['--help'])\nexcept SystemExit: print(sorted(sys.modules))"
+def test_help_waits_for_no_other_package() -> None:
+    code = """
+import sys
+from mada_lab.cli.main import COMMANDS, main
+for command in ([], *([name] for name in COMMANDS)):
+    try:
+        main([*command, "--help"])
+    except SystemExit:
+        pass
+packages = {name.partition(".")[0] for name in sys.modules}
+print("imported:", *sorted(packages - set(sys.stdlib_module_names) - {"__main__", "mada_lab"}))
+"""
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert "'transformers'" not in out
-    assert "'matplotlib'" not in out
-    assert "'plotly'" not in out
+    imported = out.splitlines()[-1].split()[1:]
+    assert not {"mada_optim", "matplotlib", "numpy", "plotly", "rich", "torch", "transformers"} & set(imported)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,6 +96,7 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--hyper-lr", "c=1", "c=2"], "hyper_lr must name each coefficient once, got 'c=1 c=2'"),
         (["train", "--resume", "nowhere"], "resume must be the folder of a run, got 'nowhere'"),
         (["train", "--resume", "x", "--lr", "1", "--steps", "2"], "leave out --lr, --steps"),
+        (["train", "--resume", "x", "--task", "vision"], "leave out --task\n"),
         (["compare", "--workers", "0"], "workers must be a positive integer, got 0"),
         (["compare", "--seeds", "0"], "seeds must be a list that is not empty"),
         (["compare", "--report", "nowhere"], "has no stage.json"),
@@ -188,7 +199,7 @@ def test_nothing_is_said_before_a_running_run_refuses(tmp_path: Path, capsys: py
     assert second.startswith("step 11/30")
 
 
-# Files to be written. tests/experiments/test_report.py and test_archive.py have more of it.
+# Files to be written. test_report.py and test_archive.py have more of it.
 
 COMPUTED_FIRST = {
     "bounds": ["bounds", "--steps", "100", "--dimension", "2", "--seeds", "1"],
@@ -226,3 +237,24 @@ def test_what_cannot_be_written_is_said_before_anything_is_computed(
 def online_once(never: Callable[..., None]) -> Callable[..., Any]:
     """A single step is played to check the settings."""
     return lambda slopes, *rest: play(slopes, *rest) if len(slopes) == 1 else never()
+
+
+def test_completion_knows_commands_options_and_what_they_mean() -> None:
+    pytest.importorskip("argcomplete")
+    assert complete("mada swe") == ["sweep"]
+    assert complete("mada train --weight") == ["--weight-decay"]
+    (explained,) = complete("mada train --weight", _ARGCOMPLETE_SHELL="zsh", _ARGCOMPLETE_SUPPRESS_SPACE="1")
+    assert explained == "--weight-decay:decoupled, on tensors of 2 and more dimensions (default: 0.1)"
+
+
+def complete(line: str, **variables: str) -> list[str]:
+    """Return what a shell would show for a line. argcomplete writes to the file descriptor 8."""
+    code = "import os\nos.dup2(1, 8)\nimport mada_lab.cli.main as c\nc.main()"
+    variables = {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_IFS": "\n",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+    } | variables
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | variables, capture_output=True, text=True)
+    return [completion.strip() for completion in done.stdout.splitlines()]

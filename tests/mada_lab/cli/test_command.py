@@ -6,20 +6,22 @@ import argparse
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from test_cli import TINY
 from tiny import tiny_config
 
-from mada_lab.cli.main import _parser, main
+from mada_lab.cli.main import COMMANDS, build_parser, main
 from mada_lab.report.page import write_report
 from mada_lab.run.folder import RunFolder
 from mada_lab.run.train import resolve
 
 pytestmark = pytest.mark.usefixtures("without_ray")
 
-COMMANDS = next(action for action in _parser()._actions if action.metavar == "COMMAND").choices
+PARSERS = next(action for action in build_parser()._actions if action.metavar == "COMMAND").choices
 
 
 def test_mada_alone_says_what_to_do_next(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,14 +40,24 @@ def examples(parser: argparse.ArgumentParser) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", [None, *COMMANDS])
 def test_the_help_of_each_command_has_examples_that_parse(name: str | None) -> None:
-    parser = _parser() if name is None else COMMANDS[name]
-    given = examples(parser)
-    assert given
-    for arguments in given:
-        parsed = _parser().parse_args([word.replace("NAME", "name") for word in arguments])
-        assert callable(parsed.run)
+    shown = examples(build_parser() if name is None else PARSERS[name])
+    assert shown
+    for arguments in shown:
+        parsed = build_parser().parse_args([word.replace("NAME", "name") for word in arguments])
+        assert parsed.command.__name__ == f"mada_lab.cli.{arguments[0]}"
     if name is not None:
-        assert any(arguments[0] == name for arguments in given)
+        assert any(arguments[0] == name for arguments in shown)
+
+
+def test_a_file_and_a_line_make_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    greet = ModuleType("mada_lab.cli.greet")
+    greet.SUMMARY, greet.EPILOG, greet.NEEDS = "greet", "examples:\n  mada greet\n", ()
+    greet.add_options = lambda parser: parser.add_argument("--name", help="(default: nobody)")
+    greet.run = lambda arguments: (0, {"name": getattr(arguments, "name", "nobody")})
+    monkeypatch.setitem(sys.modules, greet.__name__, greet)
+    monkeypatch.setattr("mada_lab.cli.main.COMMANDS", (*COMMANDS, "greet"))
+    assert document(capsys, "greet", "--name", "Ada") == {"name": "Ada"}
+    assert document(capsys, "greet") == {"name": "nobody"}
 
 
 def document(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:

@@ -80,7 +80,7 @@ def test_a_step_never_waits_for_the_device(row: Row, capturable, compiled, lr, m
 
 def test_capturing_needs_capturable(monkeypatch):
     """A graph that is captured otherwise replays one step count, seed and learning rate for ever."""
-    monkeypatch.setattr("mada_optim.optimizers.base.is_capturing", lambda device: True)
+    monkeypatch.setattr("mada_optim.optimizers.torch_protocols.is_capturing", lambda device: True)
     model = Net()
     optimizer = MADA(model.parameters(), hyper_warmup=0)
     with pytest.raises(RuntimeError, match="capturable=True in all parameter groups"):

@@ -98,8 +98,8 @@ def test_groups_share_their_coefficients_unless_told_otherwise():
         MADA([{"params": [weight()], "hyper_lr": 0.1}])
     with pytest.raises(ValueError, match="hyper_per_group is an argument of the optimizer"):
         MADA([{"params": [weight()]}, {"params": [weight()], "hyper_per_group": True}])
-    own = MADA([{"params": [weight()], "betas": (0.5, 0.9)}], hyper_per_group=True)
-    assert own.coefficients()["beta1"] == 0.5
+    optimizer = MADA([{"params": [weight()], "betas": (0.5, 0.9)}], hyper_per_group=True)
+    assert optimizer.coefficients()["beta1"] == 0.5
 
 
 def test_bad_group_in_the_middle_of_a_training_changes_nothing():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from problems import Net, loss_of, train
-from test_points import assert_equal, pair
+from test_presets import assert_equal, pair
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -138,10 +138,10 @@ def test_bad_betas_in_a_group_change_nothing(betas: Any):
 
 @pytest.mark.parametrize("make", [MADA, AVGrad, OMADA, load_optimizer("hyperadam")])
 def test_a_group_may_name_the_betas_that_all_share(make: Any):
-    own = make([weight()]).coefficients()
-    betas = [own["beta1"], own["beta2"]]
+    defaults = make([weight()]).coefficients()
+    betas = [defaults["beta1"], defaults["beta2"]]
     optimizer = make([{"params": [weight()], "betas": betas}, {"params": [weight()]}])
-    assert optimizer.coefficients(0) == optimizer.coefficients(1) == own
+    assert optimizer.coefficients(0) == optimizer.coefficients(1) == defaults
 
 
 def test_groups_may_differ_in_betas_where_they_are_not_learned():
@@ -272,9 +272,9 @@ def test_groups_have_betas_once_learning_has_stopped(by_hand: bool):
             group["hyper_lr"] = dict.fromkeys(step_sizes, 0.0)
     else:
         optimizer.freeze()
-    found = optimizer.coefficients()
+    before = optimizer.coefficients()
     schedule = lr_scheduler.OneCycleLR(optimizer, 1e-2, 20, max_momentum=0.97)
-    assert optimizer.coefficients() == {**found, "beta1": 0.97}
+    assert optimizer.coefficients() == {**before, "beta1": 0.97}
     cycle(model, optimizer, schedule, 5, first=5)
     for group in optimizer.param_groups:
         group["hyper_lr"] = step_sizes

@@ -55,7 +55,7 @@ def test_what_is_said_to_have_no_matrices_is_not_warned_of():
 @pytest.mark.parametrize("matrices", [{}, {"matrices": True}], ids=["alone", "with matrices"])
 def test_groups_written_for_muon(matrices: dict[str, bool]):
     model, twin = Deep(), Deep()
-    hidden = [set(matrix_parameters(one)) for one in (model, twin)]
+    hidden = [set(matrix_parameters(net)) for net in (model, twin)]
     groups = [
         {"params": [p for p in model.parameters() if p in hidden[0]], "use_muon": True, **matrices},
         {"params": [p for p in model.parameters() if p not in hidden[0]], "use_muon": False, "betas": (0.9, 0.95)},

@@ -101,9 +101,9 @@ def test_hypergradients_equal_finite_differences():
 
     h = 1e-5
     for index, name in enumerate(names):
-        found = learning.hypergradients()[name]
+        hypergradient = learning.hypergradients()[name]
         difference = (loss_with(index, h) - loss_with(index, -h)) / (2 * h)
-        assert found == pytest.approx(difference, rel=1e-5), name
+        assert hypergradient == pytest.approx(difference, rel=1e-5), name
 
 
 def test_resumes_bit_for_bit():
@@ -144,7 +144,7 @@ def test_groups_that_are_not_matrices():
 
 def test_a_loss_of_another_size_learns_the_same():
     """ω and the learned scale see no factor of the loss; at a vanishing ε the direction sees none either."""
-    found = []
+    learned = []
     for factor in (1.0, 1024.0):
         model = Deep(torch.float64)
         optimizer = OMADA(model, 1e-2, eps=1e-30, ortho=0.5, hyper_lr={"ortho": 0.1})
@@ -152,9 +152,9 @@ def test_a_loss_of_another_size_learns_the_same():
             optimizer.zero_grad()
             (factor * loss_of(model, step)).backward()
             optimizer.step()
-        found.append([optimizer.coefficients()["ortho"], *optimizer.scale.values.values()])
-    assert found[0] == pytest.approx(found[1], rel=1e-6)
-    assert found[0][0] != 0.5
+        learned.append([optimizer.coefficients()["ortho"], *optimizer.scale.values.values()])
+    assert learned[0] == pytest.approx(learned[1], rel=1e-6)
+    assert learned[0][0] != 0.5
 
 
 def test_by_default_it_finds_two_rates_whatever_is_given():

@@ -329,7 +329,7 @@ def test_a_gradient_that_autograd_conjugates_lazily():
 @pytest.mark.parametrize("shape", [(), (1,), (3,)], ids=str)
 def test_a_gradient_whose_sign_autograd_leaves_for_later(shape):
     """As that of an imaginary part behind torch.conj; its memory holds the opposite."""
-    found = []
+    results = []
     for make in (torch.optim.AdamW, load_optimizer("adamw")):
         real, imaginary = (nn.Parameter(torch.full(shape, value)) for value in (1.0, -1.0))
         optimizer = make([real, imaginary], lr=0.05)
@@ -338,20 +338,20 @@ def test_a_gradient_whose_sign_autograd_leaves_for_later(shape):
             (torch.complex(real, imaginary).conj() - (3 - 2j)).abs().square().sum().backward()
             assert imaginary.grad.is_neg() or shape == (3,)
             optimizer.step()
-        found.append((real.detach(), imaginary.detach()))
-    torch.testing.assert_close(*found)
+        results.append((real.detach(), imaginary.detach()))
+    torch.testing.assert_close(*results)
 
 
 def test_a_parameter_whose_memory_holds_the_opposite():
-    found = []
+    results = []
     for make in (torch.optim.AdamW, load_optimizer("adamw")):
         param = nn.Parameter(torch._neg_view(torch.linspace(-1, 1, 5)))
         optimizer = make([param], lr=0.1)
         for _ in range(3):
             param.grad = param.detach().resolve_neg().clone()
             optimizer.step()
-        found.append(param.detach().resolve_neg())
-    torch.testing.assert_close(*found)
+        results.append(param.detach().resolve_neg())
+    torch.testing.assert_close(*results)
 
 
 def test_tied_weights_are_one_parameter():

@@ -83,11 +83,11 @@ def test_autograd_through_a_step_is_the_hypergradient():
             fixed_optimizer.param_groups[0]["coefficients"] = q = q.clone().requires_grad_()
             fixed_optimizer.step()
         learner.step()
-    found = learner.hypergradients()
-    assert found is not None
+    hypergradients = learner.hypergradients()
+    assert hypergradients is not None
     loss = loss_of_parameters(twin, params, step=1)
     (wanted,) = torch.autograd.grad(loss, q)
-    assert list(found.values()) == pytest.approx(wanted.tolist(), rel=1e-9, abs=1e-15)
+    assert list(hypergradients.values()) == pytest.approx(wanted.tolist(), rel=1e-9, abs=1e-15)
 
 
 def loss_of_parameters(model: nn.Module, params: list[Tensor], step: int) -> Tensor:

@@ -95,7 +95,7 @@ def test_the_entries_run_in_torchs_machinery():
 
 @every_optimizer
 def test_bad_arguments(optimizer: Optimizer):
-    for params, kwargs, error, message in errors(CPU, torch.float32):
+    for params, kwargs, error, message in errors(optimizer, CPU, torch.float32):
         with pytest.raises(error, match=message):
             optimizer(params, **kwargs)
 

@@ -11,7 +11,9 @@ it learns them) is the default of a class, and the inputs are what torch's optim
 
 from __future__ import annotations
 
+import inspect
 import unittest
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,7 +46,8 @@ def optimizer_class(row: Row) -> type[HypergradientOptimizer]:
         base.__init__(self, params, *args, **{**row.kwargs, **kwargs})
 
     # Not the names of the classes, which are also those of torch's optimizers.
-    return type(f"MADA_{row.name.replace('-', '_')}", (base,), {"__init__": __init__, "__doc__": row.name})
+    name = f"MADA_{row.name.replace('-', '_')}"
+    return type(name, (base,), {"__init__": __init__, "__doc__": row.name, "__signature__": inspect.signature(base)})
 
 
 # Optimizer and whether it learns. Those that learn are not differentiable.
@@ -72,8 +75,10 @@ def inputs(device: str) -> dict[str, dict[str, Any]]:
     return chosen
 
 
-def errors(device: str, dtype: torch.dtype) -> list[tuple[Any, dict[str, Any], type[Exception], str]]:
-    """What the constructors refuse: parameters, arguments, error, pattern of its message."""
+def errors(
+    optimizer: type[HypergradientOptimizer], device: str, dtype: torch.dtype
+) -> list[tuple[Any, dict[str, Any], type[Exception], str]]:
+    """What the constructor refuses: parameters, arguments, error, pattern of its message."""
     weight, other = (Parameter(torch.randn(2, 3, device=device, dtype=dtype)) for _ in range(2))
     some = "some parameters appear in more than one parameter group"
     named = "should be with/without names"
@@ -96,7 +101,9 @@ def errors(device: str, dtype: torch.dtype) -> list[tuple[Any, dict[str, Any], t
         ({"foreach": True, "fused": True}, "foreach and fused cannot both be True"),
         ({"differentiable": True, "fused": True}, "differentiable and fused cannot both be True"),
     ]
-    return [*groups, *(([weight], kwargs, ValueError, message) for kwargs, message in arguments)]
+    taken = inspect.signature(optimizer).parameters.keys()
+    refused = [([weight], kwargs, ValueError, message) for kwargs, message in arguments if kwargs.keys() <= taken]
+    return [*groups, *refused]
 
 
 def entries() -> list[Any]:
@@ -115,13 +122,15 @@ def entries() -> list[Any]:
     def optim_inputs(device: str, dtype: torch.dtype | None = None) -> list[OptimizerInput]:
         return [OptimizerInput(params=None, kwargs=kwargs, desc=desc) for desc, kwargs in inputs(device).items()]
 
-    def optim_error_inputs(device: str, dtype: torch.dtype) -> list[ErrorOptimizerInput]:
+    def optim_error_inputs(
+        optimizer: type[HypergradientOptimizer], device: str, dtype: torch.dtype
+    ) -> list[ErrorOptimizerInput]:
         sparse = Parameter(torch.randn(2, 3, device=device, dtype=dtype))
         sparse.grad = torch.zeros_like(sparse).to_sparse()
         return [
             *(
                 ErrorOptimizerInput(OptimizerInput(params, kwargs, pattern), error_type=error, error_regex=pattern)
-                for params, kwargs, error, pattern in errors(device, dtype)
+                for params, kwargs, error, pattern in errors(optimizer, device, dtype)
             ),
             ErrorOptimizerInput(
                 OptimizerInput([sparse], {}, "sparse gradient"),
@@ -135,7 +144,7 @@ def entries() -> list[Any]:
         OptimizerInfo(
             optimizer,
             optim_inputs_func=optim_inputs,
-            optim_error_inputs_func=optim_error_inputs,
+            optim_error_inputs_func=partial(optim_error_inputs, optimizer),
             supported_impls=("foreach", "fused") if learns else ("foreach", "differentiable", "fused"),
             not_og_supported_flags=LATER_ARGUMENTS,
             supports_fused_on=("cpu", "cuda"),

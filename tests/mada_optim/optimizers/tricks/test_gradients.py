@@ -113,9 +113,9 @@ def test_accumulated_gradients_are_the_gradient_of_the_whole_batch(row: Row):
             (nn.functional.cross_entropy(model(x[rows]), y[rows]) / 4).backward()
         optimizer.step()
         train(whole_model, whole, 1, first=step)
-        found, expected = optimizer.hypergradients(), whole.hypergradients()
-        assert found == (expected and pytest.approx(expected, rel=1e-9, abs=1e-16))
-    assert (found is not None) == row.learns
+        hypergradients, expected = optimizer.hypergradients(), whole.hypergradients()
+        assert hypergradients == (expected and pytest.approx(expected, rel=1e-9, abs=1e-16))
+    assert (hypergradients is not None) == row.learns
     torch.testing.assert_close(everything(optimizer), everything(whole), rtol=1e-10, atol=1e-13)
 
 
@@ -182,9 +182,9 @@ def test_clipping_scales_the_hypergradient_as_it_scales_the_gradient(row: Row):
     before = optimizer.hypergradients()
     optimizer.step()
     clipped.step()
-    found = optimizer.hypergradients()
-    assert found != before
-    assert clipped.hypergradients() == pytest.approx({name: scale * h for name, h in found.items()}, rel=1e-9)
+    hypergradients = optimizer.hypergradients()
+    assert hypergradients != before
+    assert clipped.hypergradients() == pytest.approx({name: scale * h for name, h in hypergradients.items()}, rel=1e-9)
 
 
 @EVERY_ROW

@@ -68,12 +68,12 @@ def scheduled(model: Net, optimizer: torch.optim.Optimizer, schedule: Any, first
 
 def test_every_schedule_of_torch_is_in_the_table():
     classes = [*vars(lr_scheduler).values(), swa_utils.SWALR]
-    found = {
+    schedulers = {
         c.__name__
         for c in classes
         if inspect.isclass(c) and issubclass(c, lr_scheduler.LRScheduler) and not c.__name__.startswith(("_", "LRSch"))
     }
-    assert found == set(SCHEDULES)
+    assert schedulers == set(SCHEDULES)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

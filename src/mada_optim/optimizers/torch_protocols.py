@@ -1,0 +1,105 @@
+"""What the tools of torch expect of ``step()``: GradScaler, CUDA graphs, torch.distributed.checkpoint, clipping.
+
+These are functions of a :class:`mada_optim.HypergradientOptimizer`. Those that check raise before anything changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mada_optim.tensors.devices import device_of, has_values, is_capturing, number_dtype
+from mada_optim.tensors.distributed import any_process, local, place_gradient, tell_autograd, whole
+
+if TYPE_CHECKING:
+    from mada_optim.optimizers.base import HypergradientOptimizer
+
+
+def check_capture(optimizer: HypergradientOptimizer) -> None:
+    """Raise RuntimeError where a CUDA graph would replay the step count, seeds and learning rate of its capture."""
+    if all(group["capturable"] for group in optimizer.param_groups):
+        return
+    if is_capturing(device_of(_params(optimizer))):
+        raise RuntimeError(
+            f"{type(optimizer).__name__}: step() is being captured in a graph, which needs capturable=True in all "
+            "parameter groups; make the optimizer with capturable=True"
+        )
+
+
+def check_gradients(optimizer: HypergradientOptimizer) -> None:
+    """Raise RuntimeError or ValueError where a gradient cannot be used."""
+    is_scaled = getattr(optimizer, "grad_scale", None) is not None
+    for param, grad in _params_with_grad(optimizer):
+        if grad.layout != torch.strided:
+            raise RuntimeError(
+                f"{type(optimizer).__name__} does not support sparse gradients, got layout {grad.layout} "
+                f"for a parameter of shape {tuple(param.shape)}"
+            )
+        if is_scaled and grad.dtype.to_real() == torch.float16:
+            raise ValueError(
+                "torch.amp.GradScaler: gradients in float16 cannot be unscaled without losing what they are scaled "
+                "for; keep parameters in float32 and use torch.autocast"
+            )
+        place_gradient(param)
+
+
+def take_hyper_grad_scale(optimizer: HypergradientOptimizer) -> float | Tensor:
+    """Return ``hyper_grad_scale``, and reset it: it is for one step, even if that step is not taken."""
+    scale: Any = optimizer.hyper_grad_scale
+    if isinstance(scale, Tensor) and scale.numel() == 1:
+        scale = whole(scale.detach()).reshape(())
+    elif isinstance(scale, bool) or not isinstance(scale, Real):
+        raise TypeError(f"hyper_grad_scale must be a number or a tensor of one element, got {scale!r}")
+    else:
+        scale = float(scale)
+    optimizer.__dict__.pop("hyper_grad_scale", None)
+    return scale  # type: ignore[no-any-return]
+
+
+def is_phantom_step(optimizer: HypergradientOptimizer) -> bool:
+    """Return whether this call only wants the state to be there: torch.distributed.checkpoint's lr = 0, zero gradients.
+
+    Counting it as a step would change what a resumed run does.
+    """
+    if optimizer.state or any(group["lr"] != 0.0 for group in optimizer.param_groups):
+        return False
+    grads = [local(grad) for _, grad in _params_with_grad(optimizer)]
+    has_nonzero = any(bool(grad.any()) for grad in grads if has_values(grad.device))
+    if any(int(group["hyper_steps"]) for group in optimizer.param_groups):
+        # Other processes may have a state, and do not ask. Whoever wants one here has given all a gradient.
+        return bool(grads) and not has_nonzero
+    return not any_process(_params(optimizer), has_nonzero)
+
+
+def unscale(optimizer: HypergradientOptimizer) -> bool:
+    """Do what torch.amp.GradScaler leaves to the step by two attributes, and return whether to take the step."""
+    found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
+    grad_scale: Tensor | None = getattr(optimizer, "grad_scale", None)
+    if found_inf is not None and any_process(_params(optimizer), bool(found_inf)):
+        return False
+    if grad_scale is not None:
+        inverse = grad_scale.to(number_dtype(grad_scale.device)).reciprocal()
+        for _, grad in _params_with_grad(optimizer):
+            shard = local(grad)
+            shard.mul_(inverse.to(shard.device, torch.promote_types(shard.dtype.to_real(), torch.float32)))
+            tell_autograd([grad])
+    return True
+
+
+def forget_grad_scaler(optimizer: HypergradientOptimizer) -> None:
+    """Remove what torch.amp.GradScaler set for a step; it does so itself only after a step that succeeds."""
+    for name in ("grad_scale", "found_inf"):
+        optimizer.__dict__.pop(name, None)
+
+
+def _params(optimizer: HypergradientOptimizer) -> Iterator[Tensor]:
+    return (param for group in optimizer.param_groups for param in group["params"])
+
+
+def _params_with_grad(optimizer: HypergradientOptimizer) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return pairs of a parameter and its gradient."""
+    return ((param, param.grad) for param in _params(optimizer) if param.grad is not None)

@@ -1,0 +1,24 @@
+"""``mada_optim.cli``, under which the command ``mada`` was documented for ``torchrun -m``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from mada_optim import cli
+
+
+def test_the_former_module_warns_and_runs_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.warns(DeprecationWarning, match="use python -m mada_lab"):
+        assert cli.main(["optimizers"]) == 0
+    assert "avgrad " in capsys.readouterr().out
+
+
+def test_the_former_module_is_still_run_by_python() -> None:
+    command = [sys.executable, "-m", "mada_optim.cli", "pack", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "DeprecationWarning: mada_optim.cli is deprecated; use python -m mada_lab" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("mada: ")
