@@ -82,13 +82,13 @@ def split_betas(betas: Any) -> dict[str, Any]:
 
 
 def fixed_betas(group: Mapping[str, Any]) -> dict[str, float]:
-    """The betas that a parameter group holds, by name, but for those that are learned."""
+    """Return the betas that a parameter group holds, by name, without those that are learned."""
     betas = split_betas(group["betas"]) if "betas" in group else {}
     return {name: value for name, value in betas.items() if value is not None}
 
 
 def learned_betas(group: Mapping[str, Any]) -> list[str]:
-    """Which of β1 and β2 are learned in a parameter group."""
+    """Return which of β1 and β2 are learned in a parameter group."""
     step_sizes = group.get("hyper_lr")
     return [name for name in BETAS if step_sizes.get(name, 0.0) > 0.0] if isinstance(step_sizes, Mapping) else []
 
@@ -196,7 +196,7 @@ def take_up_betas(family: Family, groups: Sequence[Group]) -> None:
 
 
 def _replace(family: Family, values: Tensor, betas: Sequence[float | None]) -> Tensor:
-    """Put betas into the values of coefficients, in place and without waiting for the device."""
+    """Write betas into the values of all coefficients, in place and without waiting for the device."""
     for index, beta in zip(_indices(family), betas, strict=True):
         if beta is not None:
             values[index].fill_(beta)
