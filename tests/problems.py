@@ -8,16 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mada_optim import MADA, OMADA, AVGrad, HypergradientOptimizer, load_optimizer
+from mada_optim import MADA, OMADA, AVGrad, HypergradientOptimizer, MADAFamily, OMADAFamily, load_optimizer
 
+# MADA's coefficients where they start, which is Adam's point.
+ADAM = {coefficient.name: coefficient.default for coefficient in MADAFamily.coefficients}
+# Those that are arguments of their own, beside betas.
+STARTS = [name for name in ADAM if name not in ("beta1", "beta2")]
 # Every coefficient inside its box, none neutral.
 INTERIOR = {"beta1": 0.8, "beta2": 0.9, "beta3": 0.3, "rho": 0.4, "c": 0.6, "gamma": 0.7}
 # Step sizes with which OMADA learns all that it can.
 OMADA_HYPER_LR = {
     **{"beta1": 5e-4, "beta2": 5e-4},
-    **dict.fromkeys(("beta3", "rho", "c", "gamma", "ortho", "row_norm"), 0.1),
+    **{each.name: 0.1 for each in OMADAFamily.coefficients if each.name not in ("beta1", "beta2")},
 }
-ADAM = {"beta1": 0.9, "beta2": 0.999, "beta3": 0.0, "rho": 1.0, "c": 1.0, "gamma": 1.0}
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,8 @@ TABLE = [
         7,
         learns=True,
         kwargs={
-            "betas": (0.8, 0.9),
-            "beta3": 0.3,
-            "rho": 0.4,
-            "c": 0.6,
-            "gamma": 0.7,
+            "betas": (INTERIOR["beta1"], INTERIOR["beta2"]),
+            **{name: INTERIOR[name] for name in STARTS},
             "hyper_warmup": 0,
             "hyper_momentum": 0.5,
         },

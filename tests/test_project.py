@@ -1,4 +1,4 @@
-"""Every gate of make check can fail, the sdist holds what its tests need, links between files lead there."""
+"""Every gate of make check can fail, the sdist holds what its tests need, links and paths in documents lead there."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import mada_optim
 
 REPOSITORY = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -133,3 +135,44 @@ def test_links_between_files_lead_there(page: Path) -> None:
     """On pages that mkdocs does not build."""
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text("utf-8")):
         assert (page.parent / target).exists(), target
+
+
+# A path between backticks: it has a slash, or the ending of a file.
+NAMED_PATH = re.compile(r"`([\w.-]+/[\w./-]*|[\w-]+\.(?:py|cpp|md|toml|yml))`")
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_paths_that_a_document_names_exist(page: str) -> None:
+    """From the repository, or from a folder in it."""
+    folders = ("src", "tests", "docs", "examples", "experiments", "mada-optax")
+    files = [path for folder in folders for path in (REPOSITORY / folder).rglob("*")]
+    files += [*REPOSITORY.glob("*"), *map(REPOSITORY.joinpath, folders)]
+    known = ["/" + path.relative_to(REPOSITORY).as_posix() for path in files]
+    named = NAMED_PATH.findall((REPOSITORY / page).read_text("utf-8"))
+    assert len(named) > 25
+    assert [path for path in named if not any(each.endswith("/" + path.rstrip("/")) for each in known)] == []
+
+
+def test_the_citation_is_of_this_version() -> None:
+    """And cites the paper as README.md does."""
+    yaml = pytest.importorskip("yaml")
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text("utf-8"))
+    assert citation["version"] == mada_optim.__version__
+    released = re.findall(r"^## ([\d.]+) - ([\d-]+)$", (REPOSITORY / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert (citation["version"], citation["date-released"]) in released
+    (paper,) = citation["references"]
+    authors = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
+    assert f"author = {{{authors}}}" in " ".join((REPOSITORY / "README.md").read_text("utf-8").split())
+
+
+@pytest.mark.parametrize(
+    "form", sorted((REPOSITORY / ".github" / "ISSUE_TEMPLATE").glob("*_*.yml")), ids=lambda form: form.stem
+)
+def test_an_issue_form_asks_for_something(form: Path) -> None:
+    """GitHub ignores a form without these fields, or in which two fields have one id."""
+    yaml = pytest.importorskip("yaml")
+    content = yaml.safe_load(form.read_text("utf-8"))
+    assert content.keys() >= {"name", "description", "body"}
+    fields = [field for field in content["body"] if field["type"] != "markdown"]
+    assert len({field["id"] for field in fields}) == len(fields) > 2
+    assert all(field["attributes"]["label"] for field in fields)

@@ -43,7 +43,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Former names."""
+    """Return what a former name stands for, with a warning."""
     if name == "is_special":
         warn("mada_optim.is_special is called is_frozen_at now", DeprecationWarning)
         return is_frozen_at

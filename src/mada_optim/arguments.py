@@ -1,4 +1,4 @@
-"""Arguments as users write them, numbers above all: Python's own, numpy's, tensors'."""
+"""Arguments as users write them: numbers of Python and numpy, and tensors."""
 
 from __future__ import annotations
 

@@ -10,11 +10,13 @@ import statistics
 import time
 from pathlib import Path
 
-from mada_optim.experiments.config import OptimizerConfig, RunConfig
-from mada_optim.experiments.run_folder import RunFolder, read_json
-from mada_optim.experiments.stats import mean_interval
-from mada_optim.experiments.train import train
-from mada_optim.tasks.language import LanguageConfig
+from mada_lab.files import read_json
+from mada_lab.optimizers.config import OptimizerConfig
+from mada_lab.run.config import RunConfig
+from mada_lab.run.folder import RunFolder
+from mada_lab.run.train import train
+from mada_lab.stats import mean_interval
+from mada_lab.tasks.language import LanguageConfig
 
 # The authors' for language models, then MADA's defaults.
 PAPER = {"beta1": 5e-4, "beta2": 5e-4, "beta3": 0.1, "rho": 0.1, "c": 0.1, "gamma": 0.1}

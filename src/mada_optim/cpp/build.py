@@ -1,6 +1,6 @@
-"""Builds and loads C++ sources, in about a second each, with the C++ compiler of the machine.
+"""C++ sources compiled by the machine's compiler, in about a second each, and loaded.
 
-That is ``CXX``, or c++, g++, clang++. Libraries are kept in the folder of :mod:`mada_optim.cpp.cache`.
+The compiler is ``CXX``, or else c++, g++ or clang++. Libraries stay in the folder of :mod:`mada_optim.cpp.cache`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch
 
 from mada_optim.cpp.cache import cached
 
-# Of the source, which g++ writes below an error.
+# A line of the source, which g++ writes below an error.
 _EXCERPT = re.compile(r"\s*\d*\s+\|")
 
 
 def compiled(name: str, source: str, *definitions: str) -> ctypes.CDLL:
-    """The library of a C++ source, built if it is not in the cache.
+    """Return the library of a C++ source. Build it if it is not in the cache.
 
     Args:
         name: with which the library's file begins.

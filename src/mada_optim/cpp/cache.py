@@ -1,7 +1,7 @@
-"""Where compiled libraries are kept: in a folder that nobody but the user can write to, since libraries are executed.
+"""The folder of compiled libraries. Only the user can write to it, since libraries are executed.
 
-That is ``MADA_CACHE_DIR`` (default: ``$XDG_CACHE_HOME/mada-optim`` or ``~/.cache/mada-optim``). If it cannot be used,
-it is a folder of the user's own under the temporary directory.
+The folder is ``MADA_CACHE_DIR`` (default: ``$XDG_CACHE_HOME/mada-optim`` or ``~/.cache/mada-optim``). If it cannot be
+used, the libraries go to a folder of the user's own under the temporary directory.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""β1 and β2 as options of a parameter group, which they are, as AdamW's betas, while β1 is not learned.
+"""β1 and β2 as options of a parameter group, as AdamW's betas are.
 
-A group then has "betas", a pair of floats; the second is None where β2 is learned. Users and schedulers may write
-others there, for one group or for all: the next step uses them. While β1 is learned, the group has no such key, and
-writing it is an error: the coefficients hold the values, and learning moves them.
+While β1 is not learned, a group has "betas", a pair of floats. The second is None where β2 is learned. Users and
+schedulers may write others there, for one group or for all: the next step uses them. While β1 is learned, the group has
+no such key, and writing it is an error: the coefficients hold the values, and learning moves them.
 
-The coefficients that groups share hold the betas of the first group. A step that waits for its hypergradient is settled
-with the betas with which it was taken, "previous_betas".
+The coefficients that groups share hold the betas of the first group. A pending step is completed with the betas with
+which it was taken, "previous_betas".
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def without_effect(betas: Any) -> str:
 
 
 def split_betas(betas: Any) -> dict[str, Any]:
-    """Return betas by name. Raises ValueError where they are not two."""
+    """Return betas by name. Raise ValueError where they are not two."""
     pair = to_python(betas)
     if not isinstance(pair, tuple) or len(pair) != len(BETAS):
         raise ValueError(f"betas must be two numbers (beta1, beta2), got {betas!r}")

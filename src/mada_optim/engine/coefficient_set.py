@@ -66,7 +66,7 @@ class CoefficientSet:
 
     @property
     def values(self) -> Tensor:
-        """q, shape (K,)."""
+        """The values q of all coefficients, shape (K,)."""
         values: Tensor = self._shared["coefficients"]
         return values
 

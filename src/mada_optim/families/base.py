@@ -97,7 +97,7 @@ class Family(ABC):
 
     @property
     def name(self) -> str:
-        """Recorded in checkpoints, so that the state of one family is never loaded into another."""
+        """The family's name in checkpoints: the state of one family is never loaded into another."""
         return type(self).__name__
 
     @abstractmethod

@@ -53,7 +53,7 @@ class MADAFamily(Family):
 
     coefficients: ClassVar[tuple[Coefficient, ...]] = (
         _decay("beta1", "β1", "decay of the average of gradients", 0.9, (0.01, 0.99), hyper_lr=5e-4),
-        # Not learned unless the user wants it: measured, that costs what the others gain.
+        # Frozen by default: learning β2 cancels the gain of the others (docs/results/2026-11-24-defaults).
         _decay("beta2", "β2", "decay of the average of squared gradients", 0.999, (0.5, 0.999), hyper_lr=0.0),
         _decay("beta3", "β3", "share of Adan's differences", 0.0, (0.0, 0.99), hyper_lr=0.1, frozen_at=(0.0,)),
         _share("rho", "ρ", "second moment: 1 is Adam's, 0 AVGrad's average of it", frozen_at=(1.0,)),

@@ -22,9 +22,9 @@ def root(x: Tensor) -> Tensor:
 
 
 def cut(grad: Tensor) -> Tensor:
-    """Gradients whose square, or what is computed from it, would overflow, cut to the largest one that is safe.
+    """Return gradients, cut where their square, or what is computed from it, would overflow: 7.2e16 in float32.
 
-    That is 7.2e16 in float32. What is not finite becomes NaN, so that it is seen.
+    What is not finite becomes NaN, so that it is seen.
 
     >>> cut(torch.tensor([1.0, -1e30, float("inf")]))
     tensor([ 1.0000e+00, -7.2058e+16,         nan])

@@ -1,4 +1,4 @@
-"""Another family's direction and the orthogonalized momentum, mixed; OMADA's family is MADA's, so mixed."""
+"""Mixtures of a family's direction with the orthogonalized momentum. OMADA's family mixes MADA's with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How coefficients, scales and learning rates are called where people read them, and their values in short."""
+"""Symbols of coefficients, scales and learning rates in texts and figures, and their values in short."""
 
 from __future__ import annotations
 

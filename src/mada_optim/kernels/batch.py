@@ -61,7 +61,7 @@ class Batch:
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which the arithmetic is done."""
+        """The dtype of the arithmetic."""
         return torch.promote_types(self.params[0].dtype.to_real(), torch.float32)
 
     def refresh(self) -> None:

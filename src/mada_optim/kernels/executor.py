@@ -1,4 +1,4 @@
-"""What carries out a pass: the interface that each backend fulfils, and how results are stored."""
+"""The interface of a backend, which runs passes, and how it stores their results."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Executor(ABC):
 def to_store(
     batch: Batch, values: Mapping[str, Tensor], stored: Mapping[str, Tensor], seed: int | Tensor
 ) -> dict[str, Tensor]:
-    """New values as they are to be stored, in any order: rounded, and not in the memory of what is overwritten.
+    """Return new values as they are to be stored, in any order: rounded, and not in memory that is overwritten.
 
     Args:
         batch: to which they belong.

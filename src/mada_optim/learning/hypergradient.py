@@ -27,7 +27,7 @@ def align_and_advance(
     learned: Sequence[str],
     step: Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """∂/∂q ⟨g_{t+1}, Δ_t(q)⟩ for one tensor, and its buffers after step t.
+    """Return ∂/∂q ⟨g_{t+1}, Δ_t(q)⟩ for one tensor, and its buffers after step t.
 
     Args:
         family: whose update is differentiated.

@@ -133,7 +133,7 @@ def _descend(
     due: Tensor,
     normalized: Tensor | None = None,
 ) -> None:
-    """:meth:`LearningRule.learn`, all of whose arguments are tensors. ``normalized``: which coefficients are."""
+    """Do what :meth:`LearningRule.learn` says, with tensors alone. ``normalized``: which coefficients are."""
     finite = torch.isfinite(h).all()
     descent = mu * momentum + torch.minimum(torch.maximum(h, -clip), clip)
     before = LearnedTensors(values, momentum, square, taken)
@@ -151,7 +151,7 @@ def _descend(
 def _normalize(
     before: LearnedTensors, plain: LearnedTensors, h: Tensor, alpha: Tensor, normalized: Tensor
 ) -> LearnedTensors:
-    """What ``plain`` gradient descent makes of ``before``, but for coefficients that are normalized."""
+    """Return what ``plain`` gradient descent makes of ``before``, except for coefficients that are normalized."""
     taken = plain.taken.to(h.dtype)
     mean = MEAN_DECAY * before.momentum + (1 - MEAN_DECAY) * h
     square = SQUARE_DECAY * before.square + (1 - SQUARE_DECAY) * h * h
@@ -162,7 +162,7 @@ def _normalize(
 
 
 def _number(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """On the device, without waiting for it."""
+    """Return a number as a tensor on the device, without waiting for it."""
     if isinstance(value, Tensor):
         return move_numbers(value, device)
     return _constant(value, torch.bool if isinstance(value, bool) else dtype, device)
@@ -177,7 +177,7 @@ def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 def _on_device(
     step_sizes: tuple[float, ...], boxes: tuple[tuple[float, float], ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Step sizes, lower and upper bounds, copied to the device once: each copy waits for it."""
+    """Return step sizes, lower and upper bounds, copied to the device once: each copy waits for it."""
     rows = (step_sizes, *zip(*boxes, strict=True))
     alpha, low, high = (torch.tensor(row, dtype=dtype, device="cpu").to(device) for row in rows)
     return alpha, low, high

@@ -26,7 +26,7 @@ def orthogonalize(
     ns_coefficients: Sequence[float] | None = None,
     adjust_lr_fn: str = "match_rms_adamw",
 ) -> list[Tensor]:
-    """U Vᵀ, nearly, for each of the matrices U S Vᵀ, times a factor that depends on its shape.
+    """Return U Vᵀ, nearly, for each of the matrices U S Vᵀ, times a factor that depends on its shape.
 
     The iteration works in bfloat16, and in float32 on the CPU. The default factor, 0.2 √max(rows, columns), gives the
     elements the root mean square of AdamW's step, 0.2, so that both share a learning rate (Liu et al., "Muon is

@@ -194,7 +194,7 @@ def _runs(spread: Spread, longest: int) -> list[Ranges]:
 
 
 def _cost(shape: torch.Size, layout: Layout) -> int:
-    """Proportional to the products of matrices in an iteration on the smaller side."""
+    """Return a cost in proportion to the products of matrices in an iteration on the smaller side."""
     count, matrix = (shape[0], shape[1:]) if layout.stacked else (1, shape)
     short, long = sorted((matrix[0], math.prod(matrix[1:])))
     return count * short**2 * (short + long)
@@ -230,7 +230,7 @@ def _message(views: list[list[View]]) -> Message:
 
 
 def box_size(box: Box) -> int:
-    """Number of its elements."""
+    """Return the number of elements of a box."""
     return math.prod(side.stop - side.start for side in box)
 
 
@@ -239,7 +239,7 @@ def _holders(spread: Spread, ranges: tuple[Ranges, ...]) -> list[int]:
 
 
 def _overlap(held: Ranges, wanted: Ranges) -> list[tuple[slice, slice]]:
-    """Where the elements lie that two sets of ranges have in common: in the first and in the second."""
+    """Return where the elements lie that two sets of ranges have in common: in the first and in the second."""
     overlap = []
     before = 0
     for start, stop in held:

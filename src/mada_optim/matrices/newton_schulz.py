@@ -48,7 +48,7 @@ def working_dtype(device: torch.device) -> torch.dtype:
 
 
 def newton_schulz(batch: Tensor, steps: int | None = None, coefficients: Sequence[float] | None = None) -> Tensor:
-    """U Vᵀ, nearly, for each matrix U S Vᵀ of a batch.
+    """Return U Vᵀ, nearly, for each matrix U S Vᵀ of a batch.
 
     In float32, with neither ``steps`` nor ``coefficients``, singular values of at least 0.0014 (Σ σ⁴)^¼ end between
     0.73 and 1.15. That is at most 0.0014 n^¼ times the largest, with n the shorter side. In bfloat16, or with one of

@@ -22,7 +22,7 @@ def multiply(
     diagonal: float = 0.0,
     symmetric: bool = False,
 ) -> Tensor:
-    """α A B + β C + δ I for each of many matrices.
+    """Return α A B + β C + δ I for each of many matrices.
 
     ``products.cpp`` computes float32 on the CPU where a C++ compiler is found. There a symmetric product costs little
     more than half, and a matrix gives the same bits whatever batch it is in and however many threads there are.

@@ -58,7 +58,7 @@ _Work = Callable[[list[Any], Layout, _Orthogonalize], Sequence[Tensor]]
 def orthogonalize_shared(
     tensors: Sequence[Tensor], layout: Layout, distribute: bool = False, **options: Any
 ) -> list[Tensor]:
-    """As :func:`orthogonalize`, also for DTensors, whose ranks divide the work.
+    """Orthogonalize as :func:`orthogonalize` does, and DTensors, whose ranks divide the work.
 
     Each matrix is orthogonalized by one rank, such that all ranks of a mesh have about the same to compute. A rank that
     holds whole matrices, of its experts or of copies, orthogonalizes those and sends nothing.
@@ -103,17 +103,17 @@ def _work_for(tensor: Tensor, layout: Layout, distribute: bool) -> tuple[Any, ..
 
 
 def _alone(tensors: Sequence[Tensor], layout: Layout, orthogonalize: _Orthogonalize) -> list[Tensor]:
-    """This rank does not know of others that have them."""
+    """Orthogonalize tensors of which this rank does not know that others have them."""
     return orthogonalize(tensors, layout)
 
 
 def _left_alone(tensors: Sequence[Tensor], layout: Layout, orthogonalize: _Orthogonalize) -> Sequence[Tensor]:  # noqa: ARG001
-    """This rank is not on their mesh and holds nothing of them."""
+    """Return tensors as they are: this rank is not on their mesh and holds nothing of them."""
     return tensors
 
 
 def _gathered(tensors: Sequence[Tensor], layout: Layout, orthogonalize: _Orthogonalize) -> list[Tensor]:
-    """Every rank gathers and orthogonalizes all, one tensor after the other."""
+    """Gather and orthogonalize all tensors on every rank, one after the other."""
     return [
         scatter_like(direction, tensor) for tensor in tensors for direction in orthogonalize([whole(tensor)], layout)
     ]
@@ -189,7 +189,7 @@ def _send(
 
 
 def _sent_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """That of the tensors on the CPU; elsewhere that of the iteration, bfloat16, which halves what is sent."""
+    """Return the dtype that is sent: on the CPU the tensors' own, elsewhere bfloat16, that of the iteration."""
     return dtype if device.type == "cpu" else working_dtype(device)
 
 

@@ -101,7 +101,7 @@ def _is_factor(name: str) -> Callable[[Site], bool]:
 
 
 def _is_magnitude(site: Site) -> bool:
-    """weight_norm's lengths of rows, and DoRA's."""
+    """Whether a weight holds lengths of rows: weight_norm's and DoRA's."""
     use = site.use
     normalized = use.part.endswith("_g") or (
         use.part == "original0" and any(has_class(child, "^_WeightNorm$") for child in _children(use.parametrization))
@@ -178,7 +178,7 @@ def _experts_in_rows(site: Site) -> Layout:
 
 
 def _has_heads_in_columns(site: Site) -> bool:
-    """XLNet's weights, (width, heads, width of a head)."""
+    """Whether a weight is XLNet's, of shape (width, heads, width of a head)."""
     return site.use.param.dim() == 3 and has_class(site.use.module, "^XLNet.*Attention$|^Funnel.*Attention$")
 
 
@@ -402,7 +402,7 @@ def _as_said(name: str, param: Tensor, mark: bool | None, said: Layout | None, l
 def _by_pattern(
     argument: str, values: Mapping[str, Any], names: Mapping[Tensor, str], uses: Mapping[Tensor, list[Use]]
 ) -> dict[Tensor, Any]:
-    """Values by parameter, whose names, with or without those of wrappers, match the patterns."""
+    """Return values by parameter. Names match the patterns with or without the names of wrappers."""
     by_param: dict[Tensor, Any] = {}
     for pattern, value in values.items():
         if argument == "matrices" and not isinstance(value, bool):

@@ -88,7 +88,7 @@ def evaluate_closure(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, 
     evaluated = [loss]
 
     def once() -> Any:
-        """Optimizers that evaluate a closure again (SAM) mean a new evaluation."""
+        """Return the loss that is known, then evaluate anew, as optimizers want that call a closure again (SAM)."""
         return evaluated.pop() if evaluated else closure()
 
     rest = {name: value for name, value in kwargs.items() if name != "closure"}

@@ -1,7 +1,7 @@
 """The learning rate that nobody has to guess: a scale of the whole way, found in the first steps, then held.
 
 :class:`LearnedScale` works on any ``torch.optim.Optimizer``, through its hooks. It knows nothing of families or of the
-hypergradients of coefficients. Of the kernels it uses how they arrange tensors in blocks.
+hypergradients of coefficients.
 """
 
 from __future__ import annotations

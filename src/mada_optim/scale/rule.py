@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-# Of the running means of h and h², as Adam's defaults but with a shorter memory.
+# Decays of the running means of h and h², as Adam's defaults but with a shorter memory.
 MEAN_DECAY = 0.9
 SQUARE_DECAY = 0.99
 
@@ -87,7 +87,7 @@ class ScaleState:
 
     @property
     def value(self) -> float:
-        """κ."""
+        """The scale κ."""
         return math.exp(self.log_value)
 
     @property

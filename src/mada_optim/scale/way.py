@@ -59,7 +59,7 @@ class Way:
         return mine == (here.dtype, here.device, here.shape, visible)
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name, for a state_dict."""
+        """Return what is kept by name, for a state_dict."""
         kept = dict(zip(TENSORS, (self.initial, self.mean, self.gone), strict=True))
         return {name: tensor for name, tensor in kept.items() if tensor is not None}
 
@@ -72,7 +72,7 @@ class Way:
         return way
 
     def collect_visible_step(self, param: Tensor, scale: float) -> None:
-        """After a step from x_1 - κ W that was VISIBLE times as long as in W: add it to W, put it at x_1 - κ W."""
+        """Add a step to W that was VISIBLE times as long as it counts, and put the parameter at x_1 - κ W."""
         if self.gone is None:
             return
         x, initial, gone = (local(tensor) for tensor in (_real(param), self.initial, self.gone))

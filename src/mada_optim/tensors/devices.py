@@ -57,13 +57,13 @@ def device_of(params: Iterable[Tensor]) -> torch.device:
 
 
 def device_with_values(params: Iterable[Tensor]) -> torch.device:
-    """Where numbers keep their values until the next step: with the parameters, or on the host for those on meta."""
+    """Return where numbers keep their values until the next step: with the parameters, or on the host for meta ones."""
     device = device_of(params)
     return device if has_values(device) else torch.device("cpu")
 
 
 def move_numbers(numbers: Tensor, device: torch.device) -> Tensor:
-    """Numbers on a device, in its precision: integers in int64, truth values as they are."""
+    """Return numbers on a device, in its precision: integers in int64, truth values as they are."""
     if not numbers.is_floating_point():
         return numbers.to(device, numbers.dtype if numbers.dtype == torch.bool else torch.int64)
     dtype = number_dtype(device)

@@ -36,17 +36,17 @@ def is_dtensor(tensor: object) -> TypeGuard[DTensor]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that is on this process; shares its memory."""
+    """Return the part of a tensor that is on this process; it shares its memory."""
     if not is_dtensor(tensor):
         return tensor
     part = tensor.to_local()
-    # Of a communication that is still under way; kernels that work on its memory would not know.
+    # A communication may still be under way, of which kernels that work on the memory would not know.
     wait = getattr(part, "wait", None)
     return part if wait is None else wait()
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, gathered from the processes over which it is spread."""
+    """Return all of a tensor, gathered from the processes over which it is spread."""
     return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
@@ -147,7 +147,7 @@ def tell_autograd(tensors: Iterable[Tensor]) -> None:
 
 
 def parts(param: Tensor) -> int:
-    """Into how many parts a parameter is cut. There may be several copies of each."""
+    """Return into how many parts a parameter is cut. There may be several copies of each."""
     if not is_dtensor(param):
         return 1
     mesh = param.device_mesh
@@ -267,7 +267,7 @@ class Team:
     device: torch.device
 
     def share(self, param: Tensor) -> float:
-        """By what to multiply the process's own part of a sum over all elements of ``param``, before :meth:`sum`."""
+        """Return the factor of this process's part of a sum over all elements of ``param``, before :meth:`sum`."""
         return parts(param) / self.size
 
     @property
@@ -349,7 +349,7 @@ def any_process(params: Iterable[Tensor], is_true: bool) -> bool:
 
 
 def _meshes(params: Iterable[Tensor]) -> list[DeviceMesh]:
-    """In the order in which they come, which is the same on every process."""
+    """Return the meshes of DTensors in their order, which is the same on every process."""
     return list(dict.fromkeys(param.device_mesh for param in params if is_dtensor(param)))
 
 

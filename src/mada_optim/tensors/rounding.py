@@ -40,7 +40,7 @@ def _finalize(x: int) -> int:
 
 
 def round_stochastically(values: Tensor, seed: int | Tensor) -> Tensor:
-    """float32 to bfloat16, to one of the two neighbours, so that the expectation is the value.
+    """Round float32 to bfloat16, to one of the two neighbours, so that the expectation is the value.
 
     Infinities and NaN stay what they are. The noise is a function of ``seed`` and of an element's position: the same
     on every process and after a resume.

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from problems import STARTS
 from torch import nn
 
 from mada_lab.cli import train
@@ -90,7 +91,7 @@ def test_step_sizes_of_coefficients_are_those_that_the_help_states() -> None:
     (text,) = DESCRIBED["--hyper-lr"]
     stated = re.fullmatch("(.*) for beta1, 0 for beta2, (.*) for the others", text)
     assert stated is not None
-    step_sizes = [f"beta1={stated[1]}", *(f"{name}={stated[2]}" for name in ("beta3", "rho", "c", "gamma"))]
+    step_sizes = [f"beta1={stated[1]}", *(f"{name}={stated[2]}" for name in STARTS)]
     assert outcome("train", "--hyper-lr", *step_sizes) == outcome("train")
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from problems import IDS, TABLE, Net, Row, loss_of, train
 
-from mada_optim import MADA, OMADA, History, LearnedScale
+from mada_optim import MADA, OMADA, History, LearnedScale, MADAFamily
 from mada_optim.history import readings
 
 
@@ -237,8 +237,8 @@ def test_the_picture_of_coefficients_and_rates():
     top, below = drawn(MADA, lr=0.01, hyper_warmup=0)
     assert top.get_title(loc="left") == "What MADA became"
     assert (top.get_ylabel(), below.get_ylabel(), below.get_xlabel()) == ("coefficient", "learning rate in use", "step")
-    assert {text.get_text().split("  ")[0] for text in top.texts} == {"β1", "β2", "β3", "ρ", "c", "γ"}
-    assert len(top.lines) == 6
+    assert {text.get_text().split("  ")[0] for text in top.texts} == {each.symbol for each in MADAFamily.coefficients}
+    assert len(top.lines) == len(MADAFamily.coefficients)
     assert below.get_yscale() == "log"
 
 

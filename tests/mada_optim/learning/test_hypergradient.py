@@ -6,14 +6,13 @@ import copy
 
 import pytest
 import torch
-from problems import ADAM, INTERIOR, Net, loss_of, train
+from problems import ADAM, INTERIOR, STARTS, Net, loss_of, train
 from torch.func import functional_call
 from twin import Twin, closed_form_alignment
 
-from mada_optim import MADA
+from mada_optim import MADA, MADAFamily
 
-LOW = {"beta1": 0.01, "beta2": 0.5, "beta3": 0.0, "rho": 0.0, "c": 0.0, "gamma": 0.0}
-HIGH = {"beta1": 0.99, "beta2": 0.999, "beta3": 0.99, "rho": 1.0, "c": 1.0, "gamma": 1.0}
+LOW, HIGH = ({each.name: each.box[end] for each in MADAFamily.coefficients} for end in (0, 1))
 POINTS = {"adam": ADAM, "interior": INTERIOR, "low": LOW, "high": HIGH}
 LR, WD = 0.01, 0.1
 # Learned, and therefore differentiated, but never moved by an amount that could be seen.
@@ -21,7 +20,7 @@ STILL = 1e-300
 
 
 def make(model: Net, q: dict[str, float]) -> MADA:
-    start = {k: q[k] for k in ("beta3", "rho", "c", "gamma")}
+    start = {name: q[name] for name in STARTS}
     return MADA(model.parameters(), LR, (q["beta1"], q["beta2"]), 1e-8, WD, hyper_lr=STILL, hyper_warmup=0, **start)
 
 

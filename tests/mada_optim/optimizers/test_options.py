@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import pytest
 import torch
+from problems import STARTS
 from torch import nn
 from typing_extensions import TypedDict, Unpack
 
@@ -23,15 +24,14 @@ from mada_optim.optimizers.options import Options, with_options
 
 # As users of torch know them, then what is ours: the order of the arguments is that of the documentation.
 ADAMW = ["params", "lr", "betas", "eps", "weight_decay"]
-COEFFICIENTS = ["beta3", "rho", "c", "gamma"]
 LEARNING = ["hyper_lr", "hyper_momentum", "hyper_clip", "hyper_warmup", "hyper_every", "bounds", "hyper_per_group"]
 STEP = ["foreach", "maximize", "capturable", "differentiable", "fused", "state_dtype", "stochastic_rounding", "scale"]
 ORTHO = ["ortho", "ortho_momentum", "row_norm", "row_beta", "ns_steps", "ns_coefficients", "adjust_lr_fn"]
 SIGNATURES = {
     HypergradientOptimizer: ["params", "family", "lr", "weight_decay", "start", *LEARNING, *STEP, "constants"],
-    MADA: [*ADAMW, *COEFFICIENTS, *LEARNING, "lion_betas", *STEP],
+    MADA: [*ADAMW, *STARTS, *LEARNING, "lion_betas", *STEP],
     AVGrad: [*ADAMW, *STEP],
-    OMADA: [*ADAMW, *COEFFICIENTS, *ORTHO, *LEARNING, "lion_betas", *STEP, "matrices", "split", "distribute"],
+    OMADA: [*ADAMW, *STARTS, *ORTHO, *LEARNING, "lion_betas", *STEP, "matrices", "split", "distribute"],
 }
 
 

@@ -9,7 +9,7 @@ import pickle
 import pytest
 import pytorch_optimizer as peers
 import torch
-from problems import IDS, INTERIOR, TABLE, Net, Row, loss_of, train
+from problems import ADAM, IDS, INTERIOR, STARTS, TABLE, Net, Row, loss_of, train
 from torch import nn
 from twin import Twin
 
@@ -106,7 +106,7 @@ def test_adan_is_the_peer_but_for_the_debiasing_of_n():
     """Adan divides n_t by 1 - β3^t, MADA's family does not: the twin with and without it joins the two."""
     ours, theirs = pair()
     with_debiasing, without = pair()
-    q = {"beta1": 0.98, "beta3": 0.92, "beta2": 0.99, "rho": 1.0, "c": 1.0, "gamma": 1.0}
+    q = ADAM | {"beta1": 0.98, "beta3": 0.92, "beta2": 0.99}
     train(ours, load_optimizer("adan")(ours.parameters(), lr=1e-2, weight_decay=0.1), STEPS)
     adan = peers.Adan(theirs.parameters(), lr=1e-2, betas=(0.98, 0.92, 0.99), weight_decay=0.1, weight_decouple=True)
     train(theirs, adan, STEPS)
@@ -127,7 +127,7 @@ def test_fixed_points_are_the_twin(row: Row):
 def test_interior_of_the_family_is_the_twin():
     ours, slow = pair()
     q = dict(INTERIOR)
-    config = {"betas": (q["beta1"], q["beta2"]), **{k: q[k] for k in ("beta3", "rho", "c", "gamma")}}
+    config = {"betas": (q["beta1"], q["beta2"]), **{name: q[name] for name in STARTS}}
     train(ours, MADA(ours.parameters(), lr=5e-3, weight_decay=0.1, hyper_lr=0.0, **config), STEPS)
     train_twin(slow, twin_of(slow, 5e-3, q, wd=0.1), STEPS)
     assert_equal(ours, slow)
@@ -202,7 +202,8 @@ def test_names():
     weight = [torch.nn.Parameter(torch.zeros(2))]
     step_sizes = MADA(weight).param_groups[0]["hyper_lr"]
     assert step_sizes["beta2"] == 0.0
-    assert load_optimizer("mada-paper")(weight).param_groups[0]["hyper_lr"] == {**step_sizes, "beta2": 5e-4}
+    papers = {"beta1": 5e-4, "beta2": 5e-4, "beta3": 0.1, "rho": 0.1, "c": 0.1, "gamma": 0.1}
+    assert load_optimizer("mada-paper")(weight).param_groups[0]["hyper_lr"] == dict.fromkeys(ADAM, 0.0) | papers
     with pytest.raises(ValueError, match="adamw.*got 'sgd'"):
         load_optimizer("sgd")
 
@@ -265,6 +266,6 @@ def test_a_point_of_ones_own_is_a_class_statement():
 def test_avgrad_takes_what_its_documentation_says():
     model = Net()
     optimizer = AVGrad(model.parameters(), lr=1e-2, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1)
-    assert optimizer.coefficients() == {"beta1": 0.8, "beta2": 0.9, "beta3": 0.0, "rho": 0.0, "c": 1.0, "gamma": 1.0}
+    assert optimizer.coefficients() == ADAM | {"beta1": 0.8, "beta2": 0.9, "rho": 0.0}
     copied = copy.deepcopy(optimizer)
     assert copied.coefficients() == optimizer.coefficients()

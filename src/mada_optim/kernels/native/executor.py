@@ -23,7 +23,7 @@ from mada_optim.tensors.rounding import mix
 
 _TYPES = {torch.float64: "double", torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "_Float16"}
 _ROLES = ("param", "grad", *BUFFERS)
-# Of the numbers of a Row, all of 64 bits.
+# Places of the numbers of a Row, all of 64 bits.
 _PLACES = {name: place for place, name in enumerate(("numel", "seed", *_ROLES))}
 _WIDTH = len(_PLACES)
 
@@ -192,13 +192,13 @@ class _Rows:
         return len(self._states)
 
     def at(self, step: float | Tensor) -> ctypes.c_void_p:
-        """Where the rows are in memory. ``step`` tells the noise; valid until the next call."""
+        """Return where the rows are in memory, valid until the next call. ``step`` tells the noise."""
         if "bfloat16" in (self.variant.PARAM, self.variant.STATE):
             self._fill("seed", [mix(self._index, number, int(step)) for number in range(len(self))])
         return ctypes.c_void_p(self._table.buffer_info()[0])
 
     def tensors(self, names: Sequence[str]) -> list[Tensor]:
-        """Those of the names, of all parameters that have them."""
+        """Return the tensors with these names, of all parameters that have them."""
         return [tensor for name in names for tensor in self._columns.get(name, ()) if tensor is not None]
 
     def exchange(self, one: str, other: str) -> None:

@@ -1,6 +1,6 @@
 // MADA's update and its hypergradient for a list of tensors, each in one pass over memory.
 //
-// families/mada.py and families/omada.py define the update, learning/hypergradient.py differentiates it. This file repeats
+// families/mada.py and families/orthogonal.py define the update, learning/hypergradient.py differentiates it. This file repeats
 // both in closed form, for speed alone, and the tests hold it against them. layout.py writes two lists above it, which
 // Python uses, too: EACH_COEFFICIENT(X) is X(name) for each coefficient, EACH_BUFFER(X) for each tensor that is kept for a
 // parameter. A new name in one of them is declared, handed over and summed up everywhere below. What it means is said in

@@ -69,7 +69,7 @@ class CompiledExecutor(Executor):
 
 
 def key_of(task: Pass, batch: Batch) -> tuple[Any, ...]:
-    """All that is compiled in, but for the dtypes of the tensors."""
+    """Return all that is compiled in, except the dtypes of the tensors."""
     return task.key, batch.dtype, batch.device
 
 
@@ -89,7 +89,7 @@ def in_place(task: Pass, batch: Batch) -> Function:
 
 
 def _pad(tensor: Tensor, with_zeros: bool) -> Tensor:
-    """Small tensors get to a size from which on torch.compile's kernels for sums do not depend on the size."""
+    """Return a small tensor with a size from which on torch.compile's kernels for sums do not depend on the size."""
     missing = SMALLEST - tensor.numel()
     if missing <= 0:
         return tensor

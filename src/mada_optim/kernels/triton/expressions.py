@@ -52,7 +52,7 @@ _UNARY = {
     aten.logical_not.default: "{0} == 0",
     aten.bitwise_not.default: "~{0}",
 }
-# Of three operands, most of which derivatives need.
+# Operations of three operands, most of which derivatives need.
 _TERNARY = {
     aten.masked_fill.Scalar: "tl.where({1}, {2}, {0})",
     aten.threshold_backward.default: "tl.where({1} <= {2}, 0.0, {0})",
@@ -79,7 +79,7 @@ _BINARY = {
     "__lshift__": "{0} << {1}",
     "logical_and": "({0} != 0) & ({1} != 0)",
     "logical_or": "({0} != 0) | ({1} != 0)",
-    # Of a NaN and a number, torch takes the NaN.
+    # torch takes the NaN where the other operand is a number.
     "maximum": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
     "minimum": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
 }
@@ -106,7 +106,7 @@ class UnsupportedError(Exception):
 
 
 class Writer:
-    """Expressions.
+    """Writes the operations of a traced function as expressions of Triton.
 
     Attributes:
         names: of the values of nodes; one for each component where the value is a vector of numbers.
@@ -157,7 +157,7 @@ class Writer:
         return self._binary(node, target)
 
     def dtype(self, node: fx.Node) -> torch.dtype:
-        """In which a node is computed."""
+        """Return the dtype in which a node is computed."""
         dtype: torch.dtype = node.meta["val"].dtype
         return self.narrow(dtype) if is_number(node) else dtype
 
@@ -209,7 +209,7 @@ class Writer:
         return text
 
     def value(self, x: Any, dtype: torch.dtype) -> str:
-        """An operand."""
+        """Return an operand as an expression."""
         if isinstance(x, fx.Node) and x in self.names:
             name = self.names[x]
             return name if isinstance(name, str) else name[self.component]
@@ -222,7 +222,7 @@ class Writer:
 
 
 def type_name(dtype: torch.dtype) -> str:
-    """Triton's name of it; raises :class:`UnsupportedError` where there is none here."""
+    """Return Triton's name of a dtype. Raise :class:`UnsupportedError` where there is none here."""
     if dtype not in TYPES:
         raise UnsupportedError(f"{dtype}")
     return TYPES[dtype]

@@ -37,7 +37,7 @@ class Kernel:
         constants: Sequence[Any] = (),
         **options: int,
     ) -> None:
-        """Run so many programs on a device. ``constants`` are the last of the kernel's arguments."""
+        """Run a number of programs on a device. ``constants`` are the last of the kernel's arguments."""
         with _on(device):
             key = (device, *constants, *options.values())
             compiled = self._compiled.get(key)
@@ -48,7 +48,7 @@ class Kernel:
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device."""
+    """Return a context in which a device is the current one, on which Triton launches."""
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(device)

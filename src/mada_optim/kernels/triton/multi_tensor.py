@@ -101,9 +101,9 @@ class _Columns:
 
     @classmethod
     def of_all(cls, batch: Batch) -> _Columns | None:
-        """All parameters of a batch as they are stored; None where that cannot be.
+        """Return all parameters of a batch as they are stored; None where that cannot be.
 
-        What is asked is asked of all tensors by loops within Python's builtins, for there are thousands.
+        Loops within Python's builtins look at all tensors, for there are thousands.
         """
         tensors = batch.columns
         if tensors is None:
@@ -206,7 +206,7 @@ class _Kernel:
         self._later = later
 
     def __call__(self, batch: Batch, values: Tensor, columns: _Columns) -> Tensor | None:
-        """The result, summed over all elements."""
+        """Return the result, summed over all elements."""
         table, aligned = columns.table(batch)
         head = table[self._later * _HEAD : (self._later + 1) * _HEAD].view(torch.float64)
         tiles = _tiles(tuple(columns.sizes), batch.device)
@@ -226,7 +226,7 @@ class _Kernel:
 
 
 def _even(count: int) -> int:
-    """Rounded up, so that what follows is aligned, without which Triton would compile anew."""
+    """Return an even count, not less, so that what follows is aligned. Triton would compile anew otherwise."""
     return count + count % 2
 
 

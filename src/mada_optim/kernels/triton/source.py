@@ -1,4 +1,4 @@
-"""Traced functions written out as Triton kernels: of tensors, for any number of parameters at once, and of numbers.
+"""Traced functions written out as Triton kernels: functions of tensors, of any number at once, and of numbers.
 
 The kernel of tensors gets a table of 64-bit numbers, a column for each parameter: how many elements it has, the seeds
 of its noise, and where its tensors begin in memory. A program of the kernel works on one tile, ``TILE`` elements of one
@@ -216,7 +216,7 @@ class _TensorWriter(Writer):
 
 
 class _NumberWriter(Writer):
-    """Numbers, and short vectors of them, component by component."""
+    """Writes operations on numbers, and on short vectors of them component by component."""
 
     def __init__(self) -> None:
         super().__init__()

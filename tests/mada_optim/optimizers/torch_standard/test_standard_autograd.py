@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from problems import INTERIOR, Net, batch, loss_of
+from problems import INTERIOR, STARTS, Net, batch, loss_of
 from standard import (
     CPU,
     FORLOOP,
@@ -64,7 +64,7 @@ def test_derivatives_of_a_step(optimizer: Optimizer, maximize):
 def test_autograd_through_a_step_is_the_hypergradient():
     """Learning computes it otherwise: when the next gradient is there, from one direction kept."""
     start: Options = {"lr": 0.05, "betas": (INTERIOR["beta1"], INTERIOR["beta2"])}
-    start |= {name: INTERIOR[name] for name in ("beta3", "rho", "c", "gamma")}
+    start |= {name: INTERIOR[name] for name in STARTS}
 
     def gradients(model: nn.Module, step: int) -> list[Tensor]:
         return list(torch.autograd.grad(loss_of(model, step), list(model.parameters())))

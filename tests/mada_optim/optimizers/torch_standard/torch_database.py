@@ -40,14 +40,16 @@ LATER_ARGUMENTS = (
 
 def optimizer_class(row: Row) -> type[HypergradientOptimizer]:
     """The optimizer of a row as a class."""
-    base = row.make
+    base, signature = row.make, inspect.signature(row.make)
 
     def __init__(self: Any, params: Any, *args: Any, **kwargs: Any) -> None:
+        if "eps" not in signature.parameters:
+            kwargs.pop("eps", None)  # torch's optimizers all have one
         base.__init__(self, params, *args, **{**row.kwargs, **kwargs})
 
     # Not the names of the classes, which are also those of torch's optimizers.
     name = f"MADA_{row.name.replace('-', '_')}"
-    return type(name, (base,), {"__init__": __init__, "__doc__": row.name, "__signature__": inspect.signature(base)})
+    return type(name, (base,), {"__init__": __init__, "__doc__": row.name, "__signature__": signature})
 
 
 # Optimizer and whether it learns. Those that learn are not differentiable.
