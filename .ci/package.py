@@ -140,7 +140,7 @@ def use(python: Path, package: Path) -> None:
     run(command, "--version")
     run(command, "--help")
     done = subprocess.run([command, "train"], capture_output=True, text=True, check=False)
-    if done.returncode != 2 or "pip install 'mada-optim[experiments]'" not in done.stderr:
+    if done.returncode != 2 or "pip install 'mada-optim[lab]'" not in done.stderr:
         raise SystemExit(f"mada train without the extra: exit code {done.returncode}, {done.stderr}")
 
 

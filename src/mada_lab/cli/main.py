@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json = vars(arguments).pop("json", False)
     missing = [package for package in command.NEEDS if find_spec(package) is None]
     if missing:
-        print(f"mada: {missing[0]} is missing: pip install 'mada-optim[experiments]'", file=sys.stderr)
+        print(f"mada: {missing[0]} is missing: pip install 'mada-optim[lab]'", file=sys.stderr)
         return 2
     from mada_lab.errors import InputError
 

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     try:
         from mada_lab.report.report_file import write_report
     except ModuleNotFoundError as error:
-        raise InputError(f"{error.name} is missing: pip install 'mada-optim[experiments]'") from None
+        raise InputError(f"{error.name} is missing: pip install 'mada-optim[lab]'") from None
 
     folders = [Path(folder) for folder in arguments.folders]
     default = (folders[0] if os.access(folders[0], os.W_OK) else Path()) / "report.html"

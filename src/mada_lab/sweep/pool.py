@@ -106,7 +106,7 @@ class Pool:
         try:
             import ray
         except ModuleNotFoundError as error:
-            raise InputError(f"{error.name} is missing: pip install 'mada-optim[experiments]'") from None
+            raise InputError(f"{error.name} is missing: pip install 'mada-optim[lab]'") from None
         if ray.is_initialized():
             return
         host, _, port = (self._address or "").rpartition(":")

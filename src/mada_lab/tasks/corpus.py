@@ -168,7 +168,7 @@ def _read_rows(corpus: Corpus) -> Iterator[dict[str, Any]]:
     try:
         import datasets
     except ModuleNotFoundError:
-        raise InputError(f"datasets is missing, which reads {corpus}: pip install 'mada-optim[experiments]'") from None
+        raise InputError(f"datasets is missing, which reads {corpus}: pip install 'mada-optim[lab]'") from None
     if loader := corpus.loader():
         source: Any = {"path": loader, "data_files": [str(path) for path in corpus.files()]}
         split, allowed = "train", "files of a data set"

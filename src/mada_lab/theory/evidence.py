@@ -209,8 +209,9 @@ def mean_squared_gradient(
     """
     lrs = step_sizes(alpha, steps, decay)
     beta1, beta2, rho = (torch.as_tensor(q, dtype=torch.float64)[..., None, None] for q in (beta1, beta2, rho))
-    q = {"beta1": beta1, "beta2": beta2, "rho": rho, "beta3": 0.0, "c": 1.0, "gamma": 1.0, "eps": eps}
     family, generator = MADAFamily(), torch.Generator().manual_seed(seed)
+    points = {coefficient.name: coefficient.default for coefficient in family.coefficients}
+    q = points | {"beta1": beta1, "beta2": beta2, "rho": rho, "eps": eps}
     # Broadcasting with the settings gives x and the buffers their full shape in the first step.
     x = objective.start.expand(seeds, -1)
     state = dict.fromkeys(family.buffers(q), torch.zeros_like(x))

@@ -142,4 +142,4 @@ def held_scale(settings: SearchSettings, state: ScaleState) -> float:
     >>> [round(held_scale(ADAPTIVE, state), 5) for state in (noisy, dying_out)]
     [0.0025, 0.00102]
     """
-    return min(state.value * settings.margin**state.liveliness, settings.bounds[1])
+    return min(state.value * math.pow(settings.margin, state.liveliness), settings.bounds[1])

@@ -134,7 +134,7 @@ def test_missing_extras_are_named_before_anything_runs(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert main(command) == 2
-    assert capsys.readouterr() == ("", f"mada: {package} is missing: pip install 'mada-optim[experiments]'\n")
+    assert capsys.readouterr() == ("", f"mada: {package} is missing: pip install 'mada-optim[lab]'\n")
 
 
 def test_optimizers_are_listed_without_the_extras() -> None:

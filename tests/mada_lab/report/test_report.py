@@ -339,7 +339,7 @@ def test_command(
         monkeypatch.delitem(sys.modules, f"mada_lab.report.{module}")
     monkeypatch.setitem(sys.modules, "plotly.io", None)
     assert main(["report", str(out)]) == 2
-    assert capsys.readouterr().err == "mada: plotly.io is missing: pip install 'mada-optim[experiments]'\n"
+    assert capsys.readouterr().err == "mada: plotly.io is missing: pip install 'mada-optim[lab]'\n"
 
 
 # Its figures.
