@@ -88,6 +88,12 @@ ENTRIES: dict[str, Entry] = {
     ),
     "yogi": Entry("Yogi: additive second moment"),
 }
+# Presets of the library that need no word of their own are known by the first line of their docstrings.
+ENTRIES |= {
+    name: Entry(str(mada_optim.load_optimizer(name).__doc__).partition("\n")[0])
+    for name in mada_optim.available_optimizers()
+    if name not in ENTRIES
+}
 
 
 def find(name: str) -> Entry:

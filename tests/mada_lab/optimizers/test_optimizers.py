@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -185,6 +187,17 @@ def test_options_of_muon_reach_their_part() -> None:
 def test_default_rates(name: str, lr: float) -> None:
     assert optimizers.resolve_optimizer(OptimizerConfig(name)).lr == lr
     assert optimizers.resolve_optimizer(OptimizerConfig(name, lr=0.5)).lr == 0.5
+
+
+def test_a_new_preset_needs_no_entry() -> None:
+    """It has one, of its docstring, where this module is imported after the preset."""
+    code = (
+        "from mada_optim import MADA\n"
+        "class Halfway(MADA, name='halfway', rho=0.5, hyper_lr=0.0):\n    'Between Adam and AVGrad.'\n"
+        "from mada_lab.optimizers.registry import find\nprint(find('halfway').description)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "Between Adam and AVGrad.\n"
 
 
 def test_unknown_name() -> None:
