@@ -1,4 +1,4 @@
-"""``mada_optim.cli``, under which the command ``mada`` was documented for ``torchrun -m``."""
+"""Modules that were documented in the library and are in the laboratory now."""
 
 from __future__ import annotations
 
@@ -22,3 +22,12 @@ def test_the_former_module_is_still_run_by_python() -> None:
     assert done.returncode == 2
     assert "DeprecationWarning: mada_optim.cli is deprecated; use python -m mada_lab" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("mada: ")
+
+
+def test_theory_is_still_found() -> None:
+    with pytest.warns(DeprecationWarning, match="use mada_lab.theory"):
+        from mada_optim.theory import best_rho
+    with pytest.warns(DeprecationWarning, match="use mada_lab.theory"):
+        from mada_optim.theory import evidence
+    assert best_rho.__module__ == "mada_lab.theory.bounds"
+    assert evidence.__name__ == "mada_lab.theory.evidence"
