@@ -16,6 +16,8 @@ import jax.numpy as jnp
 # Of the running means of h and h², as Adam's defaults but with a shorter memory.
 MEAN_DECAY = 0.9
 SQUARE_DECAY = 0.99
+# Of the running mean of h² that says how much of h is left.
+RECENT_DECAY = 0.95
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class ScaleState(NamedTuple):
         taken: how many hypergradients were used.
         climbing: whether the scale has never been asked to fall.
         waiting: hypergradient of the last step, used at the next one.
-        recent: Σ 0.1·0.9^k h²_{t-k}.
+        recent: Σ 0.05·0.95^k h²_{t-k}.
     """
 
     log_value: jax.Array
@@ -124,7 +126,7 @@ def learn(settings: SearchSettings, state: ScaleState) -> ScaleState:
     taken = state.taken + 1
     mean = MEAN_DECAY * state.mean + (1 - MEAN_DECAY) * h
     square = SQUARE_DECAY * state.square + (1 - SQUARE_DECAY) * h**2
-    recent = MEAN_DECAY * state.recent + (1 - MEAN_DECAY) * h**2
+    recent = RECENT_DECAY * state.recent + (1 - RECENT_DECAY) * h**2
     root = jnp.sqrt(square / (1 - SQUARE_DECAY**taken))
     slope = jnp.clip(mean / (1 - MEAN_DECAY**taken) / root, -1.0, 1.0)
     climbing = state.climbing & (slope <= 0.0)
@@ -139,9 +141,9 @@ def held_scale(settings: SearchSettings, state: ScaleState) -> jax.Array:
     """Return the scale that is held when the search ends: κ times the margin, within the bounds.
 
     The margin makes up for the noise of gradients. It is taken to the power of what is left of the hypergradients:
-    their root mean square over some 10 steps, as a share of that over some 100 steps, at most 1.
+    their root mean square over some 20 steps, as a share of that over some 100 steps, at most 1.
     """
-    recent = state.recent / (1 - MEAN_DECAY**state.taken)
+    recent = state.recent / (1 - RECENT_DECAY**state.taken)
     square = state.square / (1 - SQUARE_DECAY**state.taken)
     liveliness = jnp.where(state.recent > 0.0, jnp.minimum(jnp.sqrt(recent / square), 1.0), 1.0)
     return jnp.minimum(jnp.exp(state.log_value) * settings.margin**liveliness, settings.bounds[1])

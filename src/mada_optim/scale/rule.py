@@ -12,6 +12,8 @@ from dataclasses import dataclass
 # Decays of the running means of h and h², as Adam's defaults but with a shorter memory.
 MEAN_DECAY = 0.9
 SQUARE_DECAY = 0.99
+# Of the running mean of h² that says how much of h is left.
+RECENT_DECAY = 0.95
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class ScaleState:
         square: Σ 0.01·0.99^k h²_{t-k}.
         taken: how many hypergradients were used.
         climbing: whether the scale has never been asked to fall.
-        recent: Σ 0.1·0.9^k h²_{t-k}.
+        recent: Σ 0.05·0.95^k h²_{t-k}.
     """
 
     log_value: float
@@ -92,10 +94,10 @@ class ScaleState:
 
     @property
     def liveliness(self) -> float:
-        """Root mean square of h over some 10 steps, as a share of that over some 100 steps; at most 1."""
+        """Root mean square of h over some 20 steps, as a share of that over some 100 steps; at most 1."""
         if self.recent == 0.0 or self.square == 0.0:  # before the first, or of an older checkpoint
             return 1.0
-        recent = self.recent / (1 - MEAN_DECAY**self.taken)
+        recent = self.recent / (1 - RECENT_DECAY**self.taken)
         return min(1.0, math.sqrt(recent / (self.square / (1 - SQUARE_DECAY**self.taken))))
 
 
@@ -121,7 +123,7 @@ def learn(settings: SearchSettings, state: ScaleState, hypergradient: float) -> 
     taken = state.taken + 1
     mean = MEAN_DECAY * state.mean + (1 - MEAN_DECAY) * hypergradient
     square = SQUARE_DECAY * state.square + (1 - SQUARE_DECAY) * hypergradient**2
-    recent = MEAN_DECAY * state.recent + (1 - MEAN_DECAY) * hypergradient**2
+    recent = RECENT_DECAY * state.recent + (1 - RECENT_DECAY) * hypergradient**2
     root = math.sqrt(square / (1 - SQUARE_DECAY**taken))
     slope = max(-1.0, min(1.0, mean / (1 - MEAN_DECAY**taken) / root))
     climbing = state.climbing and slope <= 0.0

@@ -39,7 +39,7 @@ def train(
         if waiting is not None:
             taken += 1
             mean, square = 0.9 * mean + 0.1 * waiting, 0.99 * square + 0.01 * waiting**2
-            recent = 0.9 * recent + 0.1 * waiting**2
+            recent = 0.95 * recent + 0.05 * waiting**2
             slope = mean / (1 - 0.9**taken) / math.sqrt(square / (1 - 0.99**taken))
             slope = max(-1.0, min(1.0, slope))
             kappa *= math.exp(-0.1 * slope)
@@ -53,7 +53,7 @@ def train(
             x = [first - kappa * w for first, w in zip(x_1, way, strict=True)]
             factor = kappa
         else:
-            left = math.sqrt(recent / (1 - 0.9**taken) / (square / (1 - 0.99**taken)))
+            left = math.sqrt(recent / (1 - 0.95**taken) / (square / (1 - 0.99**taken)))
             factor = 1.5 ** min(1.0, left) * kappa
         m = [0.9 * a + 0.1 * d for a, d in zip(m, g, strict=True)]
         v = [0.999 * a + 0.001 * d * d for a, d in zip(v, g, strict=True)]
