@@ -1,9 +1,9 @@
-# make demo   AdamW and OMADA side by side, from a badly guessed learning rate; two minutes
+# make demo   AdamW and OMADA side by side, from a badly guessed learning rate; three minutes on two cores
 # make test   all tests
 # make check  lint, layout, layers, types and docs; each is a target, too
 # make docs   the documentation, into build/site
 # make release   sdist and wheel, into dist/: built, checked, installed into empty environments, tested there
-# Each builds its environment first, in .venv; nothing else has to be installed.
+# Each builds its environment first, in .venv (4 GB, some minutes); nothing else has to be installed.
 
 PYTHON ?= python3
 # Empty on a Python for which some of these versions do not exist: make CONSTRAINTS= test
@@ -45,6 +45,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 $(STAMP): pyproject.toml constraints.txt mada-optax/pyproject.toml
+	@echo 'Installing into .venv: 4 GB, some minutes.'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[dev]' -e ./mada-optax
 	touch $(STAMP)

@@ -213,4 +213,4 @@ def test_the_tables_of_coefficients_are_those_of_the_families() -> None:
         re.MULTILINE,
     )
     described = {name: (symbol, float(start), (float(low), float(high))) for symbol, name, start, low, high in rows}
-    assert described == {each.name: (each.symbol, each.default, each.box) for each in OMADAFamily.coefficients}
+    assert described == {each.name: (each.label, each.default, each.box) for each in OMADAFamily.coefficients}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mada_optim.families import Coefficient, Family, MADAFamily, OMADAFamily, is_frozen_at, root
+from mada_optim.families import Coefficient, Family, MADAFamily, OMADAFamily, OrthogonalMixture, is_frozen_at, root
 from mada_optim.history.recorder import History
 from mada_optim.learning import CoefficientSettings, LearningRule
 from mada_optim.matrices import describe, matrix_parameters, orthogonalize
@@ -30,6 +30,7 @@ __all__ = [
     "LearningRule",
     "MADAFamily",
     "OMADAFamily",
+    "OrthogonalMixture",
     "SearchSettings",
     "available_optimizers",
     "describe",

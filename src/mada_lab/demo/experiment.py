@@ -55,7 +55,8 @@ def tuned(experiment: Experiment) -> Tuned | None:
 def introduction(experiment: Experiment) -> str:
     """Say what is trained, and that the guess is a bad one on purpose."""
     guess = experiment.axes["optimizer.lr"][0]
-    text = f"The same model, text and learning rate for both: {guess:g}."
+    source = "" if experiment.base.task.data is not None else ", which is Python's language reference,"
+    text = f"The same model, text{source} and learning rate for both: {guess:g}."
     best = tuned(experiment)
     if best is not None and guess == GUESS:
         text += (

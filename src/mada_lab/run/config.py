@@ -84,6 +84,11 @@ class ResolvedRun(RunConfig):
     threads: int = field(kw_only=True)
     device: str = field(kw_only=True)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("final_lr", "threads", "device"):
+            require(getattr(self, name) is not None, name, None, "set in a run that is to be trained")
+
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of step number ``step`` = 1, ..., ``steps``.
 

@@ -137,7 +137,7 @@ class CoefficientSet:
         """The coefficients with which each group took its last step."""
         return group_values(self.family, self.groups, "previous_betas")
 
-    def values_of_next_step(self) -> list[Tensor]:
+    def take_up_values(self) -> list[Tensor]:
         """The coefficients with which each group takes the step to come, with the betas that users wrote into it."""
         take_up_betas(self.family, self.groups)
         return group_values(self.family, self.groups, "betas")

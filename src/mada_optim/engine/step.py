@@ -43,7 +43,7 @@ def take_step(coefficients: CoefficientSet, state: State, grad_scale: float | Te
         runners = (executor.run_on_numbers for step in steps for executor, _ in step.batches)
         coefficients.learn(hypergradient, due, next((run for run in runners if run is not call), call))
 
-    for step, values in zip(steps, coefficients.values_of_next_step(), strict=True):
+    for step, values in zip(steps, coefficients.take_up_values(), strict=True):
         step.take(values)
         step.finish()
     count_steps(kept for step in steps for kept in step.states_that_stepped)

@@ -10,10 +10,11 @@ plain float instead, so that the function can leave out what that value makes su
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import InitVar, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -41,8 +42,7 @@ class Coefficient:
             update as a plain float then.
         normalized: its hypergradient is divided by the root of its own running mean square, so that ``hyper_lr`` means
             the same however loss, parameters and learning rate are scaled.
-        special: the former name of ``frozen_at``.
-        symbol: how figures and tables call it. Default: its name.
+        symbol: how figures and tables call it, see :attr:`label`. Default: its name.
         meaning: what it is, in a few words, for the help of commands and for tables.
     """
 
@@ -53,16 +53,39 @@ class Coefficient:
     domain: tuple[float, float] = (-math.inf, math.inf)
     frozen_at: tuple[float, ...] = ()
     normalized: bool = False
-    special: InitVar[tuple[float, ...] | None] = None
     symbol: str = ""
     meaning: str = ""
 
-    def __post_init__(self, special: tuple[float, ...] | None) -> None:
-        if special is not None:
+    @property
+    def label(self) -> str:
+        """Its symbol, or else its name."""
+        return self.symbol or self.name
+
+    @property
+    def special(self) -> tuple[float, ...]:
+        """The former name of ``frozen_at``."""
+        warn("Coefficient: special is called frozen_at now", DeprecationWarning)
+        return self.frozen_at
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Of a pickle, in which ``frozen_at`` may have its former name."""
+        self.__dict__.update({"frozen_at" if name == "special" else name: value for name, value in state.items()})
+
+
+def _with_former_name(init: Callable[..., None]) -> Callable[..., None]:
+    """The constructor of :class:`Coefficient`, which takes ``special``, too."""
+
+    @functools.wraps(init)
+    def initialize(self: Coefficient, *args: Any, **arguments: Any) -> None:
+        if "special" in arguments:
             warn("Coefficient: special is called frozen_at now", DeprecationWarning)
-            object.__setattr__(self, "frozen_at", special)
-        if not self.symbol:
-            object.__setattr__(self, "symbol", self.name)
+            arguments["frozen_at"] = arguments.pop("special")
+        init(self, *args, **arguments)
+
+    return initialize
+
+
+Coefficient.__init__ = _with_former_name(Coefficient.__init__)  # type: ignore[method-assign]
 
 
 def is_frozen_at(coefficient: Scalar, value: float) -> bool:

@@ -17,7 +17,7 @@ Group = Mapping[str, Any]
 _ANY_VALUE = torch.zeros((), device="cpu")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FamilyInGroup:
     """A family with the constants of one parameter group, and with the coefficients that are frozen in it.
 

@@ -56,23 +56,32 @@ class OrthogonalMixture(Family):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.elementwise = cls.inner.elementwise
-        cls.coefficients = (
-            # Learning them costs memory and gains nothing beside the orthogonalized direction.
-            *(replace(coefficient, hyper_lr=0.0) for coefficient in cls.inner.coefficients),
-            _share("ortho", "ω", "direction of matrices: 1 is Muon's", 1.0),
-            _share("row_norm", "ν", "rows of Muon's direction: 1 normalizes them", 0.0),
-        )
-        cls.constants = {
-            **cls.inner.constants,
-            "matrices": False,
-            "split": None,
-            "ortho_momentum": 0.95,
-            "row_beta": 0.95,
-            "ns_steps": None,
-            "ns_coefficients": None,
-            "adjust_lr_fn": "match_rms_adamw",
+        if not hasattr(cls, "inner"):
+            raise TypeError(f"{cls.__name__}: a mixture must name the family that it mixes, inner = MyFamily()")
+        if "inner" not in vars(cls):
+            return  # what a class inherits follows from the family of the one above
+        derived = {
+            "elementwise": cls.inner.elementwise,
+            "coefficients": (
+                # Learning them costs memory and gains nothing beside the orthogonalized direction.
+                *(replace(coefficient, hyper_lr=0.0) for coefficient in cls.inner.coefficients),
+                _share("ortho", "ω", "direction of matrices: 1 is Muon's", 1.0),
+                _share("row_norm", "ν", "rows of Muon's direction: 1 normalizes them", 0.0),
+            ),
+            "constants": {
+                **cls.inner.constants,
+                "matrices": False,
+                "split": None,
+                "ortho_momentum": 0.95,
+                "row_beta": 0.95,
+                "ns_steps": None,
+                "ns_coefficients": None,
+                "adjust_lr_fn": "match_rms_adamw",
+            },
         }
+        for name, value in derived.items():
+            if name not in vars(cls):
+                setattr(cls, name, value)
 
     def buffers(self, q: Mapping[str, Any]) -> tuple[str, ...]:
         """See :meth:`Family.buffers`.

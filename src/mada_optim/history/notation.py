@@ -5,7 +5,7 @@ from __future__ import annotations
 from mada_optim.families import OMADAFamily
 
 SYMBOLS = {
-    **{coefficient.name: coefficient.symbol for coefficient in OMADAFamily.coefficients},
+    **{coefficient.name: coefficient.label for coefficient in OMADAFamily.coefficients},
     **{"scale": "κ", "scale_all": "κ", "scale_matrices": "κ-matrices", "scale_rest": "κ-rest"},
 }
 SCALE = "scale_"

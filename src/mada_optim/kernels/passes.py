@@ -41,7 +41,7 @@ class Numbers(NamedTuple):
     weight_decay: float | Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pass(ABC):
     """One pass over the parameters of a batch.
 
@@ -103,7 +103,7 @@ class Pass(ABC):
         return -grad if self.update.group["maximize"] else grad
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CompletePending(Pass):
     """Complete the pending step t: differentiate it by the learned coefficients, and advance the buffers.
 
@@ -135,7 +135,7 @@ class CompletePending(Pass):
         return align_and_advance(family, state, grad, next_grad, q, self.learned, numbers.step)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TakeStep(Pass):
     """Take step t+1 of the parameters: x ← (1 - ηλ) x - η Δ. The buffers advance, or the gradient is kept instead."""
 

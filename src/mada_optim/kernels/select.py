@@ -42,10 +42,14 @@ def select_executor(family: Family, group: Mapping[str, Any], device: torch.devi
     return the(TritonExecutor if at_once else CompiledExecutor)
 
 
+# What an executor leaves to another.
+_LEFT_TO: dict[Any, type[Executor]] = {TritonExecutor: CompiledExecutor, NativeExecutor: EagerExecutor}
+
+
 @cache
 def the(kind: type[Executor]) -> Executor:
     """Return the one executor of a kind, which keeps what it has compiled."""
-    return kind()
+    return kind(the(_LEFT_TO[kind])) if kind in _LEFT_TO else kind()  # type: ignore[call-arg]
 
 
 def check_fused(family: Family) -> None:

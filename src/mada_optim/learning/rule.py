@@ -90,7 +90,7 @@ class LearningRule:
         step_sizes: Sequence[float],
         boxes: Sequence[tuple[float, float]],
         due: bool | Tensor = True,
-        run: Callable[..., None] = call,
+        run: Callable[..., None] | None = None,
     ) -> None:
         """Move the coefficients in place, without waiting for the device.
 
@@ -105,7 +105,8 @@ class LearningRule:
             step_sizes: α for each coefficient, 0 where it is frozen.
             boxes: (low, high) for each coefficient.
             due: False: nothing changes.
-            run: what calls a function of tensors that changes some of them, such as in one launch on a GPU.
+            run: what calls a function of tensors that changes some of them, such as in one launch on a GPU. None: it is
+                called as it is.
         """
         if due is False:
             return
@@ -115,7 +116,7 @@ class LearningRule:
         tensors += [_number(x, dtype, device) for x in (self.momentum, self.clip, due)]
         if any(coefficient.normalized for coefficient in coefficients):
             tensors.append(_are_normalized(tuple(coefficients), device))
-        run(_descend, *tensors)
+        (run or call)(_descend, *tensors)
 
 
 def _descend(

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mada_optim.arguments import is_number
-from mada_optim.engine.coefficient_set import PREVIOUS_LR, SET_SETTINGS, SET_TENSORS, CoefficientSet, Group
+from mada_optim.engine.coefficient_set import SET_SETTINGS, SET_TENSORS, CoefficientSet, Group
 from mada_optim.engine.parameter_state import PENDING, ParameterState, State
 from mada_optim.families import Family
 from mada_optim.families.in_group import FamilyInGroup
+from mada_optim.optimizers.groups import STORED_KEYS
 from mada_optim.tensors.devices import device_with_values, has_values
 from mada_optim.tensors.distributed import fill
 
@@ -35,8 +36,6 @@ LATER_ARGUMENTS = {
     "state_dtype": None,
     "stochastic_rounding": False,
 }
-# What a parameter group holds beside the arguments and SET_TENSORS.
-_OWN_KEYS = ("family", "special", PREVIOUS_LR)
 
 
 @contextmanager
@@ -110,7 +109,7 @@ def check_fits(family: Family, saved: Mapping[str, Any], current_groups: list[Gr
     groups = saved["param_groups"]
     if [len(g["params"]) for g in groups] != [len(g["params"]) for g in current_groups]:
         return  # torch's own check, which follows, says what is wrong
-    expected = (*arguments, *SET_TENSORS, *_OWN_KEYS)
+    expected = (*arguments, *SET_TENSORS, *STORED_KEYS)
     for index, (current, saved_group) in enumerate(zip(current_groups, groups, strict=True)):
         where = f"in parameter group {index}"
         saved_family = saved_group.get("family")

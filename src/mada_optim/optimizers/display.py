@@ -44,7 +44,7 @@ def as_tables(optimizer: HypergradientOptimizer) -> list[Table]:
     """Return the coefficients and whether they are learned, the learning rates, and the parameter groups."""
     tables: list[Table] = []
     groups = optimizer.param_groups
-    symbols = {coefficient.name: coefficient.symbol for coefficient in optimizer.family.coefficients}
+    symbols = {coefficient.name: coefficient.label for coefficient in optimizer.family.coefficients}
     per_group = optimizer.defaults["hyper_per_group"]
     for index, group in enumerate(groups if per_group else groups[:1]):
         heading = f"coefficient of group {index}" if per_group else "coefficient"

@@ -33,8 +33,10 @@ from mada_optim.tensors.devices import device_with_values, number_dtype, number_
 from mada_optim.tensors.distributed import check_learnable, check_placements
 from mada_optim.warn import warn
 
-# What a parameter group holds beside the arguments and SET_TENSORS; not taken over from another optimizer's groups.
-INTERNAL_KEYS = ("family", "special", PREVIOUS_LR, "previous_betas")
+# What every parameter group holds beside the arguments and SET_TENSORS.
+STORED_KEYS = ("family", "special", PREVIOUS_LR)
+# What is not taken over from another optimizer's groups.
+INTERNAL_KEYS = (*STORED_KEYS, "previous_betas")
 
 
 def with_python_numbers(family: Family, options: Mapping[str, Any], names: Iterable[str]) -> Group:

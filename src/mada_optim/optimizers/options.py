@@ -106,7 +106,8 @@ def _called_with_all(init: Constructor, signature: Signature) -> Constructor:
         try:
             arguments = signature.bind(self, *args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{type(self).__name__}.__init__() {error}") from None
+            got = "got " if str(error).startswith(("multiple values", "too many")) else ""
+            raise TypeError(f"{type(self).__name__}.__init__() {got}{error}") from None
         arguments.apply_defaults()
         init(*arguments.args, **arguments.kwargs)
 

@@ -32,7 +32,7 @@ from mada_optim.scale.around import (
     use_now,
 )
 from mada_optim.scale.rate import ScaledRate, given_rate, plateau_of
-from mada_optim.scale.rule import ADAPTIVE, ScaleState, SearchSettings, held_scale, learn
+from mada_optim.scale.rule import ADAPTIVE, ScaleState, SearchSettings, as_lively, held_scale, learn
 from mada_optim.scale.way import TENSORS, VISIBLE, Way, follow
 from mada_optim.tables import Table, as_html
 from mada_optim.tensors.distributed import check_learnable, find_team, spread_like
@@ -224,7 +224,12 @@ class LearnedScale:
         log.info(self.describe())
         for key, value in self._held.items():
             if value >= self._settings_of(key).bounds[1]:
-                log.warning("the scale %r ended at its upper bound %g: give a learning rate, or look why", key, value)
+                log.warning(
+                    "the learning rate of %r ended at its upper bound %g: the training loss asks for ever longer "
+                    "steps, as where data are fit perfectly; give a rate, or check on held-out data",
+                    key,
+                    value,
+                )
 
     def describe(self) -> str:
         """Say in one line what was found, or how far the search is."""
@@ -470,7 +475,8 @@ class LearnedScale:
 
     def _load_scale(self, key: Hashable, saved: Mapping[str, Any]) -> None:
         known = {field.name: saved[field.name] for field in fields(ScaleState) if field.name in saved}
-        self._states[key] = ScaleState(**known)
+        state = ScaleState(**known)
+        self._states[key] = state if "recent" in saved else as_lively(state)  # an older checkpoint
         self._peak, self.steps, self.searching = saved["peak"], int(saved["steps"]), not saved["held"]
         if self.searching:
             self._held.clear()

@@ -7,7 +7,7 @@ One number κ multiplies the whole way gone, x = x_1 - κ W. With W held constan
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Decays of the running means of h and h², as Adam's defaults but with a shorter memory.
 MEAN_DECAY = 0.9
@@ -95,7 +95,7 @@ class ScaleState:
     @property
     def liveliness(self) -> float:
         """Root mean square of h over some 20 steps, as a share of that over some 100 steps; at most 1."""
-        if self.recent == 0.0 or self.square == 0.0:  # before the first, or of an older checkpoint
+        if self.square == 0.0:  # before the first
             return 1.0
         recent = self.recent / (1 - RECENT_DECAY**self.taken)
         return min(1.0, math.sqrt(recent / (self.square / (1 - SQUARE_DECAY**self.taken))))
@@ -105,7 +105,7 @@ def learn(settings: SearchSettings, state: ScaleState, hypergradient: float) -> 
     """One step of log κ, by the mean of the hypergradient over its root mean square, cut to [-1, 1].
 
     The quotient has no unit: scaling the loss, the parameters or the schedule changes nothing. A hypergradient that is
-    0 or not finite is passed over.
+    0 or not finite, or whose square would be, is passed over.
 
     Args:
         settings: of the search.
@@ -118,7 +118,7 @@ def learn(settings: SearchSettings, state: ScaleState, hypergradient: float) -> 
     >>> learn(SearchSettings(), state, float("nan")) == state
     True
     """
-    if hypergradient == 0.0 or not math.isfinite(hypergradient):
+    if not 0.0 < hypergradient * hypergradient < math.inf:
         return state
     taken = state.taken + 1
     mean = MEAN_DECAY * state.mean + (1 - MEAN_DECAY) * hypergradient
@@ -145,3 +145,9 @@ def held_scale(settings: SearchSettings, state: ScaleState) -> float:
     [0.0025, 0.00102]
     """
     return min(state.value * math.pow(settings.margin, state.liveliness), settings.bounds[1])
+
+
+def as_lively(state: ScaleState) -> ScaleState:
+    """The state as if the hypergradients had kept their size: of those that were saved without ``recent``."""
+    size = state.square / (1 - SQUARE_DECAY**state.taken) if state.taken else 0.0
+    return replace(state, recent=size * (1 - RECENT_DECAY**state.taken))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
+from typing import ClassVar
+
 import pytest
 import torch
 from own_family import NesterovSGD
 from problems import Net, loss_of, train
+from torch import nn
 
-from mada_optim import Coefficient, Family, HypergradientOptimizer
+from mada_optim import Coefficient, Family, HypergradientOptimizer, OMADAFamily, OrthogonalMixture
 
 
 class NormalizedDescent(Family):
@@ -174,3 +179,57 @@ def test_learning_improves_a_bad_start():
         losses.append(sum(loss_of(model, step).item() for step in range(150, 170)) / 20)
     assert optimizer.coefficients()["momentum"] > 0.5
     assert losses[1] < 0.5 * losses[0]
+
+
+def test_what_a_subclass_of_omadas_family_says_of_itself_holds():
+    class Mine(OMADAFamily):
+        constants: ClassVar = {**OMADAFamily.constants, "ortho_momentum": 0.5}
+        elementwise = False
+
+    assert Mine.constants["ortho_momentum"] == 0.5
+    assert Mine.elementwise is False
+    assert Mine.coefficients == OMADAFamily.coefficients
+
+
+def test_a_mixture_of_another_family():
+    class Momentum(Family):
+        coefficients = (Coefficient("momentum", 0.9, (0.0, 0.99), 0.3),)
+        constants: ClassVar = {"nesterov": False}
+
+        def buffers(self, q):
+            return ("velocity",)
+
+        def update(self, state, grad, q, step):
+            velocity = q["momentum"] * state["velocity"] + grad
+            return velocity, {"velocity": velocity}
+
+    class Mixed(OrthogonalMixture):
+        inner = Momentum()
+
+    assert [each.name for each in Mixed.coefficients] == ["momentum", "ortho", "row_norm"]
+    weight, bias = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(3))
+    groups = [{"params": [weight], "matrices": True}, {"params": [bias]}]
+    optimizer = HypergradientOptimizer(groups, Mixed(), lr=0.1, start={"ortho": 0.5}, hyper_lr=0.01, hyper_warmup=0)
+    for _ in range(3):
+        weight.grad, bias.grad = torch.randn(3, 4), torch.randn(3)
+        optimizer.step()
+    assert optimizer.state[weight].keys() >= {"velocity", "ortho"}
+    assert "ortho" not in optimizer.state[bias]
+    with pytest.raises(TypeError, match="must name the family that it mixes"):
+        type("Nothing", (OrthogonalMixture,), {})
+
+
+def test_the_former_name_of_frozen_at():
+    with pytest.warns(DeprecationWarning, match="special is called frozen_at") as caught:
+        coefficient = Coefficient("a", 0.0, (0.0, 1.0), 0.1, special=(0.0,))
+    assert caught[0].filename == __file__
+    assert coefficient.frozen_at == (0.0,)
+    with pytest.warns(DeprecationWarning, match="special is called frozen_at"):
+        assert coefficient.special == (0.0,)
+    renamed = dataclasses.replace(coefficient, name="b", frozen_at=())
+    assert (renamed.label, renamed.frozen_at) == ("b", ())
+    older = {"special": (1.0,), **{k: v for k, v in vars(coefficient).items() if k != "frozen_at"}}
+    loaded = object.__new__(Coefficient)
+    loaded.__setstate__(older)
+    assert loaded.frozen_at == (1.0,)
+    assert pickle.loads(pickle.dumps(coefficient)) == coefficient

@@ -237,7 +237,7 @@ def test_the_picture_of_coefficients_and_rates():
     top, below = drawn(MADA, lr=0.01, hyper_warmup=0)
     assert top.get_title(loc="left") == "What MADA became"
     assert (top.get_ylabel(), below.get_ylabel(), below.get_xlabel()) == ("coefficient", "learning rate in use", "step")
-    assert {text.get_text().split("  ")[0] for text in top.texts} == {each.symbol for each in MADAFamily.coefficients}
+    assert {text.get_text().split("  ")[0] for text in top.texts} == {each.label for each in MADAFamily.coefficients}
     assert len(top.lines) == len(MADAFamily.coefficients)
     assert below.get_yscale() == "log"
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from mada_optim.kernels.batch import Batch
-from mada_optim.kernels.eager import EagerExecutor
 from mada_optim.kernels.executor import Executor
 from mada_optim.kernels.native.layout import ADVANCED, BUFFERS, COEFFICIENTS
 from mada_optim.kernels.native.library import Variant, load, why_unavailable
@@ -39,10 +38,14 @@ class _Settings(ctypes.Structure):
 
 
 class NativeExecutor(Executor):
-    """MADA's family in closed form. Parameters that are not dense in memory are left to the eager executor."""
+    """MADA's family in closed form.
 
-    def __init__(self) -> None:
-        self._otherwise = EagerExecutor()
+    Args:
+        otherwise: what carries out passes over parameters that are not dense in memory.
+    """
+
+    def __init__(self, otherwise: Executor) -> None:
+        self._otherwise = otherwise
 
     def run(self, task: Pass, batch: Batch, values: Tensor) -> Tensor | None:
         """See :meth:`Executor.run`."""

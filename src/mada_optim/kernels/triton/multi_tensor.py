@@ -17,7 +17,7 @@ from torch import Tensor
 from mada_optim.kernels.batch import Batch
 from mada_optim.kernels.executor import Executor
 from mada_optim.kernels.passes import Pass
-from mada_optim.kernels.traced.compiled import CompiledExecutor, in_place, key_of
+from mada_optim.kernels.traced.compiled import in_place, key_of
 from mada_optim.kernels.traced.trace import Trace, trace
 from mada_optim.kernels.triton import source as triton_source
 from mada_optim.kernels.triton.expressions import UnsupportedError
@@ -39,13 +39,17 @@ _HEAD = 4
 
 
 class TritonExecutor(Executor):
-    """Passes for many tensors at once. What cannot be written in Triton is left to torch.compile."""
+    """Passes for many tensors at once.
+
+    Args:
+        otherwise: what carries out passes that cannot be written in Triton.
+    """
 
     run_on_numbers = staticmethod(change_numbers)
 
-    def __init__(self) -> None:
+    def __init__(self, otherwise: Executor) -> None:
         self._kernels: dict[Any, _Kernel | None] = {}
-        self._otherwise = CompiledExecutor()
+        self._otherwise = otherwise
 
     def run(self, task: Pass, batch: Batch, values: Tensor) -> Tensor | None:
         """See :meth:`Executor.run`."""
