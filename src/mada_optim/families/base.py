@@ -68,7 +68,11 @@ class Coefficient:
         return self.frozen_at
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """Of a pickle, in which ``frozen_at`` may have its former name."""
+        """Take the attributes of a pickle, in which ``frozen_at`` may have its former name.
+
+        Args:
+            state: attributes by name.
+        """
         self.__dict__.update({"frozen_at" if name == "special" else name: value for name, value in state.items()})
 
 

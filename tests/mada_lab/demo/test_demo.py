@@ -48,7 +48,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_what_a_demo_prints_without_a_terminal(whole: tuple[Path, str]) -> None:
     folder, printed = whole
     assert "\x1b" not in printed
-    assert "The same model, text and learning rate for both: 0.0003." in printed
+    said = " ".join(printed.split())
+    assert "The same model, text, which is Python's language reference, and learning rate for both: 0.0003." in said
     for title in ("AdamW, learning rate 0.0003", "OMADA, finds its rate      "):
         steps = re.findall(rf"^{title}  step (\d+)/40  training loss ", printed, re.MULTILINE)
         assert [int(step) for step in steps] == [10, 20, 30, 40]
