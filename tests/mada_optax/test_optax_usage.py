@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import mada_optax
 import numpy as np
 import optax
 import pytest
@@ -219,3 +220,8 @@ def test_held_from_the_start() -> None:
 def test_wrong_arguments(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_former_name_of_is_frozen_at_warns() -> None:
+    with pytest.warns(DeprecationWarning, match="is_special is called is_frozen_at now"):
+        assert mada_optax.is_special is mada_optax.is_frozen_at

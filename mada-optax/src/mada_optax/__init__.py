@@ -1,5 +1,8 @@
 """mada-optax: the optimizers of mada-optim as transformations of optax, for JAX. torch is not needed."""
 
+import warnings
+from typing import Any
+
 from mada_optax.family import Coefficient, Family, is_frozen_at, mada_family, root
 from mada_optax.matrices import matrix_dimensions, omada
 from mada_optax.optimizer import FamilyState, hypergradient_optimizer, scale_by_family
@@ -28,3 +31,11 @@ __all__ = [
     "root",
     "scale_by_family",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Former names."""
+    if name == "is_special":
+        warnings.warn("mada_optax.is_special is called is_frozen_at now", DeprecationWarning, stacklevel=2)
+        return is_frozen_at
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

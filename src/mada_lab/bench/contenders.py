@@ -49,9 +49,9 @@ def words(buffers: int, kept_grads: int, learning: bool, every: int = 1) -> floa
     plain = (buffers + 2) + (buffers + 1)
     if not learning:
         return float(plain)
-    settle = (buffers + 2) + (buffers - kept_grads)
+    completion = (buffers + 2) + (buffers - kept_grads)
     keep = (buffers + 2) + 2
-    return (settle + keep + (every - 1) * plain) / every
+    return (completion + keep + (every - 1) * plain) / every
 
 
 def contenders() -> list[Contender]:

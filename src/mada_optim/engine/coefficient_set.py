@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -70,6 +71,10 @@ class CoefficientSet:
         values: Tensor = self._shared["coefficients"]
         return values
 
+    @cached_property
+    def _rule(self) -> LearningRule:
+        return learning_rule(self._shared)
+
     @property
     def is_learning(self) -> bool:
         """Whether any coefficient is learned."""
@@ -124,14 +129,13 @@ class CoefficientSet:
             return False
         # In a captured graph the program cannot depend on the number of steps: it always takes the hypergradient, and
         # the device decides whether to use it.
-        return self._shared["capturable"] or learning_rule(self._shared).due(int(self._shared["hyper_steps"]) + 1)
+        return self._shared["capturable"] or self._rule.due(int(self._shared["hyper_steps"]) + 1)
 
     @property
     def is_due(self) -> bool | Tensor:
         """Whether the step to come uses a hypergradient."""
         steps: Tensor = self._shared["hyper_steps"]
-        rule = learning_rule(self._shared)
-        return rule.due(steps) if self._shared["capturable"] else rule.due(int(steps))
+        return self._rule.due(steps) if self._shared["capturable"] else self._rule.due(int(steps))
 
     def values_of_last_step(self) -> list[Tensor]:
         """The coefficients with which each group took its last step."""
@@ -174,8 +178,7 @@ class CoefficientSet:
         step_sizes, boxes = (
             tuple(shared[key][coefficient.name] for coefficient in coefficients) for key in ("hyper_lr", "bounds")
         )
-        rule = learning_rule(shared)
-        rule.learn(learned, shared["hyper_skipped"], hypergradient, coefficients, step_sizes, boxes, due, run)
+        self._rule.learn(learned, shared["hyper_skipped"], hypergradient, coefficients, step_sizes, boxes, due, run)
 
     def count_step(self) -> None:
         """Count a step that was taken with them."""
