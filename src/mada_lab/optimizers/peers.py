@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
@@ -93,6 +94,55 @@ class MuonWithAdamW(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
+
+
+class MechanicWithAdamW(Optimizer):
+    """Mechanic (mechanic-pytorch) around torch's AdamW: it scales the whole way gone, as LearnedScale does.
+
+    Cutkosky, Defazio and Mehta, "Mechanic: A Learning Rate Tuner", NeurIPS 2023. It keeps its state by parameters,
+    which another process cannot know; here by their numbers.
+
+    Args:
+        groups: parameter groups.
+        lr: of AdamW; about nothing changes with it but weight decay.
+        betas, eps: AdamW's.
+    """
+
+    def __init__(
+        self, groups: Sequence[Group], lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+    ) -> None:
+        mechanize = import_module("mechanic_pytorch").mechanize
+        self.inner: Optimizer = mechanize(AdamW)(groups, lr=lr, betas=betas, eps=eps)
+        self._params = [param for group in self.inner.param_groups for param in group["params"]]
+
+    @property
+    def param_groups(self) -> list[Group]:  # type: ignore[override]
+        return self.inner.param_groups
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.inner.zero_grad(set_to_none)
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        self.inner.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        stored = self.inner.state_dict()
+        if _MECHANIC in stored["state"]:
+            numbers = {param: number for number, param in enumerate(self._params)}
+            kept = stored["state"][_MECHANIC]
+            by_number = {numbers.get(key, key) if isinstance(key, Tensor) else key: each for key, each in kept.items()}
+            stored["state"] = {**stored["state"], _MECHANIC: by_number}
+        return stored
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state_dict)
+        state: dict[Any, Any] = self.inner.state
+        if _MECHANIC in state:
+            kept = copy.deepcopy(state[_MECHANIC])
+            state[_MECHANIC] = {self._params[key] if isinstance(key, int) else key: each for key, each in kept.items()}
+
+
+_MECHANIC = "_mechanic"  # its key in the state of the optimizer that it wraps
 
 
 def imported(path: str, **defaults: Any) -> Callable[..., Optimizer]:

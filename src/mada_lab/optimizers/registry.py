@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 
 import mada_optim
 from mada_lab.errors import InputError
-from mada_lab.optimizers.peers import MuonWithAdamW, imported
-from mada_lab.optimizers.variants import MaximumMADA, ZeroedGradientMADA
+from mada_lab.optimizers.peers import MechanicWithAdamW, MuonWithAdamW, imported
+from mada_lab.optimizers.variants import MaximumMADA, ZeroedGradientMADA, searching_omada
 
 LR = 3e-3
 WEIGHT_DECAY = 0.1
@@ -56,12 +56,34 @@ ENTRIES: dict[str, Entry] = {
     "adan": Entry("Adan: momentum of gradient differences", own_betas=True),
     "amsgrad": Entry("torch.optim.AdamW(amsgrad=True), fused", partial(torch.optim.AdamW, fused=True, amsgrad=True)),
     "avgrad": Entry("AMSGrad with the average in place of the maximum"),
+    # Defazio and Mishchenko, "Learning-Rate-Free Learning by D-Adaptation", 2023.
+    "dadaptation": Entry(
+        "D-Adaptation's AdamW (dadaptation): finds its step size, which lr multiplies",
+        imported("dadaptation.DAdaptAdam", decouple=True),
+        lr=1.0,
+        package="dadaptation",
+    ),
+    # Ivgi, Hinder and Carmon, 2023. Its authors validate an average of the weights, which is left out here.
+    "dog": Entry(
+        "DoG (dog-optimizer): SGD at a rate of distance over gradients, which lr multiplies",
+        imported("dog.DoG"),
+        own_betas=True,
+        lr=1.0,
+        weight_decay=0.0,  # it is not decoupled
+        package="dog",
+    ),
     "hyperadam": Entry("Adam that learns beta1 and beta2"),
     "lion": Entry("Lion: sign of a momentum; wants a 3 to 10 times smaller rate", own_betas=True, lr=1e-3),
     "mada": Entry("learns all coefficients but beta2, from Adam's point"),
     "mada-maximum": Entry("MADA with AMSGrad's maximum instead of AVGrad's average", MaximumMADA),
     "mada-paper": Entry("learns all six, with the authors' step sizes"),
     "mada-zeroed": Entry("MADA with the kept gradient zeroed, as the authors' code does", ZeroedGradientMADA),
+    "mechanic": Entry(
+        "Mechanic (mechanic-pytorch) around torch's AdamW: finds its step size, whatever lr is",
+        MechanicWithAdamW,
+        lr=1.0,
+        package="mechanic_pytorch",
+    ),
     "muon": Entry(
         "torch.optim.Muon for hidden matrices, torch's AdamW for the rest",
         MuonWithAdamW,
@@ -71,6 +93,7 @@ ENTRIES: dict[str, Entry] = {
     "omada": Entry(
         "Muon for hidden matrices, AdamW for the rest, at rates that it finds", mada_optim.OMADA, takes_matrices=True
     ),
+    "omada-search": Entry("OMADA with another search for its rates, for ablations", searching_omada, takes_matrices=True),
     # Mishchenko and Defazio, 2023, as its authors advise.
     "prodigy": Entry(
         "Prodigy (prodigyopt): finds its step size, which lr multiplies",

@@ -1,9 +1,9 @@
-"""MADA with one thing changed, to see what that thing is worth."""
+"""MADA and OMADA with one thing changed, to see what that thing is worth."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from mada_optim.families import Buffers, MADAFamily
 from mada_optim.optimizers.mada import MADA
+from mada_optim.optimizers.omada import OMADA, SEARCH, kind_of_group
+from mada_optim.scale import LearnedScale, SearchSettings
+from mada_optim.scale.around import Pending
 
 
 @dataclass(frozen=True)
@@ -48,3 +51,47 @@ class ZeroedGradientMADA(MADA):
     """MADA on :class:`ZeroedGradientFamily`."""
 
     family_type: ClassVar[type[MADAFamily]] = ZeroedGradientFamily
+
+
+class NextStepScale(LearnedScale):
+    """A search that scales the steps to come, not the way gone: x_{t+1} = x_t - κ η_t u_t, h_t = -κ ⟨g_{t+1}, η_t u_t⟩.
+
+    This is the hypergradient descent of Almeida et al. (1998) and Baydin et al. (2018) with the rule of
+    :class:`LearnedScale`. A search that is resumed passes over one hypergradient.
+    """
+
+    def _follow(self) -> None:
+        previous: dict[Tensor, Tensor] = self.__dict__.setdefault("_previous", {})
+        self._applied = {key: state.value for key, state in self._states.items()}
+        measured: dict[Any, list[Tensor]] = {key: [] for key in self._states}
+        for _, group in self._all_groups():
+            for param in group["params"]:
+                if param in previous and param.grad is not None:
+                    gone = (previous[param] - param).flatten()
+                    measured[self._key(group)].append(torch.dot(param.grad.flatten(), gone))
+                previous[param] = param.detach().clone()
+        self._pending = Pending(list(measured), torch.stack([sum(parts, torch.zeros(())) for parts in measured.values()]))
+
+    def hold(self) -> None:
+        """See :meth:`LearnedScale.hold`."""
+        super().hold()
+        self.__dict__.pop("_previous", None)
+
+
+def searching_omada(
+    groups: Sequence[dict[str, Any]], *, one_scale: bool = False, next_step: bool = False, **options: Any
+) -> OMADA:
+    """Return OMADA with another search.
+
+    Args:
+        groups: parameter groups.
+        one_scale: matrices and the rest share a scale, instead of having one each.
+        next_step: see :class:`NextStepScale`.
+        **options: fields of :class:`SearchSettings`, and arguments of OMADA.
+    """
+    names = {item.name for item in fields(SearchSettings)}
+    changes = {name: options.pop(name) for name in list(options) if name in names}
+    optimizer = OMADA(groups, scale=False, **options)
+    search = NextStepScale if next_step else LearnedScale
+    optimizer.scale = search(optimizer, per=None if one_scale else kind_of_group, settings=replace(SEARCH, **changes))
+    return optimizer

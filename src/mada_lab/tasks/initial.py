@@ -94,6 +94,8 @@ def from_run(folder: str, kind: str) -> Initial:
     stored = read_json(path / CONFIG)
     stored_kind = stored["config"]["task"].get("kind")
     check(stored_kind == kind, f"it is of the task {stored_kind}")
+    adapted = stored["config"]["task"].get("adapt", "all")
+    check(adapted == "all", f"adapt={adapted} trained a part of its model, so its weights have other names")
     over = read_json(path / RESULT)["status"] if (path / RESULT).exists() else None
     check(over != "diverged", "it diverged")
     check((path / CHECKPOINT).exists(), f"there is no {CHECKPOINT} yet")

@@ -17,6 +17,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import nn
 
 from mada_lab.errors import InputError, require
 from mada_lab.tasks.corpus import open_text
@@ -39,15 +41,20 @@ class LanguageConfig(WindowsConfig):
         init: see there. The vocabulary is that of the earlier run, and has all characters of the text.
         characters_of: path of another text. Its characters are in the vocabulary, too: a later run on it may begin
             with the weights of this one.
+        retained: path of a text that the earlier run knows. All of it is validated on, too: what is forgotten of it shows
+            in ``retained_loss``.
     """
 
     kind: ClassVar[str] = "language"
-    paths: ClassVar[tuple[str, ...]] = ("data", "init", "characters_of")
+    paths: ClassVar[tuple[str, ...]] = ("data", "init", "characters_of", "retained")
     autocast: bool | None = False
     characters_of: str | None = None
+    retained: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        begun = self.retained is None or self.init is not None
+        require(begun, "retained", self.retained, "left out without init: there is nothing to forget")
         alone = self.init is None or self.characters_of is None
         require(alone, "characters_of", self.characters_of, "left out with init, whose vocabulary is kept")
 
@@ -84,6 +91,24 @@ class LanguageTask(WindowsTask):
                 f"got {len(tokens)} in {config.data}"
             )
         super().__init__(config, len(self.vocabulary), train, validation, initial)
+        self._retained = None if config.retained is None else self._known_text(config.retained)
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        values = super().validate(model)
+        if self._retained is not None:
+            starts = self.validation_starts(self._retained)
+            values["retained_loss"] = self.mean_loss(model, self._retained, starts)
+        return values
+
+    def _known_text(self, path: str) -> Tokens:
+        """Read another text of the same characters."""
+        text = read_text(path, "retained")
+        missing = "".join(sorted(set(characters(text)) - set(self.vocabulary)))
+        long_enough = len(text) > self.config.context
+        require(not missing, "retained", path, f"a text of characters that the model knows (it lacks {missing[:20]!r})")
+        require(long_enough, "retained", path, f"a text of more than {self.config.context} characters")
+        return encode(text, self.vocabulary)
 
     def describe(self) -> dict[str, Any]:
         data = self.config.data

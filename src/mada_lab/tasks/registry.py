@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from mada_lab.tasks.base import TaskConfig
 
 TASKS = {
+    "bandit": "mada_lab.tasks.bandit.BanditConfig",
+    "gan": "mada_lab.tasks.gan.GanConfig",
     "language": "mada_lab.tasks.language.LanguageConfig",
+    "tabular": "mada_lab.tasks.tabular.TabularConfig",
     "tokens": "mada_lab.tasks.tokens.TokensConfig",
     "vision": "mada_lab.tasks.vision.VisionConfig",
 }
-KINDS = "language (characters), tokens or vision"
+KINDS = "language (characters), tokens, vision, tabular, bandit or gan"
 DEFAULT = "language"
 
 
@@ -45,18 +48,21 @@ class Option:
 _WINDOWS = {"": "mada_lab.tasks.windows:WindowsConfig"}
 _GPT = {**_WINDOWS, "tokens: ": "mada_lab.tasks.tokens:TokensConfig"}
 _VISION = "mada_lab.tasks.vision:VisionConfig"
-_ALL = {**_GPT, "vision: ": _VISION}
+_TABULAR = "mada_lab.tasks.tabular:TabularConfig"
+_BANDIT, _GAN = "mada_lab.tasks.bandit:BanditConfig", "mada_lab.tasks.gan:GanConfig"
+_ALL = {**_GPT, "vision: ": _VISION, "tabular: ": _TABULAR, "bandit: ": _BANDIT, "gan: ": _GAN}
 OPTIONS = {
     "data": Option(
         "any UTF-8 text (default: Python's language reference); tokens: a folder that 'mada tokens' made; "
-        "vision: a folder with CIFAR-10's parquet files (default: scikit-learn's digits)",
+        "vision, bandit: a folder with CIFAR-10's parquet files (default: scikit-learn's digits); "
+        "tabular: a file of comma-separated numbers, the target last",
         metavar="FILE",
     ),
-    "layers": Option("layers", int, "N", _GPT),
+    "layers": Option("layers", int, "N", {**_GPT, "tabular: ": _TABULAR}),
     "heads": Option("attention heads", int, "N", _GPT),
-    "width": Option("width, a multiple of heads; vision: channels of the first layer", int, "N", _ALL),
+    "width": Option("width, a multiple of heads; vision, bandit: channels of the first layer", int, "N", _ALL),
     "context": Option("characters or tokens that the model sees", int, "N", _GPT),
-    "batch": Option("windows or images in a batch", int, "N", _ALL),
+    "batch": Option("windows, images, rows or points in a batch", int, "N", _ALL),
     "val_windows": Option("windows to validate on", int, "N", _WINDOWS),
     "dropout": Option("language, tokens: share left out", float, "X", _WINDOWS),
     "size": Option("tokens: gpt2, gpt2-medium, ..., for layers, heads and width", metavar="NAME"),
@@ -67,7 +73,10 @@ OPTIONS = {
     "characters_of": Option("language: know the characters of this text, too, for a later run on it", metavar="FILE"),
     "wikitext": Option("tokens: measure the perplexity on its val.bin, too", metavar="FOLDER"),
     "lambada": Option("tokens: measure last words, too; text or JSON lines", metavar="FILE"),
-    "model": Option("vision: cnn or resnet9", metavar="NAME", defaults={"": _VISION}),
+    "adapt": Option("language, tokens, with init: train all of the model, a new head, or lora", metavar="WHAT"),
+    "retained": Option("language, with init: text that the earlier run knows, to see what is forgotten", metavar="FILE"),
+    "table": Option("tabular: diabetes or digits", metavar="NAME", defaults={"": _TABULAR}),
+    "model": Option("vision: cnn, resnet9 or vit", metavar="NAME", defaults={"": _VISION}),
     "augment": Option("vision: shift and mirror (default: all but the digits)", bool),
     "autocast": Option("language, tokens: products in bfloat16 (default: no; tokens: where there is a GPU)", bool),
 }

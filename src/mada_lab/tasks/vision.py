@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,11 +18,11 @@ from torch import Tensor, nn
 
 from mada_lab.errors import InputError, require
 from mada_lab.tasks.base import Batch, TaskConfig
+from mada_lab.tasks.vision_models import MODELS
 
 Images = npt.NDArray[np.uint8]  # (N, channels, height, width)
 Labels = npt.NDArray[np.int64]
 
-MODELS = ("cnn", "resnet9")
 PADDING = 4  # of the crops that augment CIFAR's images, as is usual for it
 VALIDATION_BATCH = 500
 
@@ -33,8 +35,9 @@ class VisionConfig(TaskConfig):
         data: folder with ``train*.parquet`` and ``test*.parquet`` (at any depth) whose columns ``img`` or ``image`` and
             ``label`` are those of the hub's CIFAR-10; None: the 1,797 digits of scikit-learn, a fifth of them to
             validate on.
-        model: "cnn", four convolutions and a linear layer, or "resnet9".
+        model: "cnn", four convolutions and a linear layer; "resnet9"; or "vit", a vision transformer of four layers.
         width: channels of the first convolution; the last has four times as many ("cnn") or eight times ("resnet9").
+            Of "vit", a quarter of the width of its layers.
         batch: images in a batch.
         augment: shift by up to 4 pixels and mirror; None: where ``data`` is given.
     """
@@ -68,11 +71,8 @@ class VisionTask:
             known = labels.min() >= 0 and labels.max() < self.classes
             require(known, f"data, labels of {name},", f"{labels.min()} to {labels.max()}", "classes of train, from 0")
         height, width = self._images.shape[2:]
-        if config.model == "cnn":
-            fits, allowed = height == width >= 4, "square images of 4 pixels or more for the model cnn"
-        else:
-            fits, allowed = min(height, width) >= 8, "images of 8 pixels or more for the model resnet9"
-        require(fits, "data", f"images of {height} by {width}", allowed)
+        fits, allowed = MODELS[config.model].fits(height, width)
+        require(fits, "data", f"images of {height} by {width}", f"{allowed} for the model {config.model}")
         self._mean = self._images.mean(axis=(0, 2, 3), dtype=np.float64)
         self._std = self._images.std(axis=(0, 2, 3), dtype=np.float64)
 
@@ -80,8 +80,7 @@ class VisionTask:
         channels, size = self._images.shape[1], self._images.shape[2]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            make = cnn if self.config.model == "cnn" else resnet9
-            return make(channels, size, self.config.width, self.classes)
+            return MODELS[self.config.model].make(channels, size, self.config.width, self.classes)
 
     def batch(self, seed: int, step: int) -> Batch:
         """Images, float32 of shape (batch, channels, height, width), and labels. The rest of an epoch is dropped."""
@@ -97,19 +96,23 @@ class VisionTask:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross entropy in nats."""
-        logits, labels = self._logits(model, batch)
+        logits, labels = self.logits(model, batch)
         return F.cross_entropy(logits, labels)
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
         loss, right, count = 0.0, 0, len(self._val_images)
-        for start in range(0, count, VALIDATION_BATCH):
-            chosen = slice(start, start + VALIDATION_BATCH)
-            images, labels = self._normalized(self._val_images[chosen]), torch.from_numpy(self._val_labels[chosen])
-            logits, on_device = self._logits(model, (images, labels))
-            loss += F.cross_entropy(logits, on_device, reduction="sum").item()
-            right += int((logits.argmax(1) == on_device).sum())
+        for batch in self.validation_batches():
+            logits, labels = self.logits(model, batch)
+            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+            right += int((logits.argmax(1) == labels).sum())
         return {"loss": loss / count, "accuracy": right / count}
+
+    def validation_batches(self) -> Iterator[Batch]:
+        """Yield all images to validate on, and their labels, on the CPU."""
+        for start in range(0, len(self._val_images), VALIDATION_BATCH):
+            chosen = slice(start, start + VALIDATION_BATCH)
+            yield self._normalized(self._val_images[chosen]), torch.from_numpy(self._val_labels[chosen])
 
     def describe(self) -> dict[str, Any]:
         digest = hashlib.sha256()
@@ -126,7 +129,8 @@ class VisionTask:
         }
 
     @staticmethod
-    def _logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the model's logits in float32 or float64, shape (batch, classes), and the labels beside them."""
         example = next(model.parameters())
         logits: Tensor = model(batch[0].to(example.device, example.dtype))
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), batch[1].to(example.device)
@@ -149,55 +153,6 @@ def shift_and_mirror(images: Images, random: np.random.Generator) -> Images:
     return augmented
 
 
-# Models.
-
-
-def cnn(channels: int, size: int, width: int, classes: int) -> nn.Module:
-    """Four convolutions, the size halved after each second one, and a linear layer."""
-    layers: list[nn.Module] = []
-    for out, halve in ((width, False), (width, True), (2 * width, False), (4 * width, True)):
-        layers += [nn.Conv2d(channels, out, 3, padding=1), nn.ReLU()]
-        if halve:
-            layers.append(nn.MaxPool2d(2))
-            size //= 2
-        channels = out
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size * size, classes))
-
-
-def resnet9(channels: int, size: int, width: int, classes: int) -> nn.Module:  # noqa: ARG001 (any from 8 will do)
-    """The nine-layer residual network of the CIFAR-10 speed records (D. Page, "How to train your ResNet", 2018)."""
-
-    def convolution(a: int, b: int) -> list[nn.Module]:
-        return [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
-
-    def halved(a: int, b: int) -> list[nn.Module]:
-        return [*convolution(a, b), nn.MaxPool2d(2)]
-
-    def residual(a: int) -> nn.Module:
-        return _Residual(nn.Sequential(*convolution(a, a), *convolution(a, a)))
-
-    return nn.Sequential(
-        *convolution(channels, width),
-        *halved(width, 2 * width),
-        residual(2 * width),
-        *halved(2 * width, 4 * width),
-        *halved(4 * width, 8 * width),
-        residual(8 * width),
-        nn.AdaptiveMaxPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8 * width, classes),
-    )
-
-
-class _Residual(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.inner(x)  # type: ignore[no-any-return]
-
-
 # Data.
 
 
@@ -214,6 +169,7 @@ def digits() -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
     return (train, train_labels.astype(np.int64)), (test, test_labels.astype(np.int64))
 
 
+@lru_cache(maxsize=1)  # a sweep's runs come one after another in the same process, and decoding takes seconds
 def read_parquet(folder: str) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
     """Images and labels of the files ``train*.parquet`` and of ``test*.parquet`` in a folder, at any depth."""
     parts = []

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mada_lab.errors import require
+from mada_lab.tasks.adaptation import ADAPTATIONS
 from mada_lab.tasks.base import Batch, TaskConfig
 from mada_lab.tasks.initial import Initial
 
@@ -34,6 +35,8 @@ class WindowsConfig(TaskConfig):
         autocast: matrix products in bfloat16; None: on CUDA.
         init: folder of an earlier run of the same kind of task, finished or interrupted, whose weights the training
             begins with; sizes are the same as there, ``context`` is not longer. None: random weights.
+        adapt: what is trained of the model: "all"; "head", a new linear head on features that stay; or "lora", adapters
+            of rank 8 on all linear layers. The others than "all" need ``init``.
     """
 
     paths: ClassVar[tuple[str, ...]] = ("data", "init")
@@ -46,6 +49,7 @@ class WindowsConfig(TaskConfig):
     dropout: float = 0.0
     autocast: bool | None = None
     init: str | None = None
+    adapt: str = "all"
 
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "width", "context", "batch", "val_windows"):
@@ -54,6 +58,9 @@ class WindowsConfig(TaskConfig):
         require(self.width % self.heads == 0, "width", self.width, f"a multiple of heads ({self.heads})")
         share = isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1
         require(share, "dropout", self.dropout, "a number from 0 to below 1")
+        require(self.adapt in ADAPTATIONS, "adapt", self.adapt, f"one of {', '.join(ADAPTATIONS)}")
+        begun = self.adapt == "all" or self.init is not None
+        require(begun, "adapt", self.adapt, "all where there is no init, whose weights would stay as they are")
 
 
 class WindowsTask:
@@ -79,8 +86,7 @@ class WindowsTask:
         self.train, self.validation = train, validation
         if initial is not None:
             _check_fits(initial, config)
-        last = len(validation) - config.context - 1
-        self._val_starts = torch.linspace(0, last, config.val_windows, dtype=torch.float64).long()
+        self._val_starts = self.validation_starts(validation)
 
     def model(self, seed: int) -> nn.Module:
         """Return a GPT-2, with the weights of ``init`` whatever the seed, where there are any."""
@@ -106,9 +112,9 @@ class WindowsTask:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model: nn.Module = GPT2LMHeadModel(config)
-        if self.initial is not None:
-            model.load_state_dict(self.initial.weights)
-        return model
+            if self.initial is not None:
+                model.load_state_dict(self.initial.weights)
+            return ADAPTATIONS[size.adapt](model)
 
     def batch(self, seed: int, step: int) -> Batch:
         """Inputs and targets, each of shape (batch, context), at random places of the training text."""
@@ -130,6 +136,11 @@ class WindowsTask:
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
         return {"loss": self.mean_loss(model, self.validation, self._val_starts)}
+
+    def validation_starts(self, tokens: Tokens) -> Tensor:
+        """Return where the windows to validate on begin, evenly spread over tokens."""
+        last = len(tokens) - self.size.context - 1
+        return torch.linspace(0, last, self.size.val_windows, dtype=torch.float64).long()
 
     def precision(self, model: nn.Module) -> torch.autocast:
         """Return the context in which the model computes."""

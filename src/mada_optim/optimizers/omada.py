@@ -26,7 +26,7 @@ from mada_optim.scale.rule import ADAPTIVE
 from mada_optim.warn import warn
 
 # Muon's best rate was at most 0.03 in all experiments here. Small noisy runs may wander up to whatever the bound is.
-_SEARCH = replace(ADAPTIVE, bounds=(1e-8, 0.1))
+SEARCH = replace(ADAPTIVE, bounds=(1e-8, 0.1))
 
 
 class OrthoOptions(TypedDict, total=False):
@@ -142,7 +142,7 @@ class OMADA(NamedOptimizer, name="omada", hyper_warmup=0, scale=True):
         super().__init__(groups, OMADAFamily(distribute), lr, weight_decay, betas=betas, eps=eps, **options)
 
     def _learn_scale(self, scale: Scale) -> LearnedScale:
-        return LearnedScale(self, per=_kind, settings=_SEARCH, held=scale if isinstance(scale, Mapping) else None)
+        return LearnedScale(self, per=kind_of_group, settings=SEARCH, held=scale if isinstance(scale, Mapping) else None)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add parameters; see torch.optim.Optimizer.add_param_group.
@@ -212,7 +212,7 @@ class OMADA(NamedOptimizer, name="omada", hyper_warmup=0, scale=True):
         super().__setstate__(state)
 
 
-def _kind(group: Group) -> str:
+def kind_of_group(group: Group) -> str:
     """Return which of the two learned scales a parameter group has."""
     return "matrices" if group["matrices"] else "rest"
 

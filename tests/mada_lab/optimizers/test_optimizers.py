@@ -23,10 +23,13 @@ from mada_lab.run.train import train as train_run
 from mada_lab.tasks.language import LanguageConfig
 from mada_optim.matrices import matrix_parameters
 
-# Prodigy's own start, 1e-6, takes more than 30 steps to grow.
+# The start of those that find their step size, 1e-6 or 1e-8, takes more than 30 steps to grow.
 CONFIGS = {
     "lion": OptimizerConfig("lion", lr=1e-3),
     "prodigy": OptimizerConfig("prodigy", lr=1.0, options={"d0": 1e-3}),
+    "dadaptation": OptimizerConfig("dadaptation", lr=1.0, options={"d0": 1e-3}),
+    "dog": OptimizerConfig("dog", lr=3.0, options={"reps_rel": 1e-3}),
+    "mechanic": OptimizerConfig("mechanic", lr=1e3),
 }
 
 

@@ -95,8 +95,8 @@ def test_models_learn_bright_from_dark_and_resume(model: str, cifar: str, tmp_pa
 
 
 def test_what_is_refused(cifar: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="model must be one of cnn, resnet9, got 'vit'"):
-        VisionConfig(model="vit")
+    with pytest.raises(InputError, match="model must be one of cnn, resnet9, vit, got 'mlp'"):
+        VisionConfig(model="mlp")
     with pytest.raises(InputError, match=r"data must be a folder with train\*.parquet, got"):
         VisionConfig(data=str(tmp_path)).build()
     with pytest.raises(InputError, match="batch must be at most 40, all images, got 41"):
