@@ -169,22 +169,25 @@ def digits() -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
     return (train, train_labels.astype(np.int64)), (test, test_labels.astype(np.int64))
 
 
-@lru_cache(maxsize=1)  # a sweep's runs come one after another in the same process, and decoding takes seconds
 def read_parquet(folder: str) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
     """Images and labels of the files ``train*.parquet`` and of ``test*.parquet`` in a folder, at any depth."""
     parts = []
     for split in ("train", "test"):
         files = sorted(str(path) for path in Path(folder).rglob(f"{split}*.parquet"))
         require(bool(files), "data", folder, f"a folder with {split}*.parquet")
-        parts.append(_read(files))
+        parts.append(_read(tuple((file, Path(file).stat().st_mtime_ns) for file in files)))
     require(parts[0][0].shape[1:] == parts[1][0].shape[1:], "data", folder, "a folder with images of one size")
     return parts[0], parts[1]
 
 
-def _read(files: list[str]) -> tuple[Images, Labels]:
+# The runs of a sweep come one after another in the same process, and decoding takes seconds.
+@lru_cache(maxsize=2)
+def _read(stamped: tuple[tuple[str, int], ...]) -> tuple[Images, Labels]:
+    """Read files, given with the time of their last change."""
     from PIL import Image
     from pyarrow import ArrowInvalid, parquet
 
+    files = [file for file, _ in stamped]
     try:
         tables = [parquet.read_table(file) for file in files]
         column = next((name for name in ("img", "image") if name in tables[0].column_names), "img")
