@@ -17,6 +17,7 @@ examples:
   mada report runs/grid runs/digits/confirm runs/one --out all.html
   mada report runs/shakespeare runs/cifar --out all.md
   mada report runs/shakespeare/tune runs/cifar/tune --only adamw,muon --out rates.png
+  mada report runs/untuned-* --untuned --out untuned.md
 
 Several experiments are compared in one table, too. The file needs no network. Figures for papers are beside the tables
 of each stage: mada compare --report FOLDER.
@@ -41,7 +42,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="LABEL,...",
         default=[],
-        help="what the figure shows, in this order (default: all); may be given again",
+        help="what the figure, or --untuned, shows, in this order (default: all); may be given again",
+    )
+    parser.add_argument(
+        "--untuned",
+        action="store_true",
+        default=False,
+        help="tables of what optimizers give at their defaults beside what tuning gives, for sweeps as those in "
+        "experiments/untuned; --out NAME.md",
     )
     add_reference(parser)
 
@@ -50,6 +58,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     """See :class:`mada_lab.cli.main.Command`."""
     from mada_lab.errors import InputError, require
     from mada_lab.report.rates_figure import write_rates
+    from mada_lab.report.untuned import write_untuned
 
     try:
         from mada_lab.report.report_file import write_report
@@ -64,7 +73,13 @@ def run(arguments: argparse.Namespace) -> Outcome:
         written = write_rates(folders, out, only)
         print(f"Written: {', '.join(map(str, written))}")
         return 0, {"files": written}
-    require(not arguments.only, "only", arguments.only, "left out: it is for a figure, --out NAME.png")
+    if arguments.untuned:
+        require(out.suffix == ".md", "out", str(out), "the name of a Markdown file, NAME.md, with untuned")
+        labels = split_labels(arguments.only, _labels(folders)) if arguments.only else None
+        write_untuned(folders, out, labels, getattr(arguments, "reference", None))
+        print(f"Written: {out}")
+        return 0, {"file": out}
+    require(not arguments.only, "only", arguments.only, "left out: it is for a figure, --out NAME.png, or --untuned")
     summary = write_report(folders, out, getattr(arguments, "reference", None))
     print(f"Written: {out}")
     return 0, {"file": out, "summary": summary}

@@ -93,7 +93,7 @@ ENTRIES: dict[str, Entry] = {
     "omada": Entry(
         "Muon for hidden matrices, AdamW for the rest, at rates that it finds", mada_optim.OMADA, takes_matrices=True
     ),
-    "omada-search": Entry("OMADA with another search for its rates, for ablations", searching_omada, takes_matrices=True),
+    "omada-search": Entry("OMADA with another search for its rates", searching_omada, takes_matrices=True),
     # Mishchenko and Defazio, 2023, as its authors advise.
     "prodigy": Entry(
         "Prodigy (prodigyopt): finds its step size, which lr multiplies",

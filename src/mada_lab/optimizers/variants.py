@@ -70,7 +70,9 @@ class NextStepScale(LearnedScale):
                     gone = (previous[param] - param).flatten()
                     measured[self._key(group)].append(torch.dot(param.grad.flatten(), gone))
                 previous[param] = param.detach().clone()
-        self._pending = Pending(list(measured), torch.stack([sum(parts, torch.zeros(())) for parts in measured.values()]))
+        self._pending = Pending(
+            list(measured), torch.stack([sum(parts, torch.zeros(())) for parts in measured.values()])
+        )
 
     def hold(self) -> None:
         """See :meth:`LearnedScale.hold`."""

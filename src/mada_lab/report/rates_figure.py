@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -15,9 +17,11 @@ from matplotlib.figure import Figure
 from mada_lab.errors import require
 from mada_lab.figures import save_figure, spaced
 from mada_lab.files import prepare_file
+from mada_lab.run.coefficients import scales_of
+from mada_lab.run.config import RunConfig
 from mada_lab.sweep.contender_runs import ContenderRuns
 from mada_lab.sweep.stage_folder import StoredStage, load_stages
-from mada_lab.tasks.registry import without_paths
+from mada_lab.tasks.registry import make_task, without_paths
 from mada_lab.text import count
 from mada_optim.history.drawing import look, style
 from mada_optim.history.notation import SCALE
@@ -32,7 +36,7 @@ class TaskRates:
 
 
 def by_task(stages: Sequence[StoredStage], labels: Sequence[str] | None = None) -> list[TaskRates]:
-    """Join the stages of equal task, data and number of steps.
+    """Join the stages of equal task, data, number of steps and schedule.
 
     Args:
         stages: a task has the title of its first stage, up to the first comma. Where two stages have the same label,
@@ -43,7 +47,10 @@ def by_task(stages: Sequence[StoredStage], labels: Sequence[str] | None = None) 
     for stage in stages:
         base = stage.described["base"]
         title = f"{stage.described['title'].partition(',')[0]}, {count(base['steps'], 'step')}"
-        key = json.dumps([base["steps"], without_paths(base["task"]), _weights_and_data(stage)], sort_keys=True)
+        # As a configuration, which gives fields that came later their defaults.
+        task = without_paths({"kind": base["task"]["kind"], **dataclasses.asdict(make_task(base["task"]))})
+        schedule = {name: base.get(name, getattr(RunConfig, name)) for name in _SCHEDULE}
+        key = json.dumps([base["steps"], task, schedule, _weights_and_data(stage)], sort_keys=True)
         _, contenders = joined.setdefault(key, (title, {}))
         contenders |= {contender.label: contender for contender in stage.contenders}
     tasks = [
@@ -51,6 +58,9 @@ def by_task(stages: Sequence[StoredStage], labels: Sequence[str] | None = None) 
         for title, by_label in joined.values()
     ]
     return [task for task in tasks if task.contenders]
+
+
+_SCHEDULE = ("warmup", "final_lr", "accumulate", "clip")
 
 
 def write_rates(folders: Sequence[Path], out: Path, labels: Sequence[str] | None = None) -> list[Path]:
@@ -91,17 +101,26 @@ def finds_its_rate(contender: ContenderRuns) -> bool:
     )
 
 
+COLUMNS = 4
+"""Panels beside each other."""
+
+
 def draw_rates(tasks: Sequence[TaskRates], path: Path) -> None:
     """Draw ``path``.png and .svg: mean final validation losses over the learning rates that were given.
 
     Lines are means over seeds, dashes are runs. A learning rate at which a run diverged is left out. An optimizer that
-    finds its rate, and ran at one given rate alone, is a line across. Losses far above the others are cut off.
+    finds its rate, and ran at one given rate alone, is a line across. Stars are the rates that were found: a full one
+    that of matrices, or of all parameters, an empty one that of the rest. Losses far above the others are cut off.
     """
+    columns = min(len(tasks), COLUMNS)
+    rows = math.ceil(len(tasks) / columns)
     labels = list(dict.fromkeys(label for task in tasks for label in task.contenders))
     with style():
-        figure = Figure(figsize=(1.0 + 3.6 * len(tasks), 4.2), layout="constrained")
-        row = figure.subplots(1, len(tasks), squeeze=False)[0]
-        for axes, task in zip(row, tasks, strict=True):
+        figure = Figure(figsize=(1.0 + 3.6 * columns, 0.8 + 3.4 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False)
+        for axes in panels.flat[len(tasks) :]:
+            axes.set_axis_off()
+        for axes, task in zip(panels.flat, tasks, strict=False):
             for label, contender in task.contenders.items():
                 _draw(axes, contender, labels.index(label))
             lrs = spaced(sorted({lr for each in task.contenders.values() for lr in each.lrs()}), most=5)
@@ -109,8 +128,11 @@ def draw_rates(tasks: Sequence[TaskRates], path: Path) -> None:
             axes.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
             axes.minorticks_off()
             axes.set_ylim(top=_highest_shown(task))
-        row[0].set_ylabel("final validation loss (nats)")
-        keys = {text: line for axes in row for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+        for axes in panels[:, 0]:
+            axes.set_ylabel("final validation loss")
+        keys = {
+            text: line for axes in panels.flat for line, text in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
         options = {"ncols": min(len(labels), 6), "frameon": False}
         figure.legend([keys[label] for label in labels], labels, loc="outside upper center", **options)
         save_figure(figure, path)
@@ -129,6 +151,10 @@ def _highest_shown(task: TaskRates) -> float | None:
 
 def _draw(axes: Axes, contender: ContenderRuns, number: int) -> None:
     colour, dashes = look(number)
+    for run in contender.runs:
+        for kind, rate in scales_of(run.result.coefficients).items():
+            face = "none" if kind == "rest" else colour
+            axes.plot(rate, run.result.val_loss, "*", color=colour, mfc=face, ms=9, mew=0.8, zorder=3)
     finals = {lr: loss for lr in contender.lrs() if (loss := contender.mean_final(lr)) is not None}
     if len(finals) == 1 and finds_its_rate(contender):
         axes.axhline(*finals.values(), color=colour, ls="dashed", label=contender.label)

@@ -74,7 +74,7 @@ OPTIONS = {
     "wikitext": Option("tokens: measure the perplexity on its val.bin, too", metavar="FOLDER"),
     "lambada": Option("tokens: measure last words, too; text or JSON lines", metavar="FILE"),
     "adapt": Option("language, tokens, with init: train all of the model, a new head, or lora", metavar="WHAT"),
-    "retained": Option("language, with init: text that the earlier run knows, to see what is forgotten", metavar="FILE"),
+    "retained": Option("language, with init: text that the earlier run knows: what is forgotten?", metavar="FILE"),
     "table": Option("tabular: diabetes or digits", metavar="NAME", defaults={"": _TABULAR}),
     "model": Option("vision: cnn, resnet9 or vit", metavar="NAME", defaults={"": _VISION}),
     "augment": Option("vision: shift and mirror (default: all but the digits)", bool),

@@ -109,6 +109,9 @@ MODELS = {
     "resnet9": Model(resnet9, lambda height, width: (min(height, width) >= 8, "images of 8 pixels or more")),
     "vit": Model(
         vit,
-        lambda height, width: (height == width and height % PATCHES == 0, f"square images, {PATCHES} patches to a side,"),
+        lambda height, width: (
+            height == width and height % PATCHES == 0,
+            f"square images, {PATCHES} patches to a side,",
+        ),
     ),
 }

@@ -142,7 +142,9 @@ class OMADA(NamedOptimizer, name="omada", hyper_warmup=0, scale=True):
         super().__init__(groups, OMADAFamily(distribute), lr, weight_decay, betas=betas, eps=eps, **options)
 
     def _learn_scale(self, scale: Scale) -> LearnedScale:
-        return LearnedScale(self, per=kind_of_group, settings=SEARCH, held=scale if isinstance(scale, Mapping) else None)
+        return LearnedScale(
+            self, per=kind_of_group, settings=SEARCH, held=scale if isinstance(scale, Mapping) else None
+        )
 
     def add_param_group(self, param_group: Group) -> None:
         """Add parameters; see torch.optim.Optimizer.add_param_group.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,6 +52,28 @@ def test_the_later_stage_counts_and_labels_choose() -> None:
     (task,) = by_task([stage("First", GRID), stage("Again", again), stage("Searched", FOUND)], ["omada", "adamw"])
     assert [*task.contenders] == ["omada", "adamw"]
     assert task.contenders["adamw"].runs == again["adamw"]
+
+
+def test_another_schedule_is_another_panel_and_a_field_that_came_later_is_not() -> None:
+    constant, later = stage("Constant", FOUND), stage("Later", FOUND)
+    constant.described["base"]["final_lr"] = 1.0
+    later.described["base"] |= {"warmup": 0.05, "final_lr": None}
+    later.described["base"]["task"] |= {"adapt": "all", "retained": None}
+    tasks = by_task([stage("First", GRID), constant, later])
+    assert [[*task.contenders] for task in tasks] == [["adamw", "wild", "omada"], ["omada"]]
+
+
+def test_found_rates_are_stars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FOUND["omada"][0]
+    found = {"scale_matrices": 2e-3, "scale_rest": 4e-3, "rho": 1.0}
+    searched = dataclasses.replace(run, result=dataclasses.replace(run.result, coefficients=found))
+    titles = ["A", "B", "C", "D", "E"]
+    tasks = by_task([stage(title, {"omada": [searched]}, data=title) for title in titles])
+    figure = drawn(tasks, tmp_path / "rates", monkeypatch)
+    stars = [line for line in figure.axes[4].lines if line.get_marker() == "*"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in stars] == [(2e-3, 1.4), (4e-3, 1.4)]
+    assert [line.get_markerfacecolor() == "none" for line in stars] == [False, True]
+    assert [axes.axison for axes in figure.axes] == [True] * 5 + [False] * 3  # two rows of four
 
 
 def drawn(tasks: Sequence[TaskRates], path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:

@@ -1,0 +1,167 @@
+"""What optimizers give without tuning, beside what tuning gives, from sweeps that have both.
+
+A sweep has contenders on a grid of learning rates. Beside "adamw" it has one of the label "adamw, defaults", which runs
+at the default arguments of its package. ``experiments/untuned`` has such sweeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mada_lab.errors import require
+from mada_lab.files import prepare_file
+from mada_lab.report.results import REFERENCE
+from mada_lab.report.tables import Table, markdown
+from mada_lab.stats import mean_interval, paired_difference
+from mada_lab.sweep.contender_runs import ContenderRuns
+from mada_lab.sweep.stage_folder import StoredStage, load_stages
+from mada_lab.text import count, rounded
+
+DEFAULTS = ", defaults"
+"""What the label of a contender at the default arguments of its package ends with."""
+_NOTE = (
+    "Differences of final validation losses to tuned {reference}, whose own stand in the second column; negative is "
+    "better. ±: half width of the 95 % t interval over seeds, paired by seed. Last row: on how many tasks an optimizer is "
+    "better, equal and worse, by more than the interval."
+)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The stages of a sweep: the grid, and the runs with more seeds, which are the grid's where there are no others."""
+
+    title: str
+    grid: StoredStage
+    full: StoredStage
+
+    def contender(self, label: str) -> ContenderRuns | None:
+        """Return the runs of a label with all seeds; None where there are none."""
+        return next((each for each in self.full.contenders if each.label == label), None)
+
+    def labels(self) -> list[str]:
+        """Return the labels without those that end with :data:`DEFAULTS`."""
+        labels = [each.label for stage in (self.grid, self.full) for each in stage.contenders]
+        return list(dict.fromkeys(label.removesuffix(DEFAULTS) for label in labels))
+
+
+def load_sweep(folder: Path) -> Sweep:
+    """Return the sweep of a folder. Raise :class:`InputError` where it has no run that is over."""
+    stages = [stage for stage in load_stages(folder) if stage.runs]
+    return Sweep(stages[0].described["title"], stages[0], stages[-1])
+
+
+def write_untuned(
+    folders: Sequence[Path], out: Path, labels: Sequence[str] | None = None, reference: str | None = None
+) -> None:
+    """Write the tables in Markdown: all tasks untuned, all tasks tuned, and each task by itself.
+
+    Args:
+        folders: of sweeps.
+        out: the file.
+        labels: optimizers to be shown, in this order; None: all.
+        reference: optimizer at whose best learning rate the others are measured; None: AdamW.
+
+    Raises:
+        InputError: a folder holds no sweep, or there is no run of a label.
+    """
+    prepare_file(out)
+    sweeps = [load_sweep(folder) for folder in folders]
+    known = list(dict.fromkeys(label for sweep in sweeps for label in sweep.labels()))
+    for label in (*(labels or ()), reference or REFERENCE):
+        require(label in known, "label", label, f"one of {', '.join(map(repr, known))}")
+    shown = list(labels or known)
+    parts = [
+        "Untuned, at the default arguments of its package:",
+        markdown(joint_table(sweeps, [(label, f"{label}{DEFAULTS}") for label in shown], reference or REFERENCE)),
+        "At the best learning rate of the grid:",
+        markdown(joint_table(sweeps, [(label, label) for label in shown], reference or REFERENCE)),
+        _NOTE.format(reference=reference or REFERENCE),
+    ]
+    for sweep in sweeps:
+        seeds = [count(len(stage.seeds), "seed") for stage in (sweep.full, sweep.grid)]
+        parts += [f"### {sweep.title}", markdown(task_table(sweep, shown))]
+        parts += [f"{seeds[0]}; worst rate and range of the grid: {seeds[1]}."]
+    out.write_text("\n\n".join(part.rstrip() for part in parts) + "\n", "utf-8")
+
+
+def joint_table(sweeps: Sequence[Sweep], columns: Sequence[tuple[str, str]], reference: str = REFERENCE) -> Table:
+    """Return one row for each sweep: the optimizers minus the tuned reference.
+
+    Args:
+        sweeps: of the rows.
+        columns: header of a column, and the label of its contender.
+        reference: label of the contender that the others are compared with.
+    """
+    kept = [(header, label) for header, label in columns if any(sweep.contender(label) for sweep in sweeps)]
+    kept = [(header, label) for header, label in kept if label != reference]
+    table = [["task", f"{reference}, tuned", *(header for header, _ in kept)]]
+    counts = {label: [0, 0, 0] for _, label in kept}
+    for sweep in sweeps:
+        base = sweep.contender(reference)
+        table.append([sweep.title, _loss(base)])
+        for _, label in kept:
+            difference = _difference(sweep.contender(label), base)
+            table[-1].append("-" if difference is None else _plus_minus(*difference, sign="+"))
+            if difference is not None and difference[1] is not None:
+                mean, half = difference
+                counts[label][0 if mean < -half else 2 if mean > half else 1] += 1
+    table.append(["better, equal, worse", "-", *(", ".join(map(str, counts[label])) for _, label in kept)])
+    return table
+
+
+def task_table(sweep: Sweep, labels: Sequence[str]) -> Table:
+    """Return one row for each optimizer of a sweep: at its defaults, at its best rate, and over the grid."""
+    table = [["optimizer", "at its defaults", "best of the grid", "at", "worst of the grid", "at", "range"]]
+    by_label = {each.label: each for each in sweep.grid.contenders}
+    for label in labels:
+        defaults, best, grid = sweep.contender(f"{label}{DEFAULTS}"), sweep.contender(label), by_label.get(label)
+        if defaults is None and best is None:
+            continue
+        row = [label, _loss(defaults), _loss(best), *_best_rate(best), "-", "-", "-"]
+        if grid is not None and len(grid.lrs()) > 1:
+            row[4:] = _spread(grid)
+        table.append(row)
+    return table
+
+
+def _best_rate(contender: ContenderRuns | None) -> list[str]:
+    lr = None if contender is None else contender.best_lr()
+    return ["-" if lr is None else f"{lr:g}"]
+
+
+def _spread(grid: ContenderRuns) -> list[str]:
+    """Return the worst mean loss of a grid, its learning rate, and how far it is above the best."""
+    means = {lr: grid.mean_final(lr) for lr in grid.lrs()}
+    diverged = [lr for lr, mean in means.items() if mean is None]
+    if diverged:
+        return ["diverged", ", ".join(f"{lr:g}" for lr in diverged), "-"]
+    finite = {lr: mean for lr, mean in means.items() if mean is not None}
+    worst = max(finite, key=finite.__getitem__)
+    return [rounded(finite[worst]), f"{worst:g}", rounded(finite[worst] - min(finite.values()))]
+
+
+def _loss(contender: ContenderRuns | None) -> str:
+    if contender is None:
+        return "-"
+    finals = contender.finals(contender.best_lr())
+    return _plus_minus(*mean_interval(finals)) if finals else "diverged"
+
+
+def _difference(contender: ContenderRuns | None, base: ContenderRuns | None) -> tuple[float, float | None] | None:
+    """Return the mean difference over the seeds that both have, and its interval."""
+    if contender is None or base is None:
+        return None
+    ours, theirs = (
+        {run.seed: run.result.val_loss for run in each.at(each.best_lr()) if run.result.val_loss is not None}
+        for each in (contender, base)
+    )
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return None
+    return paired_difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+
+
+def _plus_minus(mean: float, half: float | None, sign: str = "") -> str:
+    return rounded(mean, sign) if half is None else f"{rounded(mean, sign)} ± {rounded(half)}"
