@@ -23,8 +23,8 @@ DEFAULTS = ", defaults"
 """What the label of a contender at the default arguments of its package ends with."""
 _NOTE = (
     "Differences of final validation losses to tuned {reference}, whose own stand in the second column; negative is "
-    "better. ±: half width of the 95 % t interval over seeds, paired by seed. Last row: on how many tasks an optimizer is "
-    "better, equal and worse, by more than the interval."
+    "better. ±: half width of the 95 % t interval over seeds, paired by seed. Last row: on how many tasks an optimizer "
+    "is better, equal and worse, by more than the interval."
 )
 
 

@@ -41,8 +41,8 @@ class LanguageConfig(WindowsConfig):
         init: see there. The vocabulary is that of the earlier run, and has all characters of the text.
         characters_of: path of another text. Its characters are in the vocabulary, too: a later run on it may begin
             with the weights of this one.
-        retained: path of a text that the earlier run knows. All of it is validated on, too: ``retained_loss`` shows what
-            is forgotten.
+        retained: path of a text that the earlier run knows. All of it is validated on, too: ``retained_loss`` shows
+            what is forgotten.
     """
 
     kind: ClassVar[str] = "language"
