@@ -111,7 +111,7 @@ MODELS = {
         vit,
         lambda height, width: (
             height == width and height % PATCHES == 0,
-            f"square images, {PATCHES} patches to a side,",
+            f"square images of {PATCHES} patches a side",
         ),
     ),
 }

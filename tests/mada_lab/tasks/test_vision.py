@@ -82,7 +82,7 @@ def test_shift_and_mirror_moves_and_turns() -> None:
     assert len(seen) > 30
 
 
-@pytest.mark.parametrize("model", ["cnn", "resnet9"])
+@pytest.mark.parametrize("model", ["cnn", "resnet9", "vit"])
 def test_models_learn_bright_from_dark_and_resume(model: str, cifar: str, tmp_path: Path) -> None:
     task = VisionConfig(data=cifar, model=model, width=4, batch=10)
     config = RunConfig(task, OptimizerConfig("mada", lr=1e-2), steps=24, eval_every=8, checkpoint_every=8, threads=1)
@@ -116,6 +116,7 @@ def test_what_is_refused(cifar: str, tmp_path: Path) -> None:
         ({"height": 8, "width": 12}, "cnn", "data must be square images .* got 'images of 8 by 12'"),
         ({"height": 3, "width": 3}, "cnn", "data must be square images of 4 pixels or more for the model cnn"),
         ({"height": 7, "width": 9}, "resnet9", "data must be images of 8 pixels or more for the model resnet9"),
+        ({"height": 12, "width": 12}, "vit", "data must be square images of 8 patches a side for the model vit"),
         ({"label": 2}, "resnet9", "labels of test, must be classes of train, from 0, got '2 to 2'"),
         ({"label": -1}, "cnn", "labels of test, must be classes of train, from 0, got '-1 to -1'"),
         ({"cut": 60}, "cnn", "data must hold images and labels as .* got '.*changed/train.parquet'"),
