@@ -102,8 +102,13 @@ def joint_table(sweeps: Sequence[Sweep], columns: Sequence[tuple[str, str]], ref
         base = sweep.contender(reference)
         table.append([sweep.title, _loss(base)])
         for _, label in kept:
-            difference = _difference(sweep.contender(label), base)
-            table[-1].append("-" if difference is None else _plus_minus(*difference, sign="+"))
+            contender = sweep.contender(label)
+            difference = _difference(contender, base)
+            if contender is not None and contender.best_lr() is None:
+                table[-1].append("diverged")
+                counts[label][2] += 1
+            else:
+                table[-1].append("-" if difference is None else _plus_minus(*difference, sign="+"))
             if difference is not None and difference[1] is not None:
                 mean, half = difference
                 counts[label][0 if mean < -half else 2 if mean > half else 1] += 1
@@ -150,7 +155,7 @@ def _loss(contender: ContenderRuns | None) -> str:
 
 
 def _difference(contender: ContenderRuns | None, base: ContenderRuns | None) -> tuple[float, float | None] | None:
-    """Return the mean difference over the seeds that both have, and its interval."""
+    """Return the mean difference over the seeds that both have, and its interval; None: there is none."""
     if contender is None or base is None:
         return None
     ours, theirs = (
@@ -158,9 +163,7 @@ def _difference(contender: ContenderRuns | None, base: ContenderRuns | None) -> 
         for each in (contender, base)
     )
     seeds = sorted(ours.keys() & theirs.keys())
-    if not seeds:
-        return None
-    return paired_difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+    return paired_difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]) if seeds else None
 
 
 def _plus_minus(mean: float, half: float | None, sign: str = "") -> str:
