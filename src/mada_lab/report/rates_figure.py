@@ -152,9 +152,10 @@ def _highest_shown(task: TaskRates) -> float | None:
 def _draw(axes: Axes, contender: ContenderRuns, number: int) -> None:
     colour, dashes = look(number)
     for run in contender.runs:
-        for kind, rate in scales_of(run.result.coefficients).items():
+        final = run.result.val_loss
+        for kind, rate in scales_of(run.result.coefficients).items() if final is not None else ():
             face = "none" if kind == "rest" else colour
-            axes.plot(rate, run.result.val_loss, "*", color=colour, mfc=face, ms=9, mew=0.8, zorder=3)
+            axes.plot(rate, final, "*", color=colour, mfc=face, ms=9, mew=0.8, zorder=3)
     finals = {lr: loss for lr in contender.lrs() if (loss := contender.mean_final(lr)) is not None}
     if len(finals) == 1 and finds_its_rate(contender):
         axes.axhline(*finals.values(), color=colour, ls="dashed", label=contender.label)

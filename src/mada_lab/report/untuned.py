@@ -109,8 +109,8 @@ def joint_table(sweeps: Sequence[Sweep], columns: Sequence[tuple[str, str]], ref
                 counts[label][2] += 1
             else:
                 table[-1].append("-" if difference is None else _plus_minus(*difference, sign="+"))
-            if difference is not None and difference[1] is not None:
-                mean, half = difference
+            mean, half = difference or (0.0, None)
+            if half is not None:
                 counts[label][0 if mean < -half else 2 if mean > half else 1] += 1
     table.append(["better, equal, worse", "-", *(", ".join(map(str, counts[label])) for _, label in kept)])
     return table

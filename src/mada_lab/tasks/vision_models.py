@@ -62,7 +62,7 @@ def vit(channels: int, size: int, width: int, classes: int) -> nn.Module:
     # Slow to import, and not needed by the others.
     from transformers import ViTConfig, ViTForImageClassification
 
-    config = ViTConfig(
+    config = ViTConfig(  # type: ignore[call-arg]  # num_labels is one of those that all configurations take
         hidden_size=4 * width,
         num_hidden_layers=4,
         num_attention_heads=4,
