@@ -152,8 +152,8 @@ def _highest_shown(task: TaskRates) -> float | None:
 def _draw(axes: Axes, contender: ContenderRuns, number: int) -> None:
     colour, dashes = look(number)
     for run in contender.runs:
-        final = run.result.val_loss
-        for kind, rate in scales_of(run.result.coefficients).items() if final is not None else ():
+        final = math.nan if run.result.val_loss is None else run.result.val_loss
+        for kind, rate in scales_of(run.result.coefficients).items():
             face = "none" if kind == "rest" else colour
             axes.plot(rate, final, "*", color=colour, mfc=face, ms=9, mew=0.8, zorder=3)
     finals = {lr: loss for lr in contender.lrs() if (loss := contender.mean_final(lr)) is not None}
