@@ -101,8 +101,8 @@ def finds_its_rate(contender: ContenderRuns) -> bool:
     )
 
 
-COLUMNS = 4
-"""Panels beside each other."""
+MOST_COLUMNS = 4
+"""Panels beside each other, at most."""
 
 
 def draw_rates(tasks: Sequence[TaskRates], path: Path) -> None:
@@ -112,8 +112,8 @@ def draw_rates(tasks: Sequence[TaskRates], path: Path) -> None:
     finds its rate, and ran at one given rate alone, is a line across. Stars are the rates that were found: a full one
     that of matrices, or of all parameters, an empty one that of the rest. Losses far above the others are cut off.
     """
-    columns = min(len(tasks), COLUMNS)
-    rows = math.ceil(len(tasks) / columns)
+    rows = math.ceil(len(tasks) / MOST_COLUMNS)
+    columns = math.ceil(len(tasks) / rows)
     labels = list(dict.fromkeys(label for task in tasks for label in task.contenders))
     with style():
         figure = Figure(figsize=(1.0 + 3.6 * columns, 0.8 + 3.4 * rows), layout="constrained")

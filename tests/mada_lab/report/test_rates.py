@@ -73,7 +73,7 @@ def test_found_rates_are_stars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     stars = [line for line in figure.axes[4].lines if line.get_marker() == "*"]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in stars] == [(2e-3, 1.4), (4e-3, 1.4)]
     assert [line.get_markerfacecolor() == "none" for line in stars] == [False, True]
-    assert [axes.axison for axes in figure.axes] == [True] * 5 + [False] * 3  # two rows of four
+    assert [axes.axison for axes in figure.axes] == [True] * 5 + [False]  # two rows of three
 
 
 def drawn(tasks: Sequence[TaskRates], path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
