@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 from torch import nn
+
+from mada_lab.errors import require
 
 RANK = 8
 
@@ -32,6 +35,12 @@ def adapters(model: nn.Module) -> nn.Module:
     layers = ["c_attn", "c_fc", "c_proj"]
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=layers, fan_in_fan_out=True)
     return inject_adapter_in_model(config, model)
+
+
+def check_installed(adapt: str) -> None:
+    """Raise :class:`InputError` where a package is missing."""
+    allowed = "another one: the package peft is missing (pip install peft)"
+    require(adapt != "lora" or find_spec("peft") is not None, "adapt", adapt, allowed)
 
 
 ADAPTATIONS = {"all": everything, "head": new_head, "lora": adapters}

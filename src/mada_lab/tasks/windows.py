@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mada_lab.errors import require
-from mada_lab.tasks.adaptation import ADAPTATIONS
+from mada_lab.tasks.adaptation import ADAPTATIONS, check_installed
 from mada_lab.tasks.base import Batch, TaskConfig
 from mada_lab.tasks.initial import Initial
 
@@ -81,6 +81,7 @@ class WindowsTask:
         validation: Tokens,
         initial: Initial | None = None,
     ) -> None:
+        check_installed(config.adapt)
         self.size, self.initial = config, initial
         self.vocabulary_size = vocabulary_size if initial is None else initial.vocabulary_size
         self.train, self.validation = train, validation

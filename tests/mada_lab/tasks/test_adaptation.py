@@ -13,6 +13,7 @@ from mada_lab.optimizers.config import OptimizerConfig
 from mada_lab.run.config import RunConfig
 from mada_lab.run.folder import RunFolder
 from mada_lab.run.train import train
+from mada_lab.tasks import adaptation
 from mada_lab.tasks.language import LanguageConfig
 
 SIZES = {"layers": 1, "heads": 2, "width": 16, "context": 16, "batch": 4, "val_windows": 8}
@@ -85,6 +86,12 @@ def test_what_is_retained_of_another_text(earlier: Path, tmp_path: Path) -> None
     assert values["retained_loss"] == pytest.approx(expected)
     assert set(values) == {"loss", "retained_loss"}
     assert set(task.validate(task.model(0))) == {"loss"}
+
+
+def test_adapters_without_their_package(earlier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adaptation, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"adapt must be another one: the package peft is missing .*, got 'lora'"):
+        task_of(earlier, adapt="lora").build()
 
 
 def test_what_is_refused(earlier: Path, tmp_path: Path) -> None:
