@@ -9,7 +9,7 @@ from mada_lab.report.results import REFERENCE, Entries, edges
 from mada_lab.report.tables import Table, difference_cell, edge_note, marked, plus_minus
 
 _NOTE = (
-    "Final validation losses in nats minus those of the optimizer in the first row, whose own stand there; each at its "
+    "Final validation losses minus those of the optimizer in the first row, whose own stand there; each at its "
     "best learning rate. ±: half width of the 95 % t interval over seeds, paired by seed. Lower, higher: in how many "
     "of the experiments, by more than the interval; of many such comparisons some are chance."
 )

@@ -36,7 +36,7 @@ _AXIS = {
 
 def curves(contenders: Sequence[ContenderRuns]) -> go.Figure:
     """Validation losses over steps, each contender at its best learning rate: the mean over seeds, in their range."""
-    figure = _figure(440, "step", "validation loss (nats)", hovermode="x unified")
+    figure = _figure(440, "step", "validation loss", hovermode="x unified")
     late = []
     for number, contender in enumerate(contenders):
         steps, means, lows, highs = contender.band()
@@ -63,7 +63,7 @@ def finals(contenders: Sequence[ContenderRuns]) -> go.Figure:
     than they began with.
     """
     over_lrs = any(len(contender.lrs()) > 1 for contender in contenders)
-    figure = _figure(440, "learning rate" if over_lrs else "", "final validation loss (nats)", hovermode="closest")
+    figure = _figure(440, "learning rate" if over_lrs else "", "final validation loss", hovermode="closest")
     shown = []
     for number, contender in enumerate(contenders):
         colour, line = _line(look(number))
@@ -155,7 +155,7 @@ def _contour(starts: Sequence[Mapping[str, Any]], name: str, levels: Sequence[fl
             showlegend=False,
         )
     bar = {
-        "title": {"text": f"final {LOSSES[name]} loss (nats)", "side": "top"},
+        "title": {"text": f"final {LOSSES[name]} loss", "side": "top"},
         **{"orientation": "h", "y": 1.02, "yanchor": "bottom", "thickness": 10, "tickformat": ".3~g", "nticks": 5},
     }
     limits = {"cmin": levels[0], "cmax": levels[-1]} if levels else {}
@@ -221,7 +221,7 @@ def keys(figures: Sequence[go.Figure]) -> list[Key]:
 
 def losses(run: StoredRun) -> go.Figure:
     """Training and validation losses of one run over steps."""
-    figure = _figure(440, "step", "loss (nats)", hovermode="x unified")
+    figure = _figure(440, "step", "loss", hovermode="x unified")
     points = loss_points(run.metrics, "loss")
     if points:
         steps, values = zip(*points, strict=True)

@@ -22,7 +22,7 @@ from mada_lab.report.tables import (
 )
 from mada_lab.sweep.contender_runs import ContenderRuns
 from mada_lab.sweep.stage_folder import StoredStage
-from mada_lab.tasks.registry import without_paths
+from mada_lab.tasks.registry import task_type, without_paths
 from mada_lab.text import count, listed
 
 
@@ -93,11 +93,12 @@ class StageReport:
         """Return what has to be known to read the tables."""
         stage, base = self.stage, self.stage.described["base"]
         task = {name: value for name, value in without_paths(base["task"]).items() if name != "kind" and value}
+        unit = task_type(base["task"]["kind"]).unit
         run = f"{stage.source}; {', '.join(f'{name} {value}' for name, value in task.items())}; {base['steps']} steps"
         if stage.is_one_run:
-            return [f"{run}; losses in nats."]
+            return [f"{run}; losses in {unit}."]
         notes = [
-            f"{run}, {count(len(stage.seeds), 'seed')}; losses in nats. ±: half width of the 95 % t "
+            f"{run}, {count(len(stage.seeds), 'seed')}; losses in {unit}. ±: half width of the 95 % t "
             "interval over seeds; differences are paired by seed. Best lr: the lowest mean final validation loss."
         ]
         if self._several_lrs:

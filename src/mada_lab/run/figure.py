@@ -48,5 +48,5 @@ def _draw_losses(axes: Axes, metrics: Metrics, title: str) -> None:
         steps, losses = zip(*validation, strict=True)
         axes.plot(steps, losses, color=PALETTE[1], marker="o", ms=3)
         labels.append(EndLabel(losses[-1], f"validation {losses[-1]:.3f}", PALETTE[1]))
-    axes.set(title=title, ylabel="loss (nats)")
+    axes.set(title=title, ylabel="loss")
     label_ends(axes, labels)

@@ -24,6 +24,7 @@ class BanditConfig(TaskConfig):
     """
 
     kind: ClassVar[str] = "bandit"
+    unit: ClassVar[str] = "shares of wrong guesses"
     width: int = 16
     batch: int = 128
 

@@ -46,6 +46,7 @@ class TaskConfig(ABC):
     """
 
     kind: ClassVar[str]
+    unit: ClassVar[str] = "nats"  # of the loss that is validated
     paths: ClassVar[tuple[str, ...]] = ("data",)  # fields that are paths
     data: str | None = None
 

@@ -32,6 +32,7 @@ class GanConfig(TaskConfig):
     """
 
     kind: ClassVar[str] = "gan"
+    unit: ClassVar[str] = "energy distance"
     width: int = 64
     batch: int = 128
 

@@ -242,7 +242,7 @@ def test_a_run_alone(out: Path, tmp_path: Path) -> None:
     assert all(cell != "-" for table in page.tables for row in table for cell in row)
     assert "interval" not in page.text
     assert "runs1 of 1 are over" in page.text
-    training = traces(page.figure("loss (nats)"), name="training")[0]
+    training = traces(page.figure("loss"), name="training")[0]
     assert training["y"] == [line["loss"] for line in RunFolder(folder).metrics() if "loss" in line]
     with without(folder / "result.json"):
         write_report([folder], tmp_path / "report.html")
@@ -349,7 +349,7 @@ def test_curves(out: Path, page: Page) -> None:
     lr = page.tables[0][1][1].removesuffix(" †")
     stored = [RunFolder(out / TUNE / "runs" / f"adamw-lr{lr}-seed{seed}").metrics() for seed in (0, 1)]
     values = [[line["val_loss"] for line in metrics if "val_loss" in line] for metrics in stored]
-    figure = page.figure("validation loss (nats)")
+    figure = page.figure("validation loss")
     band, mean = traces(figure, name=f"adamw, lr {lr}")
     assert mean["x"] == [0, 4, 8, 12]
     assert mean["y"] == pytest.approx([statistics.fmean(pair) for pair in zip(*values, strict=True)])
@@ -360,7 +360,7 @@ def test_curves(out: Path, page: Page) -> None:
 
 
 def test_finals(out: Path, page: Page) -> None:
-    figure = page.figure("final validation loss (nats)")
+    figure = page.figure("final validation loss")
     assert figure["layout"]["xaxis"]["type"] == "log"
     mean, points, crosses = traces(figure, name="adamw")
     results = [json.loads(path.read_text()) for path in sorted(out.glob(f"{TUNE}/runs/adamw-lr0.0*/result.json"))]
@@ -384,8 +384,8 @@ def test_contours_and_paths(page: Page) -> None:
     contour = traces(figures["s0-2-0"], type="contour")[0]
     assert len(contour["z"]) == 2
     assert [_title(figures[f"s0-{i}-0"]["layout"]["coloraxis"]["colorbar"]) for i in (2, 3)] == [
-        "final training loss (nats)",
-        "final validation loss (nats)",
+        "final training loss",
+        "final validation loss",
     ]
     titles = page.captions()["s0-4"]
     assert set(titles) >= {"β1", "β3", "κ-matrices", "κ-rest"}

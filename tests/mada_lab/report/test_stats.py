@@ -148,6 +148,12 @@ def test_a_run_alone_is_compared_with_nothing() -> None:
         assert report.notes() == ["s; width 16; 9 steps; losses in nats."]
 
 
+def test_a_report_says_in_what_losses_are() -> None:
+    base = {**STAGE["base"], "task": {"kind": "bandit", "width": 16}}
+    stage = StoredStage({**STAGE, "base": base, "stage": None}, [ContenderRuns("mada", [stored_run(0)])], RECORDS, {})
+    assert StageReport(stage).notes() == ["s; width 16; 9 steps; losses in shares of wrong guesses."]
+
+
 def test_columns_of_a_comparison_without_its_reference() -> None:
     stage = StoredStage(
         {}, [ContenderRuns("mada", [stored_run(0)]), ContenderRuns("adan", [stored_run(0, val=2.0)])], [], {}
