@@ -6,6 +6,7 @@ at the default arguments of its package. ``experiments/untuned`` has such sweeps
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from mada_lab.errors import require
 from mada_lab.files import prepare_file
 from mada_lab.report.results import REFERENCE
-from mada_lab.report.tables import Table, markdown
+from mada_lab.report.tables import Table, markdown, without_empty_columns
 from mada_lab.stats import mean_interval, paired_difference
 from mada_lab.sweep.contender_runs import ContenderRuns
 from mada_lab.sweep.stage_folder import StoredStage, load_stages
@@ -117,23 +118,25 @@ def joint_table(sweeps: Sequence[Sweep], columns: Sequence[tuple[str, str]], ref
 
 
 def task_table(sweep: Sweep, labels: Sequence[str]) -> Table:
-    """Return one row for each optimizer of a sweep: at its defaults, at its best rate, and over the grid."""
-    table = [["optimizer", "at its defaults", "best of the grid", "at", "worst of the grid", "at", "range"]]
-    by_label = {each.label: each for each in sweep.grid.contenders}
-    for label in labels:
-        defaults, best, grid = sweep.contender(f"{label}{DEFAULTS}"), sweep.contender(label), by_label.get(label)
-        if defaults is None and best is None:
-            continue
-        row = [label, _loss(defaults), _loss(best), *_best_rate(best), "-", "-", "-"]
-        if grid is not None and len(grid.lrs()) > 1:
-            row[4:] = _spread(grid)
-        table.append(row)
-    return table
+    """Return one row for each contender of a sweep: at its best learning rate, and over the grid where it has one."""
+    rows = [row for label in labels for row in (f"{label}{DEFAULTS}", label)]
+    contenders = [contender for row in rows if (contender := sweep.contender(row)) is not None]
+    grids = {each.label: each for each in sweep.grid.contenders}
+    measures = sorted({name for each in contenders for run in each.runs for name in run.result.val})
+    table = [["optimizer", "final loss", *measures, "learning rate", "worst of the grid", "its learning rate", "range"]]
+    for contender in contenders:
+        best = contender.best_lr()
+        others = [_mean([run.result.val.get(name) for run in contender.at(best)]) for name in measures]
+        grid = grids.get(contender.label)
+        spread = ["-", "-", "-"] if grid is None or len(grid.lrs()) < 2 else _spread(grid)
+        rate = "-" if best is None else f"{best:g}"
+        table.append([contender.label, _loss(contender), *others, rate, *spread])
+    return without_empty_columns(table)
 
 
-def _best_rate(contender: ContenderRuns | None) -> list[str]:
-    lr = None if contender is None else contender.best_lr()
-    return ["-" if lr is None else f"{lr:g}"]
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return rounded(statistics.fmean(known)) if known and len(known) == len(values) else "-"
 
 
 def _spread(grid: ContenderRuns) -> list[str]:

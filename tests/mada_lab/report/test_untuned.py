@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,12 +71,22 @@ def test_differences_are_paired_by_seed() -> None:
 
 def test_a_task_by_itself() -> None:
     header, *rows = task_table(SWEEP, ["adamw", "omada", "wild", "lost"])
-    assert len(header) == 7
+    assert header == ["optimizer", "final loss", "learning rate", "worst of the grid", "its learning rate", "range"]
     assert rows == [
-        ["adamw", "3.1000 ± 0.2484", "1.1000 ± 0.2484", "0.01", "3.0000", "0.001", "2.0000"],
-        ["omada", "0.6000 ± 0.2484", "-", "-", "diverged", "0.01", "-"],
-        ["wild", "-", "diverged", "-", "-", "-", "-"],
+        ["adamw, defaults", "3.1000 ± 0.2484", "0.001", "-", "-", "-"],
+        ["adamw", "1.1000 ± 0.2484", "0.01", "3.0000", "0.001", "2.0000"],
+        ["omada, defaults", "0.6000 ± 0.2484", "0.003", "-", "-", "-"],
+        ["wild", "diverged", "-", "-", "-", "-"],
     ]
+
+
+def test_a_grid_with_a_rate_that_diverges_and_other_measures() -> None:
+    runs = [stored_run(seed, lr=lr, val=val) for lr, val in ((1e-3, 0.9), (1e-2, None), (1e-1, 0.8)) for seed in (0, 1)]
+    measured = [replace(run, result=replace(run.result, val={"accuracy": 0.5 + 0.2 * run.seed})) for run in runs]
+    only = stage(omada=measured)
+    header, row = task_table(Sweep("T", only, only), ["omada"])
+    assert header[:3] == ["optimizer", "final loss", "accuracy"]
+    assert row == ["omada", "0.8000 ± 0.0000", "0.6000", "0.1", "diverged", "0.01"]
 
 
 def test_fewer_seeds_than_the_reference_and_one_that_diverged() -> None:
