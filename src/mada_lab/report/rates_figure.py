@@ -127,7 +127,7 @@ def draw_rates(tasks: Sequence[TaskRates], path: Path) -> None:
             axes.set(title=textwrap.fill(task.title, 34), xlabel="given learning rate", xscale="log")
             axes.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
             axes.minorticks_off()
-            axes.set_ylim(top=_highest_shown(task))
+            axes.set_ylim(*_shown(task))
         for axes in panels[:, 0]:
             axes.set_ylabel("final validation loss")
         keys = {
@@ -138,15 +138,17 @@ def draw_rates(tasks: Sequence[TaskRates], path: Path) -> None:
         save_figure(figure, path)
 
 
-def _highest_shown(task: TaskRates) -> float | None:
-    """The highest mean loss within Tukey's fence, and a little more; None: there are too few."""
+def _shown(task: TaskRates) -> tuple[float | None, float | None]:
+    """From the lowest loss to the highest mean within Tukey's fence, and a little more; None: there are too few."""
     each = [[contender.mean_final(lr) for lr in contender.lrs()] for contender in task.contenders.values()]
     means = sorted(mean for means in each for mean in means if mean is not None)
     if len(means) < 4:
-        return None
+        return None, None
     low, _, high = statistics.quantiles(means)
     top = max(mean for mean in means if mean <= high + 1.5 * (high - low))
-    return top + 0.05 * (top - means[0])
+    bottom = min(loss for each in task.contenders.values() for lr in each.lrs() for loss in each.finals(lr))
+    margin = 0.05 * (top - bottom)
+    return bottom - margin, top + margin
 
 
 def _draw(axes: Axes, contender: ContenderRuns, number: int) -> None:
