@@ -130,5 +130,13 @@ def plus_minus(entry: dict[str, Any], name: str, sign: str = "") -> str:
     """Return a mean and the half width of its interval, as far as they are known."""
     if name not in entry:
         return "-"
-    mean, half = rounded(entry[name], sign), entry[f"{name}_ci95"]
-    return mean if half is None else f"{mean} ± {rounded(half)}"
+    return mean_and_half(entry[name], entry[f"{name}_ci95"], sign)
+
+
+def mean_and_half(mean: float, half: float | None, sign: str = "") -> str:
+    """Return a mean and the half width of its interval, if there is one.
+
+    >>> mean_and_half(-0.1, 0.02, "+"), mean_and_half(1.5, None)
+    ('-0.1000 ± 0.0200', '1.5000')
+    """
+    return rounded(mean, sign) if half is None else f"{rounded(mean, sign)} ± {rounded(half)}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from mada_lab.errors import require
 from mada_lab.files import prepare_file
 from mada_lab.report.results import REFERENCE
-from mada_lab.report.tables import Table, markdown, without_empty_columns
+from mada_lab.report.tables import Table, markdown, mean_and_half, without_empty_columns
 from mada_lab.stats import mean_interval, paired_difference
 from mada_lab.sweep.contender_runs import ContenderRuns
 from mada_lab.sweep.stage_folder import StoredStage, load_stages
@@ -109,7 +109,7 @@ def joint_table(sweeps: Sequence[Sweep], columns: Sequence[tuple[str, str]], ref
                 table[-1].append("diverged")
                 counts[label][2] += 1
             else:
-                table[-1].append("-" if difference is None else _plus_minus(*difference, sign="+"))
+                table[-1].append("-" if difference is None else mean_and_half(*difference, sign="+"))
             mean, half = difference or (0.0, None)
             if half is not None:
                 counts[label][0 if mean < -half else 2 if mean > half else 1] += 1
@@ -154,7 +154,7 @@ def _loss(contender: ContenderRuns | None) -> str:
     if contender is None:
         return "-"
     finals = contender.finals(contender.best_lr())
-    return _plus_minus(*mean_interval(finals)) if finals else "diverged"
+    return mean_and_half(*mean_interval(finals)) if finals else "diverged"
 
 
 def _difference(contender: ContenderRuns | None, base: ContenderRuns | None) -> tuple[float, float | None] | None:
@@ -167,7 +167,3 @@ def _difference(contender: ContenderRuns | None, base: ContenderRuns | None) -> 
     )
     seeds = sorted(ours.keys() & theirs.keys())
     return paired_difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]) if seeds else None
-
-
-def _plus_minus(mean: float, half: float | None, sign: str = "") -> str:
-    return rounded(mean, sign) if half is None else f"{rounded(mean, sign)} ± {rounded(half)}"
