@@ -85,7 +85,7 @@ def every() -> Iterator[tuple[Callable[..., torch.optim.Optimizer], torch.dtype]
 
 def main() -> None:
     """Two steps of each optimizer, of which the second settles the first."""
-    sys.path.insert(0, str(Path(__file__).parent))
+    sys.path[:0] = [str(Path(__file__).parents[depth]) for depth in (0, 2)]
     multi_tensor.load = scalars.load = Compiling
     engine.select_executor = lambda family, *_: select.the(multi_tensor.TritonExecutor)
     wanted, skipped = (every(), (0, 1)) if "all" in sys.argv else (some(), (0,))
