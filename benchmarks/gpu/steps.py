@@ -8,7 +8,7 @@ from functools import partial
 from gpu.device import Setting
 from gpu.optimizers import timed_contenders
 from gpu.record import Record
-from gpu.timing import time_step
+from gpu.timing import StepTime, time_step
 from mada_lab.bench.workloads import WORKLOADS, Tensors, Workload
 
 WARM = 3  # steps in which all is compiled
@@ -27,21 +27,24 @@ def workload(letter: str, setting: Setting) -> Workload:
 def run(setting: Setting, record: Record, letter: str, bars: Mapping[str, tuple[float, float]]) -> None:
     tensors = workload(letter, setting)
     adamw, *others = timed_contenders()
-    reference = None
+    reference: StepTime | None = None
     for contender in (adamw, *others, adamw):
+        ratios: dict[str, float] = {}
         with record.check(contender.name) as values:
             running = tensors.start(contender)
             assert running is not None
             for _ in range(WARM):
                 running.step()
             taken = time_step(running.step, setting.device, **setting.repeats)
-            reference = reference or taken
-            ratios = {"device by AdamW's": taken.device / reference.device, "by clock": taken.clock / reference.clock}
-            values |= {**taken.values(), **ratios}
-        if contender.name in bars and ratios:
-            for (what, ratio), bar in zip(ratios.items(), bars[contender.name], strict=True):
-                record.bar(f"{contender.name}, {what}", ratio, bar)
-            ratios = {}
+            values |= taken.values()
+            if contender is adamw:
+                reference = reference or taken
+            assert reference is not None, "AdamW was not timed"
+            ratios["device by AdamW's"] = taken.device / reference.device
+            ratios["clock by AdamW's"] = taken.clock / reference.clock
+            values |= ratios
+        for (what, ratio), bar in zip(ratios.items(), bars.get(contender.name, ()), strict=False):
+            record.bar(f"{contender.name}, {what}", ratio, bar)
 
 
 gpt2 = partial(run, letter="b", bars=GPT2_BARS)

@@ -66,7 +66,7 @@ def time_step(step: Callable[[], Any], device: Device, rounds: int = ROUNDS, ste
         if asleep or failures > MOST_FAILURES:
             times.append(begin.milliseconds_to(end) / steps)
             programs.append(program)
-        elif failures % 2 == 0:
+        else:
             steps = max(1, steps // 2)
     return StepTime(clock, median(times), median(programs), steps, failures <= MOST_FAILURES)
 

@@ -16,7 +16,7 @@ from gpu.record import Record
 from mada_optim import MADA, load_optimizer
 
 BAR = 1.01
-ROUNDS = 8
+ROUNDS = 6
 WARM = 3  # steps in which all is compiled
 
 

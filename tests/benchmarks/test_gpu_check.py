@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from collections import deque
+from contextlib import contextmanager
 from pathlib import Path
 
 import gpu_check
@@ -137,8 +139,12 @@ def test_a_stage_over_its_limit_is_ended_with_all_that_it_started(tmp_path: Path
     assert not (tmp_path / "late").exists()
 
 
-def test_the_limits_are_under_nine_minutes() -> None:
+def test_the_limits_are_under_nine_minutes_and_documented() -> None:
     assert sum(stage.limit for stage in STAGES) < gpu_check.SECONDS < 540
+    rows = re.findall(
+        r"^\| `(\w+)` \| (\d+) \|", (BENCHMARKS.parent / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert rows == [(stage.name, f"{stage.limit}") for stage in STAGES]
 
 
 def test_the_summary_says_what_failed_and_leaves_out_a_line_that_was_cut_off(tmp_path: Path) -> None:
@@ -196,7 +202,7 @@ def test_the_agreement_must_be_of_something_that_learns(monkeypatch: pytest.Monk
     late = {"late": lambda params, **kwargs: MADA(params, hyper_warmup=50, **kwargs)}
     monkeypatch.setattr(agreement, "named_optimizers", lambda: late)
     with pytest.raises(AssertionError, match="float32: the coefficients moved by 0"):
-        agreement.compare("late", Cpu(), True, {})
+        agreement.compare("late", REHEARSAL, {})
 
 
 def test_the_agreement_sees_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,11 +215,25 @@ def test_the_agreement_sees_a_difference(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(agreement, "train", train)
     values: dict[str, str] = {}
     with pytest.raises(AssertionError, match="float32, fused: 1.0e-03"):
-        agreement.compare("lion", Cpu(), True, values)
+        agreement.compare("lion", REHEARSAL, values)
     assert len(values) == 6
 
 
-def test_what_a_worker_finds_comes_back() -> None:
-    values, problem = agreement.compare_alone("no such optimizer", Cpu())
-    assert values == {}
-    assert problem == "KeyError: 'no such optimizer'"
+def test_an_optimizer_that_waits_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def no_waiting(device: Cpu):
+        raise RuntimeError("called a synchronizing CUDA operation")
+        yield
+
+    monkeypatch.setattr(Cpu, "no_waiting", no_waiting)
+    with pytest.raises(AssertionError, match="it waits: called a synchronizing"):
+        agreement.compare("lion", REHEARSAL, {})
+
+
+def test_what_processes_find_comes_back(tmp_path: Path) -> None:
+    agreement.compare_in_processes(["lion", "no such optimizer"], REHEARSAL, Record(tmp_path, "agreement"), workers=1)
+    lion, unknown = sorted(read(tmp_path), key=lambda row: row["what"])
+    assert lion["holds"]
+    assert "float64, fused" in lion
+    assert not unknown["holds"]
+    assert "KeyError" in unknown["reason"]
