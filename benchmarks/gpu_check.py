@@ -46,8 +46,13 @@ def run_all(names: list[str], out: Path, seconds: float, rehearse: bool) -> int:
 
 def run_here(name: str, out: Path, rehearse: bool) -> int:
     """Run one stage in this process."""
+    import torch
+
     from gpu.device import Cpu, Cuda, Setting
 
+    if not (rehearse or torch.cuda.is_available()):
+        print("There is no GPU here. With --rehearse, everything runs on the CPU.")
+        return 2
     module, _, function = next(stage.function for stage in STAGES if stage.name == name).partition(":")
     setting = Setting(Cpu(), small=True) if rehearse else Setting(Cuda())
     getattr(importlib.import_module(module), function)(setting, Record(out, name))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gpu.device import Cuda, Setting
-from gpu.optimizers import EVERYTHING, everything, gradients, new_params, train
+from gpu.optimizers import everything, gradients, new_params, train
 from gpu.record import Record
 from mada_optim import MADA
 
@@ -197,7 +197,7 @@ def refused_capture(setting: Setting, values: dict[str, Any]) -> None:
         values["note"] = "only on a GPU"
         return
     x = nn.Parameter(torch.ones(8, device=setting.device.name))
-    optimizer = MADA([x], lr=1e-3, **{**EVERYTHING, "hyper_warmup": 0})
+    optimizer = everything([x], lr=1e-3)
     for _ in range(3):
         x.grad = torch.ones_like(x)
         optimizer.step()

@@ -13,21 +13,23 @@ import mada_optim
 from gpu.device import Device
 from mada_lab.bench.contender import Contender
 from mada_lab.bench.contenders import contenders, matrices_apart
-from mada_optim import MADA, OMADA, OMADAFamily
+from mada_optim import MADA, OMADA, Family, MADAFamily, OMADAFamily
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 
 SHAPES: Sequence[tuple[int, ...]] = [(), (7,), (65, 129), (300, 400), (1 << 20,)]
 SMALL_SHAPES: Sequence[tuple[int, ...]] = [(), (7,), (33, 17)]
-# Inside MADA's box, with everything learned from the first step on.
-EVERYTHING = {"beta3": 0.3, "rho": 0.5, "c": 0.6, "gamma": 0.7, "hyper_lr": dict.fromkeys(("beta2",), 5e-4)}
-EVERYTHING["hyper_lr"] |= {"beta1": 5e-4} | dict.fromkeys(("beta3", "rho", "c", "gamma"), 0.1)  # type: ignore[operator]
-OMADA_LEARNS = {each.name: 5e-4 if each.name.startswith("beta") else 0.1 for each in OMADAFamily.coefficients}
+
+
+def all_learned(family: type[Family]) -> dict[str, float]:
+    """Return step sizes with which all coefficients of a family are learned."""
+    return {each.name: 5e-4 if each.name in ("beta1", "beta2") else 0.1 for each in family.coefficients}
 
 
 def everything(params: Any, **kwargs: Any) -> MADA:
     """Return MADA inside its box, with all coefficients learned from the first step on."""
-    return MADA(params, **{"hyper_warmup": 0, **EVERYTHING, **kwargs})
+    inside = {"beta3": 0.3, "rho": 0.5, "c": 0.6, "gamma": 0.7, "hyper_lr": all_learned(MADAFamily)}
+    return MADA(params, **{**inside, "hyper_warmup": 0, **kwargs})
 
 
 def omada(params: Sequence[nn.Parameter], **kwargs: Any) -> OMADA:
@@ -42,7 +44,7 @@ def named_optimizers() -> dict[str, Optimizer]:
     """
     named: dict[str, Optimizer] = {
         "mada inside": everything,
-        "omada, everything": partial(omada, hyper_lr=OMADA_LEARNS, ortho=0.6, scale=False),
+        "omada, everything": partial(omada, hyper_lr=all_learned(OMADAFamily), ortho=0.6, scale=False),
         **{name: mada_optim.load_optimizer(name) for name in mada_optim.available_optimizers()},
         "omada": omada,
     }

@@ -117,9 +117,9 @@ class Pool:
                 return False
             except Exception as error:
                 outcome = _failure(error)
-            on_over(name, outcome)
             if outcome == "interrupted":
                 return False
+            on_over(name, outcome)
         return True
 
     def _start(self) -> None:
