@@ -47,7 +47,6 @@ def run_all(names: list[str], out: Path, seconds: float, rehearse: bool) -> int:
 def run_here(name: str, out: Path, rehearse: bool) -> int:
     """Run one stage in this process."""
     import torch
-
     from gpu.device import Cpu, Cuda, Setting
 
     if not (rehearse or torch.cuda.is_available()):
