@@ -144,7 +144,7 @@ NAMED_PATH = re.compile(r"`([\w.-]+/[\w./-]*|[\w-]+\.(?:py|cpp|md|toml|yml))`")
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
 def test_paths_that_a_document_names_exist(page: str) -> None:
     """From the repository, or from a folder in it."""
-    folders = ("src", "tests", "docs", "examples", "experiments", "mada-optax")
+    folders = ("src", "tests", "docs", "examples", "experiments", "benchmarks", "mada-optax")
     files = [path for folder in folders for path in (REPOSITORY / folder).rglob("*")]
     files += [*REPOSITORY.glob("*"), *map(REPOSITORY.joinpath, folders)]
     known = ["/" + path.relative_to(REPOSITORY).as_posix() for path in files]

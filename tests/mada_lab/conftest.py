@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mada_lab.errors import InputError
 from mada_lab.sweep.pool import Pool
 
 REPOSITORY = Path(__file__).parents[2]
@@ -26,21 +24,5 @@ def tiny_shakespeare() -> Path:
 def without_ray() -> Iterator[None]:
     """What a sweep calls is called here, one after the other. Ray takes seconds to start; test_pool.py has it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pool, "run", _call_here)
+        patch.setattr(Pool, "run", Pool.run_here)
         yield
-
-
-def _call_here(
-    pool: Pool,
-    function: Callable[..., str],
-    calls: Mapping[str, tuple[Any, ...]],
-    on_over: Callable[[str, str], None],
-    cuda: bool = False,
-) -> bool:
-    for name, values in calls.items():
-        try:
-            ended = function(*values)
-        except InputError as error:
-            ended = f"failed: {error}"
-        on_over(name, ended)
-    return True

@@ -112,7 +112,11 @@ def add_seed(group: argparse._ArgumentGroup) -> None:
 def add_workers(group: argparse._ActionsContainer) -> None:
     """Add where the trainings of a grid run."""
     group.add_argument(
-        "--workers", type=int, metavar="N", default=1, help="runs at the same time (default: %(default)s)"
+        "--workers",
+        type=int,
+        metavar="N",
+        default=1,
+        help="runs at the same time; 0: one by one, without Ray (default: %(default)s)",
     )
     group.add_argument("--address", metavar="A", default=None, help="of a Ray cluster (default: this machine alone)")
 

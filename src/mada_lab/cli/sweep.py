@@ -15,6 +15,7 @@ EPILOG = """\
 examples:
   mada sweep experiments/shakespeare.toml --data-root data --out runs/shakespeare --workers 2
   mada sweep experiments/shakespeare.toml --data-root data --out runs/shakespeare --only adamw,mada --stage tune
+  mada sweep experiments/shakespeare.toml --data-root data --out runs/small --set steps=50 --set task.width=64
 
 A sweep that was interrupted goes on with the same command, and more contenders and values may be added to its file.
 docs/experiments.md says what may stand in one.
@@ -36,6 +37,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="contenders to train (default: all); may be given again",
     )
+    parser.add_argument(
+        "--set",
+        action="append",
+        metavar="FIELD=VALUE",
+        dest="changes",
+        default=[],
+        help="another value for a field of [base]; may be given again",
+    )
     parser.add_argument("--stage", choices=("tune", "confirm"), default=None, help="(default: both)")
     add_workers(parser)
 
@@ -45,7 +54,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     from mada_lab.sweep.experiment_file import load
     from mada_lab.sweep.stage_folder import CONFIRM, TUNE
 
-    experiment = load(arguments.file, arguments.data_root)
+    experiment = load(arguments.file, arguments.data_root, arguments.changes)
     out = Path(getattr(arguments, "out", None) or new_folder(Path(arguments.file).stem))
     folders = {stage: out / stage for stage in (TUNE, CONFIRM)}
     only = split_labels(arguments.only, experiment.contenders)

@@ -41,6 +41,9 @@ def _entry(
         return entry
     for name in ("val_loss", "best_val_loss", "train_loss"):
         entry[name], entry[f"{name}_ci95"] = mean_interval([getattr(run.result, name) for run in best])
+    measured = [run.result.val for run in best if run.result.status != "diverged"]
+    names = [name for name in measured[0] if all(name in values for values in measured)] if measured else []
+    entry["measures"] = {name: statistics.fmean(values[name] for values in measured) for name in names}
     for name in ("step_seconds", "optimizer_seconds"):
         entry[name] = statistics.median(getattr(run.result, name) for run in best)
     if reference is not None and reference.at(reference.best_lr()):

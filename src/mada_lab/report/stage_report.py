@@ -16,6 +16,7 @@ from mada_lab.report.tables import (
     loss_table,
     lr_difference_table,
     lr_table,
+    measures_table,
     reference_table,
     time_table,
     without_empty_columns,
@@ -71,6 +72,7 @@ class StageReport:
             tables = {"Losses": [["lr" if name == "best lr" else name for name in header], *rows]}
         else:
             tables = {"Losses at each best learning rate": [header, *rows]}
+        tables["Last validation"] = measures_table(self.entries)
         compared = any("difference" in entry or "difference_to_best" in entry for entry in self.entries)
         title = f"Difference to {self.reference} and to the best, and time of a step" if compared else "Time of a step"
         tables[title] = without_empty_columns(

@@ -26,6 +26,16 @@ def loss_table(entries: Entries) -> Table:
     return table
 
 
+def measures_table(entries: Entries) -> Table:
+    """Return what else the last validation measured, at each best learning rate: perplexities, accuracies."""
+    names = list(dict.fromkeys(name for entry in entries for name in entry.get("measures", {})))
+    table = [["optimizer", *(name.replace("_", " ") for name in names)]]
+    for entry in entries:
+        values = [entry.get("measures", {}).get(name) for name in names]
+        table.append([entry["optimizer"], *("-" if value is None else f"{value:.4g}" for value in values)])
+    return table
+
+
 def reference_table(entries: Entries, reference: str = REFERENCE) -> Table:
     """Each optimizer against the reference and the best, all at their best learning rates, and what it costs."""
     header, *times = time_table(entries)

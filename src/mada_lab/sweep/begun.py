@@ -28,7 +28,7 @@ def check_begun(plan: Plan, stages: Sequence[str], labels: Sequence[str]) -> Non
             except AllDiverged:
                 pass
             except NotReady as reason:
-                if TUNE not in stages and label in labels and contender.coefficients_from is None:
+                if TUNE not in stages and label in labels and not contender.sources:
                     raise InputError(f"{CONFIRM} needs {TUNE}: {reason}") from None
     tasks = plan.tasks()
     data = [task.build().describe() for task in tasks]

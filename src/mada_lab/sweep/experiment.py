@@ -38,6 +38,8 @@ class Contender:
         axes: in place of the experiment's axes of the same name, or further ones.
         coefficients_from: label of another contender that learns its coefficients. This one starts at the means of
             their final values, at that one's best learning rate, and keeps them (``hyper_lr`` 0): the paper's MADA-FS.
+        lr_from: label of another contender. This one is trained at the best learning rate of that one's first stage,
+            in place of the axis of learning rates.
     """
 
     name: str
@@ -47,6 +49,12 @@ class Contender:
     run: Mapping[str, Any] = field(default_factory=dict)
     axes: Axes = field(default_factory=dict)
     coefficients_from: str | None = None
+    lr_from: str | None = None
+
+    @property
+    def sources(self) -> list[str]:
+        """Labels of the contenders whose runs must be over before this one's can begin."""
+        return [label for label in (self.coefficients_from, self.lr_from) if label is not None]
 
     def __post_init__(self) -> None:
         optimizer = OptimizerConfig(self.name, betas=self.betas, weight_decay=self.weight_decay, options=self.options)
@@ -106,7 +114,7 @@ class Experiment:
             _check_not_overruled(label, {**contender.run, **betas}, self.axes_of(label))
             if self.confirm is not None:
                 _check_not_overruled("confirm", self.confirm.run, {**self.axes_of(label), LR: (), SEED: ()})
-            self._check_source(label, contender)
+            self._check_sources(label, contender)
         # Some file systems do not tell upper from lower case.
         names = Counter(name.casefold() for runs in self._tuned.values() for name in runs)
         for name, count in names.items():
@@ -117,8 +125,12 @@ class Experiment:
         return [label for text in texts for label in ([text] if text in self.contenders else text.split(","))]
 
     def axes_of(self, label: str) -> Axes:
-        """Return the axes of a contender: the experiment's, and its own in their place."""
-        return {**self.axes, **self.contenders[label].axes}
+        """Return the axes of a contender: the experiment's, and its own in their place.
+
+        Those of a contender with ``lr_from`` have no learning rate but None, until it is known.
+        """
+        contender = self.contenders[label]
+        return {**self.axes, **contender.axes, **({LR: [None]} if contender.lr_from else {})}
 
     def config(self, label: str) -> RunConfig:
         """Return the run of a contender before anything varies.
@@ -136,8 +148,10 @@ class Experiment:
         )
         return changed(dataclasses.replace(self.base, optimizer=optimizer), contender.run)
 
-    def tune(self, label: str) -> dict[str, RunConfig]:
-        """Return the runs of a contender in the first stage, by the name of their folder."""
+    def tune(self, label: str, lr: float | None = None) -> dict[str, RunConfig]:
+        """Return the runs of a contender in the first stage, by the name of their folder; at one learning rate."""
+        if lr is not None:
+            return _grid(label, self.config(label), {**self.axes_of(label), LR: [lr]})
         return self._tuned[label]
 
     @cached_property
@@ -150,13 +164,17 @@ class Experiment:
         config = changed(self.config(label), self.confirm.run)
         return _grid(label, config, {**self.axes_of(label), LR: [lr], SEED: self.confirm.seeds})
 
-    def _check_source(self, label: str, contender: Contender) -> None:
-        source = contender.coefficients_from
-        if source is None:
-            return
-        others = [name for name, other in self.contenders.items() if other.coefficients_from is None]
-        require(source in others, f"coefficients_from of {label!r}", source, f"one of {', '.join(map(repr, others))}")
-        require(BETAS not in self.axes_of(label), f"axes of {label!r}", BETAS, "without what coefficients_from gives")
+    def _check_sources(self, label: str, contender: Contender) -> None:
+        others = [name for name, other in self.contenders.items() if not other.sources]
+        for field_name, replaced, axes in (
+            ("coefficients_from", BETAS, self.axes_of(label)),
+            ("lr_from", LR, contender.axes),
+        ):
+            source = getattr(contender, field_name)
+            if source is not None:
+                allowed = f"one of {', '.join(map(repr, others))}"
+                require(source in others, f"{field_name} of {label!r}", source, allowed)
+                require(replaced not in axes, f"axes of {label!r}", replaced, f"without what {field_name} gives")
 
 
 def fixed(config: Config, coefficients: Mapping[str, float]) -> Config:

@@ -20,17 +20,20 @@ else:
     import tomli as tomllib
 
 
-def load(path: str | Path, data_root: str | Path = ".") -> Experiment:
+def load(path: str | Path, data_root: str | Path = ".", changes: Sequence[str] = ()) -> Experiment:
     """Read an experiment.
 
     Args:
         path: of the file. It may name another one beside it, ``like = "other.toml"``, which it changes and adds to.
         data_root: folder in which relative paths of data are looked up.
+        changes: fields of the base that have other values than in the file: "steps=50", "task.width=64".
 
     Raises:
         InputError: the file cannot be read, or something in it is not known or not allowed.
     """
     values = _read(Path(path))
+    for change in changes:
+        values = _merged(values, {"base": _assignment(change)})
     try:
         _check_keys("file", values, Experiment)
         return _experiment(values, Path(data_root), Path(path).stem)
@@ -50,6 +53,20 @@ def _read(path: Path, readers: Sequence[str] = ()) -> dict[str, Any]:
     readers = (*readers, path.name)
     require(isinstance(like, str) and like not in readers, f"like of {path}", like, "the name of another file")
     return _merged(_read(path.parent / like, readers), values)
+
+
+def _assignment(text: str) -> dict[str, Any]:
+    """Return the tables that an assignment on the command line stands for.
+
+    >>> _assignment("task.width=64")
+    {'task': {'width': 64}}
+    """
+    try:
+        return tomllib.loads(text)
+    except ValueError:
+        raise InputError(
+            f'set must be FIELD=VALUE as in TOML, like steps=50 or dtype="float64", got {text!r}'
+        ) from None
 
 
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,16 +49,16 @@ class Plan:
         """What all runs of a stage have in common, by the name of the stage."""
         if experiment.confirm is not None:
             self.bases[CONFIRM] = changed(self.bases[TUNE], experiment.confirm.run)
-        dependent = [label for label, each in experiment.contenders.items() if each.coefficients_from is not None]
+        dependent = [label for label, each in experiment.contenders.items() if each.sources]
         independent = [label for label in experiment.contenders if label not in dependent]
         self.waves = [independent, dependent] if dependent else [independent]
-        """Labels of the contenders: those that start at the coefficients of others come after these."""
+        """Labels of the contenders: those that need what others found come after these."""
         self._drafts: dict[tuple[str, str], Runs] = {}
         self._ready: dict[tuple[str, str], Runs] = {}
         for label in (*independent, *dependent):
             start = self._first_coefficients(label)
             for stage in self.bases:
-                configs = self._configs(stage, label, experiment.base.optimizer.lr)
+                configs = self._configs(stage, label, experiment.base.optimizer.lr if stage == CONFIRM else None)
                 self._drafts[stage, label] = {
                     name: resolve(config if start is None else fixed(config, start)) for name, config in configs.items()
                 }
@@ -82,21 +82,23 @@ class Plan:
 
     def _finished(self, stage: str, label: str, runs: Runs) -> Runs:
         """Put what is known by now into drafts, and into their names."""
-        if stage == CONFIRM:
-            lr, _ = self._best(TUNE, label)
+        contender = self.experiment.contenders[label]
+        chosen_by = label if stage == CONFIRM else contender.lr_from
+        if chosen_by is not None:
+            lr, _ = self._best(TUNE, chosen_by)
             names = self._configs(stage, label, lr)
             runs = {name: changed(run, {LR: lr}) for name, run in zip(names, runs.values(), strict=True)}
-        source = self.experiment.contenders[label].coefficients_from
+        source = contender.coefficients_from
         if source is not None:
-            best, contender = self._best(stage, source)
-            finals = [run.result.coefficients for run in contender.at(best)]
+            best, learners = self._best(stage, source)
+            finals = [run.result.coefficients for run in learners.at(best)]
             means = {name: statistics.fmean(final[name] for final in finals) for name in finals[0]}
             # More seeds of the source give other coefficients, and thus other runs.
             runs = {f"{name}-from-lr{best:g}-x{len(finals)}": fixed(run, means) for name, run in runs.items()}
         return runs
 
     def _configs(self, stage: str, label: str, lr: float | None) -> Mapping[str, RunConfig]:
-        return self.experiment.tune(label) if stage == TUNE else self.experiment.confirmed(label, lr)
+        return self.experiment.tune(label, lr) if stage == TUNE else self.experiment.confirmed(label, lr)
 
     def _best(self, stage: str, label: str) -> tuple[float, ContenderRuns]:
         """Return the best learning rate of a contender in a stage, and its runs there."""

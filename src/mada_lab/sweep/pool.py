@@ -1,4 +1,4 @@
-"""Many calls side by side on Ray: one task each, which may die without taking the others along."""
+"""Many calls side by side on Ray: one task each, which may die without taking the others along. Or without Ray."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Pool:
     A session of Ray that is there already is used, and left as it is.
 
     Args:
-        workers: number of calls at the same time, each on one core.
+        workers: number of calls at the same time, each on one core. 0: one after the other in this process, without
+            Ray and without ``on_wait``.
         address: of a cluster of Ray, all of whose machines see the same folders; None: this machine alone.
 
     Attributes:
@@ -32,7 +33,9 @@ class Pool:
     on_wait: Callable[[Sequence[str]], None] | None = None
 
     def __init__(self, workers: int, address: str | None = None) -> None:
-        require(isinstance(workers, int) and workers >= 1, "workers", workers, "a positive integer")
+        least = 0 if address is None else 1
+        allowed = "a positive integer" if least else "a positive integer, or 0 (in this process)"
+        require(isinstance(workers, int) and workers >= least, "workers", workers, allowed)
         self._workers, self._address = workers, address
         self._started = False
 
@@ -69,6 +72,8 @@ class Pool:
         """
         if not calls:
             return True
+        if self._workers == 0:
+            return self.run_here(function, calls, on_over)
         try:
             self._start()
             import ray
@@ -97,6 +102,26 @@ class Pool:
         except KeyboardInterrupt:
             return False
 
+    def run_here(
+        self,
+        function: Callable[..., str],
+        calls: Mapping[str, tuple[Any, ...]],
+        on_over: Callable[[str, str], None],
+        cuda: bool = False,  # noqa: ARG002
+    ) -> bool:
+        """Do what :meth:`run` does, one call after the other in this process, which ends where a call kills it."""
+        for name, values in calls.items():
+            try:
+                outcome = function(*values)
+            except KeyboardInterrupt:
+                return False
+            except Exception as error:
+                outcome = _failure(error)
+            if outcome == "interrupted":
+                return False
+            on_over(name, outcome)
+        return True
+
     def _start(self) -> None:
         # Ray reads these when it is imported or started. Without the second, it hides the GPUs from tasks that ask for
         # none, and says so in a warning. Without the third, what does not fit into memory is begun again without end.
@@ -106,7 +131,8 @@ class Pool:
         try:
             import ray
         except ModuleNotFoundError as error:
-            raise InputError(f"{error.name} is missing: pip install 'mada-optim[lab]'") from None
+            remedy = "pip install 'mada-optim[lab]', or do without it by --workers 0"
+            raise InputError(f"{error.name} is missing: {remedy}") from None
         if ray.is_initialized():
             return
         host, _, port = (self._address or "").rpartition(":")
@@ -132,6 +158,10 @@ class Pool:
             raise InputError(f"Ray cannot be used at address {self._address or 'local'!r}: {reason}") from None
 
 
+def _failure(error: BaseException) -> str:
+    return f"failed: {error}".splitlines()[0]
+
+
 def _outcome(reference: Any) -> str:
     import ray
 
@@ -139,7 +169,7 @@ def _outcome(reference: Any) -> str:
         word: str = ray.get(reference)
         return word
     except ray.exceptions.RayTaskError as error:
-        return f"failed: {error.cause or error}".splitlines()[0]
+        return _failure(error.cause or error)
     except ray.exceptions.OutOfMemoryError:
         return "failed: there was not enough memory, twice; try fewer workers"
     except ray.exceptions.RayError:

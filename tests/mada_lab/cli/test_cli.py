@@ -97,7 +97,7 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--resume", "nowhere"], "resume must be the folder of a run, got 'nowhere'"),
         (["train", "--resume", "x", "--lr", "1", "--steps", "2"], "leave out --lr, --steps"),
         (["train", "--resume", "x", "--task", "vision"], "leave out --task\n"),
-        (["compare", "--workers", "0"], "workers must be a positive integer, got 0"),
+        (["compare", "--workers", "-1"], "workers must be a positive integer, or 0 (in this process), got -1"),
         (["compare", "--seeds", "0"], "seeds must be a list that is not empty"),
         (["compare", "--report", "nowhere"], "has no stage.json"),
         (["report", "nowhere"], "folder must be that of a sweep, a stage or a run, with tune/stage.json"),

@@ -26,7 +26,7 @@ from mada_lab.sweep.comparison import comparison
 from mada_lab.sweep.experiment_file import load
 from mada_lab.sweep.plan import Plan
 from mada_lab.sweep.run_stages import Ending, run_stages
-from mada_lab.sweep.stage_folder import CONFIRM, TUNE
+from mada_lab.sweep.stage_folder import CONFIRM, TUNE, load_stage
 
 REPOSITORY = Path(__file__).parents[3]
 RESOLVED, BUILT, IN_TRAINING = "resolved", "optimizers built", "optimizers built in training"
@@ -99,6 +99,26 @@ def test_what_is_known_later_takes_no_second_resolving(tmp_path: Path, calls: Co
         for path in folder.glob("runs/*"):
             stored = RunFolder(path).config()
             assert stored == resolve(stored) == run_config.resolve(RunConfig(**vars(stored))), (stage, path.name)
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_contender_at_the_best_rate_of_another(tmp_path: Path) -> None:
+    follower = '[contenders.follower]\nname = "adamw"\nlr_from = "mada"\n'
+    (tmp_path / "file.toml").write_text(TWO_STAGES.partition("[contenders.fixed]")[0] + follower)
+    folders = {stage: tmp_path / stage for stage in (TUNE, CONFIRM)}
+    ending = run_stages(load(tmp_path / "file.toml"), folders, 1, lambda _: None, only=["follower"])
+    assert ending.left_out == [
+        "tune of follower: 0 of 2 runs of mada are over",
+        "confirm of follower: 0 of 2 runs of mada are over",
+    ]
+    ending = run_stages(load(tmp_path / "file.toml"), folders, 1, lambda _: None)
+    assert not ending.failed
+    assert not ending.left_out
+    best = next(each for each in load_stage(folders[TUNE]).contenders if each.label == "mada").best_lr()
+    for stage, seeds in ((TUNE, [0]), (CONFIRM, [1, 2])):
+        paths = sorted(folders[stage].glob("runs/follower-*"))
+        assert [path.name for path in paths] == [f"follower-lr{best:g}-seed{seed}" for seed in seeds]
+        assert {RunFolder(path).config().optimizer.lr for path in paths} == {best}
 
 
 def test_a_training_resolves_what_is_written_and_nothing_else(tmp_path: Path, calls: Counter[str]) -> None:

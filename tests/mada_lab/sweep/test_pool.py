@@ -124,6 +124,24 @@ def test_what_does_not_fit_into_memory_is_told_from_what_dies(monkeypatch: pytes
     assert "died twice" in pool._outcome(ray.exceptions.RayError())
 
 
+def test_without_ray_calls_are_made_here_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    ended: dict[str, str] = {}
+
+    def function(how: str) -> str:
+        if how == "raises":
+            raise RuntimeError("no memory\nleft")
+        return how
+
+    with Pool(0) as pool:
+        calls = {name: (name,) for name in ("finished", "raises", "diverged", "interrupted", "not begun")}
+        assert not pool.run(function, calls, ended.__setitem__)
+        assert ended == {"finished": "finished", "raises": "failed: no memory", "diverged": "diverged"}
+        assert pool.run(function, {"finished": ("finished",)}, ended.__setitem__)
+    with pytest.raises(InputError, match="workers must be a positive integer, got 0"):
+        Pool(0, "127.0.0.1:1")
+
+
 def test_nothing_to_do_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pool, "_start", lambda _: pytest.fail("started"))
     with Pool(1) as pool:

@@ -97,6 +97,16 @@ def test_options_of_a_contender_that_are_fields(tmp_path: Path) -> None:
         load(path)
 
 
+def test_other_values_for_fields_of_the_base(tmp_path: Path) -> None:
+    experiment = load(write(tmp_path, TINY), changes=["steps=3", "task.width=8", 'dtype="float64"'])
+    base = experiment.base
+    assert (base.steps, base.task.width, base.task.heads, base.dtype) == (3, 8, 2, "float64")  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="set must be FIELD=VALUE as in TOML"):
+        load(write(tmp_path, TINY), changes=["steps"])
+    with pytest.raises(InputError, match="argument of task language must be one of .*, got 'length'"):
+        load(write(tmp_path, TINY), changes=["task.length=3"])
+
+
 def test_all_data_are_looked_up_in_their_root(tmp_path: Path) -> None:
     given = {"data": "a", "init": "gpt2", "wikitext": "b", "lambada": "/c"}
     fields = ", ".join(f'{name} = "{path}"' for name, path in given.items())
@@ -185,6 +195,12 @@ def test_labels_with_commas(tmp_path: Path) -> None:
         ("hyper_warmup = 2,", "hyper_warmpu = 2,", "hyper_warmpu"),
         ('[contenders.mada]\nname = "mada"', "[contenders.mada]", "contenders.mada must be a table with a name"),
         ('[contenders.mada]\nname = "mada"', '[contenders.mada]\nname = "adamx"', "got 'adamx'"),
+        (
+            'coefficients_from = "mada"',
+            'lr_from = "adamw"',
+            "axes of 'fixed' must be without what lr_from gives, got 'optimizer.lr'",
+        ),
+        ('coefficients_from = "mada"', 'lr_from = "adam"', "lr_from of 'fixed' must be one of 'adamw', 'mada', 'wild'"),
         (
             'coefficients_from = "mada"',
             'coefficients_from = "Mada"',

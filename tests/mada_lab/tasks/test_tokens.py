@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from packed import make_packed, tiny_tokens
 from tiny import assert_close_run, assert_same, assert_same_run
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from mada_lab.cli.main import main
 from mada_lab.errors import InputError
 from mada_lab.optimizers.config import OptimizerConfig
 from mada_lab.run.config import RunConfig, from_dict, to_dict
@@ -295,21 +296,23 @@ def test_lambada_without_passages_of_several_words(content: str, packed: Path, t
         tiny_tokens(packed, lambada=str(tmp_path / "lambada")).build()
 
 
-def test_the_smoke_run_of_a_gpu_runs_here(
-    packed: Path, lambada: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_comparison_for_a_gpu_runs_here(
+    packed: Path, lambada: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = Path(__file__).parents[3] / "benchmarks" / "gpu_train.py"
-    spec = importlib.util.spec_from_file_location("gpu_train", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    numbers = {"layers": 1, "heads": 2, "width": 16, "context": 16, "batch": 8, "accumulate": 2, "val-windows": 8}
-    sizes = [word for name, value in {**numbers, "steps": 4}.items() for word in (f"--{name}", str(value))]
-    options = ["--device", "cpu", "--lambada", str(lambada), "--out", str(tmp_path / "out")]
-    assert module.main([str(packed), *sizes, *options]) == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if "tokens/s" in line]
-    for row, name in zip(rows, ("adamw", "mada"), strict=True):
-        assert row.startswith(name)
-        for what in ("tokens/s", "in the optimizer", "peak ", "days", "val ", "lambada_perplexity"):
-            assert what in row
+    """Without Ray, which the machine with the GPU does not have."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    sizes = {"layers": 1, "heads": 2, "width": 16, "context": 16, "batch": 8, "val_windows": 8}
+    values = {f"task.{name}": value for name, value in sizes.items()} | {"steps": 4, "eval_every": 2}
+    values |= {"task.data": f'"{packed}"', "task.lambada": f'"{lambada}"', "device": '"cpu"'}
+    changes = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+    file = Path(__file__).parents[3] / "experiments" / "gpt-30m.toml"
+    assert main(["sweep", str(file), "--workers", "0", "--out", str(tmp_path / "out"), *changes]) == 0
+    printed = capsys.readouterr().out
+    for what in ("lambada", "perplexity", "accuracy", "omada", "muon"):
+        assert what in printed
+    results = json.loads((tmp_path / "out" / "tune" / "results.json").read_text())["results"]
+    rates = {entry["optimizer"]: [cell["lr"] for cell in entry["by_lr"]] for entry in results}
+    assert rates["adamw"] == [1e-3, 3e-3]
+    assert rates["muon"] == [3e-3, 1e-2]
+    assert rates["mada"] == [next(entry["best_lr"] for entry in results if entry["optimizer"] == "adamw")]
+    assert all(entry["measures"].keys() == {"lambada_perplexity", "lambada_accuracy"} for entry in results)
