@@ -6,6 +6,7 @@ at the default arguments of its package. ``experiments/untuned`` has such sweeps
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +24,9 @@ from mada_lab.text import count, rounded
 DEFAULTS = ", defaults"
 """What the label of a contender at the default arguments of its package ends with."""
 _NOTE = (
-    "Differences of final validation losses to tuned {reference}, whose own stand in the second column; negative is "
-    "better. ±: half width of the 95 % t interval over seeds, paired by seed. Last row: on how many tasks an optimizer "
-    "is better, equal and worse, by more than the interval."
+    "Differences of final validation losses to tuned {reference}, whose own stand in the first row; negative is better. "
+    "±: half width of the 95 % t interval over seeds, paired by seed. Last column: on how many tasks an optimizer is "
+    "better, equal and worse, by more than the interval."
 )
 
 
@@ -87,33 +88,29 @@ def write_untuned(
     out.write_text("\n\n".join(part.rstrip() for part in parts) + "\n", "utf-8")
 
 
-def joint_table(sweeps: Sequence[Sweep], columns: Sequence[tuple[str, str]], reference: str = REFERENCE) -> Table:
-    """Return one row for each sweep: the optimizers minus the tuned reference.
+def joint_table(sweeps: Sequence[Sweep], rows: Sequence[tuple[str, str]], reference: str = REFERENCE) -> Table:
+    """Return one row for each optimizer, with a column for each sweep: minus the tuned reference.
 
     Args:
-        sweeps: of the rows.
-        columns: header of a column, and the label of its contender.
-        reference: label of the contender that the others are compared with.
+        sweeps: of the columns.
+        rows: header of a row, and the label of its contender. Labels that no sweep has are left out.
+        reference: label of the contender that the others are compared with, in the first row.
     """
-    kept = [(header, label) for header, label in columns if any(sweep.contender(label) for sweep in sweeps)]
-    kept = [(header, label) for header, label in kept if label != reference]
-    table = [["task", f"{reference}, tuned", *(header for header, _ in kept)]]
-    counts = {label: [0, 0, 0] for _, label in kept}
-    for sweep in sweeps:
-        base = sweep.contender(reference)
-        table.append([sweep.title, _loss(base)])
-        for _, label in kept:
-            contender = sweep.contender(label)
-            difference = _difference(contender, base)
-            if contender is not None and contender.best_lr() is None:
-                table[-1].append("diverged")
-                counts[label][2] += 1
-            else:
-                table[-1].append("-" if difference is None else mean_and_half(*difference, sign="+"))
-            mean, half = difference or (0.0, None)
-            if half is not None:
-                counts[label][0 if mean < -half else 2 if mean > half else 1] += 1
-    table.append(["better, equal, worse", "-", *(", ".join(map(str, counts[label])) for _, label in kept)])
+    bases = [sweep.contender(reference) for sweep in sweeps]
+    table = [["optimizer", *(sweep.title for sweep in sweeps), "better, equal, worse"]]
+    table.append([f"{reference}, tuned", *map(_loss, bases), "-"])
+    for header, label in rows:
+        contenders = [sweep.contender(label) for sweep in sweeps]
+        if label == reference or not any(contenders):
+            continue
+        cells, counts = [], [0, 0, 0]
+        for contender, base in zip(contenders, bases, strict=True):
+            diverged = contender is not None and contender.best_lr() is None
+            mean, half = _difference(contender, base) or (math.nan, None)
+            cells.append("diverged" if diverged else "-" if math.isnan(mean) else mean_and_half(mean, half, "+"))
+            if diverged or half is not None:
+                counts[2 if diverged or mean > (half or 0.0) else 0 if mean < -(half or 0.0) else 1] += 1
+        table.append([header, *cells, ", ".join(map(str, counts))])
     return table
 
 
