@@ -24,7 +24,7 @@ from mada_lab.text import count, rounded
 DEFAULTS = ", defaults"
 """What the label of a contender at the default arguments of its package ends with."""
 _NOTE = (
-    "Differences of final validation losses to tuned {reference}, whose own stand in the first row; negative is better. "
+    "Differences of final validation losses to tuned {reference}, whose own are in the first row; negative is better. "
     "±: half width of the 95 % t interval over seeds, paired by seed. Last column: on how many tasks an optimizer is "
     "better, equal and worse, by more than the interval."
 )
