@@ -82,9 +82,7 @@ def write_untuned(
         _NOTE.format(reference=reference or REFERENCE),
     ]
     for sweep in sweeps:
-        seeds = [count(len(stage.seeds), "seed") for stage in (sweep.full, sweep.grid)]
         parts += [f"### {sweep.title}", markdown(task_table(sweep, shown))]
-        parts += [f"{seeds[0]}; worst rate and range of the grid: {seeds[1]}."]
     out.write_text("\n\n".join(part.rstrip() for part in parts) + "\n", "utf-8")
 
 
@@ -120,14 +118,17 @@ def task_table(sweep: Sweep, labels: Sequence[str]) -> Table:
     contenders = [contender for row in rows if (contender := sweep.contender(row)) is not None]
     grids = {each.label: each for each in sweep.grid.contenders}
     measures = sorted({name for each in contenders for run in each.runs for name in run.result.val})
-    table = [["optimizer", "final loss", *measures, "learning rate", "worst of the grid", "its learning rate", "range"]]
+    seeds = len(sweep.grid.seeds)
+    worst = f"worst of the grid, {count(seeds, 'seed')}"
+    table = [["optimizer", "seeds", "final loss", *measures, "learning rate", worst, "its learning rate", "range"]]
     for contender in contenders:
         best = contender.best_lr()
         others = [_mean([run.result.val.get(name) for run in contender.at(best)]) for name in measures]
         grid = grids.get(contender.label)
         spread = ["-", "-", "-"] if grid is None or len(grid.lrs()) < 2 else _spread(grid)
         rate = "-" if best is None else f"{best:g}"
-        table.append([contender.label, _loss(contender), *others, rate, *spread])
+        number = str(len(contender.at(best)) or "-")
+        table.append([contender.label, number, _loss(contender), *others, rate, *spread])
     return without_empty_columns(table)
 
 

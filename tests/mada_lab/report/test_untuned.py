@@ -74,12 +74,13 @@ def test_differences_are_paired_by_seed() -> None:
 
 def test_a_task_by_itself() -> None:
     header, *rows = task_table(SWEEP, ["adamw", "omada", "wild", "lost"])
-    assert header == ["optimizer", "final loss", "learning rate", "worst of the grid", "its learning rate", "range"]
+    worst = "worst of the grid, 1 seed"
+    assert header == ["optimizer", "seeds", "final loss", "learning rate", worst, "its learning rate", "range"]
     assert rows == [
-        ["adamw, defaults", "3.1000 ± 0.2484", "0.001", "-", "-", "-"],
-        ["adamw", "1.1000 ± 0.2484", "0.01", "3.0000", "0.001", "2.0000"],
-        ["omada, defaults", "0.6000 ± 0.2484", "0.003", "-", "-", "-"],
-        ["wild", "diverged", "-", "-", "-", "-"],
+        ["adamw, defaults", "3", "3.1000 ± 0.2484", "0.001", "-", "-", "-"],
+        ["adamw", "3", "1.1000 ± 0.2484", "0.01", "3.0000", "0.001", "2.0000"],
+        ["omada, defaults", "3", "0.6000 ± 0.2484", "0.003", "-", "-", "-"],
+        ["wild", "-", "diverged", "-", "-", "-", "-"],
     ]
 
 
@@ -88,8 +89,8 @@ def test_a_grid_with_a_rate_that_diverges_and_other_measures() -> None:
     measured = [replace(run, result=replace(run.result, val={"accuracy": 0.5 + 0.2 * run.seed})) for run in runs]
     only = stage(omada=measured)
     header, row = task_table(Sweep("T", only, only), ["omada"])
-    assert header[:3] == ["optimizer", "final loss", "accuracy"]
-    assert row == ["omada", "0.8000 ± 0.0000", "0.6000", "0.1", "diverged", "0.01"]
+    assert header[:4] == ["optimizer", "seeds", "final loss", "accuracy"]
+    assert row == ["omada", "2", "0.8000 ± 0.0000", "0.6000", "0.1", "diverged", "0.01"]
 
 
 def test_fewer_seeds_than_the_reference_and_one_that_diverged() -> None:
@@ -112,7 +113,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     text = out.read_text()
     assert "| adamw, tuned | " in text
     assert "### Tiny" in text
-    assert "2 seeds; worst rate and range of the grid: 1 seed." in text
+    assert "| worst of the grid, 1 seed |" in text
     capsys.readouterr()
     assert main(["report", str(tmp_path / "out"), "--untuned", "--only", "lion", "--out", str(out)]) == 2
     assert "label must be one of 'adamw', 'omada', got 'lion'" in capsys.readouterr().err
