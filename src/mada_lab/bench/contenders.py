@@ -26,7 +26,7 @@ from mada_optim import (
 
 Params = Sequence[Tensor]
 _ENDLESS = SearchSettings(steps=1_000_000)
-ALL = "abcdef"
+ALL = "abcdefk"
 TRAINING = "abcj"  # training steps, and what OMADA and Muon are timed on
 
 

@@ -36,9 +36,10 @@ class Result:
         workload: letter.
         title: of the workload.
         name, kind: of the contender.
-        ratio: median over rounds of its time by the baseline's just before.
-        low, high: quartiles of that ratio.
-        seconds, baseline_seconds: median times of a step in the same rounds.
+        ratio: median over rounds of its time by the baseline's just before. Where a low quantile of times is shown, it
+            is the ratio of these.
+        low, high: quartiles over rounds.
+        seconds, baseline_seconds: times of a step in the same rounds, the median or a low quantile.
         rounds: how many.
         words: float32 numbers that a step must move for each parameter, where known.
         bandwidth: bytes in a second, from ``words``.
@@ -68,7 +69,7 @@ def choose(letters: str, device: str, only: str | None = None) -> tuple[list[Con
     """Contenders to be measured, and those of them that are left out because the package is not there.
 
     Args:
-        letters: which workloads, of "abcdefghij".
+        letters: which workloads, of "abcdefghijk".
         device: "cpu" or "cuda".
         only: part of the names of those wanted; None: all.
 
@@ -103,24 +104,26 @@ def run(letters: str, device: str, seconds: float, chosen: Sequence[Contender]) 
             running, reference = workload.start(contender), workload.start(baseline)
             if running is None or reference is None:
                 continue
-            steps = contender.unit * (1 if device == "cpu" else -(-QUEUED // contender.unit))
-            ours, theirs = _time_in_turn(running, reference, steps, seconds, device)
+            steps = contender.unit * (workload.repeats if device == "cpu" else -(-QUEUED // contender.unit))
+            ours, theirs = _time_in_turn(running, reference, steps, seconds, device, workload.clock)
             ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
             low, _, high = quantiles(ratios, n=4)
             words = contender.words
+            seconds_of_step, baseline_seconds = (_quantile(times, workload.quantile) for times in (ours, theirs))
+            is_median = workload.quantile == 0.5
             yield Result(
                 letter,
                 workload.title,
                 contender.name,
                 contender.kind,
-                median(ratios),
+                median(ratios) if is_median else seconds_of_step / baseline_seconds,
                 low,
                 high,
-                median(ours),
-                median(theirs),
+                seconds_of_step,
+                baseline_seconds,
                 len(ours),
                 words,
-                None if words is None or letter in "cj" else 4 * words * workload.numel / median(ours),
+                None if words is None or letter in "cjk" else 4 * words * workload.numel / seconds_of_step,
                 running.state_words(workload.numel),
                 _peak_memory(letter, device, contender.name) if letter == "c" else None,
                 None if running.singular_values is None else running.singular_values(),
@@ -128,9 +131,9 @@ def run(letters: str, device: str, seconds: float, chosen: Sequence[Contender]) 
 
 
 def _time_in_turn(
-    running: Running, reference: Running, unit: int, seconds: float, device: str
+    running: Running, reference: Running, unit: int, seconds: float, device: str, clock: Callable[[], float]
 ) -> tuple[list[float], list[float]]:
-    """Seconds of a step of both, round by round, each of ``unit`` steps."""
+    """Seconds of a step of both, round by round, each of ``unit`` steps, by a clock."""
     _seconds(running.step, 2 * unit + 2, device)
     _seconds(reference.step, 2, device)
     ours: list[float] = []
@@ -138,21 +141,26 @@ def _time_in_turn(
     begin = time.perf_counter()
     least = 5
     while len(ours) < least or time.perf_counter() - begin < seconds:
-        theirs.append(_seconds(reference.step, unit, device))
-        ours.append(_seconds(running.step, unit, device))
+        theirs.append(_seconds(reference.step, unit, device, clock))
+        ours.append(_seconds(running.step, unit, device, clock))
         if ours[-1] > 1.0:
             least = 2
     return ours, theirs
 
 
-def _seconds(step: Callable[[], Any], count: int, device: str) -> float:
+def _quantile(times: Sequence[float], share: float) -> float:
+    """The median of times, or the one that a share of them does not exceed."""
+    return median(times) if share == 0.5 else sorted(times)[int(share * len(times))]
+
+
+def _seconds(step: Callable[[], Any], count: int, device: str, clock: Callable[[], float] = time.perf_counter) -> float:
     """Mean of ``count`` steps."""
     _synchronize(device)
-    begin = time.perf_counter()
+    begin = clock()
     for _ in range(count):
         step()
     _synchronize(device)
-    return (time.perf_counter() - begin) / count
+    return (clock() - begin) / count
 
 
 def _synchronize(device: str) -> None:

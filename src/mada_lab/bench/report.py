@@ -30,7 +30,7 @@ def row(result: Result, described: dict[str, Any], baseline: Result | None) -> t
         result.name,
         f"{result.ratio:.2f}",
         f"{result.low:.2f}-{result.high:.2f}",
-        f"{1e3 * result.seconds:.1f}",
+        f"{1e3 * result.seconds:.{1 if result.seconds >= 1e-3 else 3}f}",
         "" if result.words is None else f"{result.words:.1f}",
         "" if share is None else f"{share:.0%}",
         "" if result.state_words is None else f"{result.state_words:.1f}",

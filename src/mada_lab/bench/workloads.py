@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -16,8 +18,13 @@ from torch.utils._pytree import tree_leaves
 
 from mada_lab.bench.contender import LR, Contender
 from mada_lab.bench.routines import QUINTICS, singular_values
+from mada_lab.errors import require
 from mada_lab.tasks.language import LanguageConfig
 from mada_optim import matrix_groups
+from mada_optim.engine import group_step
+from mada_optim.kernels import Executor, select
+from mada_optim.kernels.triton import launch
+from mada_optim.kernels.triton.multi_tensor import TritonExecutor
 
 
 @dataclass(frozen=True)
@@ -48,11 +55,15 @@ class Workload(ABC):
 
     Class attributes:
         baseline: name of the contender that the others are timed in turn with.
+        repeats: how many steps are timed as one.
+        quantile: which of the times of all rounds is shown; 0.5 is the median.
     """
 
     title: str
     params: Sequence[Tensor]
     baseline: ClassVar[str] = "AdamW, fused"
+    repeats: ClassVar[int] = 1
+    quantile: ClassVar[float] = 0.5
 
     @property
     def numel(self) -> int:
@@ -68,6 +79,10 @@ class Workload(ABC):
             return None
         optimizer = contender.make(self.groups())
         return Running(lambda: self.step(optimizer), optimizer)
+
+    def clock(self) -> float:
+        """Return the time, in seconds."""
+        return time.perf_counter()
 
     def groups(self) -> list[Any]:
         """What an optimizer is made from: the parameters, or parameter groups."""
@@ -111,6 +126,49 @@ class ManyTensors(Tensors):
     def groups(self) -> list[Any]:
         params = iter(self.params)
         return [{"params": list(islice(params, size)), "lr": LR * 0.9**index} for index, size in enumerate(self._sizes)]
+
+
+class HostTime(Tensors):
+    """Steps of small tensors as the program takes them for a GPU: it prepares Triton's kernels and launches none.
+
+    The time is that of the processor, which other programs do not take. They only add to it, so low times are shown.
+    """
+
+    repeats = 5
+    quantile = 0.05
+
+    def __init__(self, device: str, title: str, shapes: Sequence[tuple[int, ...]]) -> None:
+        require(device == "cpu", "device", device, "cpu for workload k, which launches nothing")
+        require(launch.is_available(), "workloads", "k", "without k where Triton is not installed")
+        super().__init__(device, title, shapes)
+
+    def clock(self) -> float:
+        return time.thread_time()
+
+    def start(self, contender: Contender) -> Running | None:
+        running = super().start(contender)
+        if running is None or contender.kind != "ours":
+            return running
+        return Running(partial(_without_launches, running.step), running.optimizer)
+
+
+def _without_launches(step: Callable[[], None]) -> None:
+    """Take a step with the kernels for a GPU, which are not launched."""
+    names, launched = vars(group_step), launch.Kernel.launch
+    selected = names["select_executor"]
+    names["select_executor"], launch.Kernel.launch = _select_triton, _launch_nothing  # type: ignore[method-assign]
+    try:
+        step()
+    finally:
+        names["select_executor"], launch.Kernel.launch = selected, launched  # type: ignore[method-assign]
+
+
+def _select_triton(*_: Any) -> Executor:
+    return select.the(TritonExecutor)
+
+
+def _launch_nothing(*_: Any, **__: Any) -> None:
+    pass
 
 
 class Matrices(Workload):
@@ -212,4 +270,5 @@ WORKLOADS: dict[str, Callable[[str], Workload]] = {
     "h": lambda device: Matrices(device, "a layer of GPT-2, width 768", hidden_shapes(1, 768)),
     "i": lambda device: Matrices(device, "4 layers of 8 experts, width 256", [(8, 1024, 256), (8, 256, 1024)] * 4),
     "j": lambda device: MarkedTraining(device, LanguageConfig()),
+    "k": lambda device: HostTime(device, "the program's time for 148 tensors, nothing launched", [(8, 8), (8,)] * 74),
 }

@@ -19,6 +19,7 @@ workloads:
   d  240 tensors of 64 x 64    e  10,000 tensors of 8                  f  300 tensors in 60 parameter groups
   orthogonalization alone: g  GPT-2's matrices, width 256    h  width 768    i  experts
   j  training steps of the default GPT of 'mada train', 0.8 M
+  k  the program's time for 148 tensors on a GPU: kernels are prepared and not launched (needs Triton, not a GPU)
 
 Written: results.json, table.md and figure.png. Let nothing else run meanwhile.
 """
@@ -27,7 +28,7 @@ NEEDS = DRAWING
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """See :class:`mada_lab.cli.main.Command`."""
-    parser.add_argument("--workloads", metavar="ABC", default="abcdef", help="which of a to j (default: %(default)s)")
+    parser.add_argument("--workloads", metavar="ABC", default="abcdef", help="which of a to k (default: %(default)s)")
     parser.add_argument("--only", metavar="NAME", default=None, help="contenders with this in their name")
     parser.add_argument(
         "--seconds",

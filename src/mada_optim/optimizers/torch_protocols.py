@@ -5,7 +5,7 @@ These are functions of a :class:`mada_optim.HypergradientOptimizer`. Those that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -82,12 +82,26 @@ def unscale(optimizer: HypergradientOptimizer) -> bool:
     if found_inf is not None and any_process(_params(optimizer), bool(found_inf)):
         return False
     if grad_scale is not None:
-        inverse = grad_scale.to(number_dtype(grad_scale.device)).reciprocal()
-        for _, grad in _params_with_grad(optimizer):
-            shard = local(grad)
-            shard.mul_(inverse.to(shard.device, torch.promote_types(shard.dtype.to_real(), torch.float32)))
-            tell_autograd([grad])
+        grads = [grad for _, grad in _params_with_grad(optimizer)]
+        _multiply(list(map(local, grads)), grad_scale.to(number_dtype(grad_scale.device)).reciprocal().reshape(()))
+        tell_autograd(grads)
     return True
+
+
+def _multiply(tensors: Sequence[Tensor], factor: Tensor) -> None:
+    """Multiply tensors in place, all of one kind at once: a launch for each would take longer than the step."""
+    by_kind: dict[Hashable, list[Tensor]] = {}
+    for number, tensor in enumerate(tensors):
+        # torch's foreach functions do not see a sign or a conjugation that is still to be done.
+        special = tensor.is_neg() or tensor.is_conj()
+        by_kind.setdefault((tensor.device, tensor.dtype, number if special else None), []).append(tensor)
+    for members in by_kind.values():
+        dtype = torch.promote_types(members[0].dtype.to_real(), torch.float32)
+        one = factor.to(members[0].device, dtype)
+        if len(members) == 1:
+            members[0].mul_(one)
+        else:
+            torch._foreach_mul_(members, one)
 
 
 def forget_grad_scaler(optimizer: HypergradientOptimizer) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from mada_lab.bench import contenders, measure, workloads
 from mada_lab.cli.main import main
+from mada_optim.engine import group_step
 from mada_optim.matrices import Layout
 
 PEERS = ("schedulefree", "pytorch_optimizer", "gradient_descent_the_ultimate_optimizer")
@@ -47,7 +48,7 @@ def test_bench_writes_what_it_prints(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workloads", "ax"], "workloads must be letters of abcdefghij, got 'ax'"),
+        (["--workloads", "ax"], "workloads must be letters of abcdefghijk, got 'ax'"),
         (["--only", "Frodo"], "only must be part of a contender's name, got 'Frodo'"),
         (["--only", "gdtuo", "--workloads", "ab"], "runs on workloads ab, got 'gdtuo'"),
         (["--only", "OMADA", "--workloads", "de"], "runs on workloads de, got 'OMADA'"),
@@ -155,6 +156,29 @@ def test_orthogonalization_is_timed_beside_where_singular_values_arrive(tmp_path
         assert 0.68 - margin <= low <= high <= 1.21 + margin, name
     assert results["SVD"]["singular_values"] == pytest.approx([1.0, 1.0], abs=1e-5)
     assert "values" in capsys.readouterr().out
+
+
+def test_the_programs_time_is_that_of_kernels_for_a_gpu_that_are_not_launched(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("triton")
+    selected = group_step.select_executor
+    few = partial(workloads.HostTime, title="few tensors", shapes=[(3,), (2, 2)])
+    running = few("cpu").start(next(x for x in contenders.contenders() if x.name == "MADA, everything"))
+    params = [param for group in running.optimizer.param_groups for param in group["params"]]
+    before = [param.detach().clone() for param in params]
+    for _ in range(3):
+        running.step()
+    assert all(map(torch.equal, params, before))
+    assert group_step.select_executor is selected
+
+    monkeypatch.setitem(workloads.WORKLOADS, "k", few)
+    monkeypatch.setattr(measure, "COPIED", 1000)
+    arguments = ["bench", "--workloads", "k", "--seconds", "0", "--only", "nothing learned"]
+    assert main([*arguments, "--out", str(tmp_path / "bench")]) == 0
+    (result,) = json.loads((tmp_path / "bench" / "results.json").read_text())["results"]
+    assert result["ratio"] == pytest.approx(result["seconds"] / result["baseline_seconds"])
+    assert result["bandwidth"] is None
+    digits = 3 if result["seconds"] < 1e-3 else 1  # microseconds, where it is so little
+    assert f"{1e3 * result['seconds']:.{digits}f}" in capsys.readouterr().out
 
 
 QKV = Layout(dim=1, parts=(1, 1, 1)).plain()

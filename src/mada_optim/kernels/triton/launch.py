@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+EXACT: dict[str, Any] = {"enable_fp_fusion": False}
+"""Options of all kernels: products and sums round one after the other, as on a CPU. Versions of Triton differ in it."""
+
 
 @lru_cache(maxsize=1)
 def is_available() -> bool:

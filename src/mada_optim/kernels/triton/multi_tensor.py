@@ -21,7 +21,7 @@ from mada_optim.kernels.traced.compiled import in_place, key_of
 from mada_optim.kernels.traced.trace import Trace, trace
 from mada_optim.kernels.triton import source as triton_source
 from mada_optim.kernels.triton.expressions import UnsupportedError
-from mada_optim.kernels.triton.launch import load
+from mada_optim.kernels.triton.launch import EXACT, load
 from mada_optim.kernels.triton.scalars import change_numbers
 from mada_optim.tensors.blocks import Block
 from mada_optim.tensors.devices import move_numbers, number_on
@@ -31,7 +31,7 @@ from mada_optim.tensors.rounding import mix
 TILE = 8192  # elements of a program of the kernel
 BLOCK = 512  # that it works on at a time
 # A thread has four float32 of a block, which are read at once, and so few registers that enough threads run at a time.
-OPTIONS = {"num_warps": 4} if torch.version.hip else {"num_warps": 4, "maxnreg": 128}
+OPTIONS = {"num_warps": 4, **EXACT} if torch.version.hip else {"num_warps": 4, "maxnreg": 128, **EXACT}
 ALIGNMENT = 16  # bytes that are read at once, where all tensors begin at a multiple of them
 
 # At the head of a table, as float64: step, learning rate, weight decay; for step t and for step t+1.
@@ -220,12 +220,12 @@ class _Kernel:
         numbers, results, partial = torch.split(space, sizes)
         device = batch.device
         if self._before is not None:
-            self._before.launch(device, 1, (values.to(device), head, numbers), num_warps=1)
+            self._before.launch(device, 1, (values.to(device), head, numbers), num_warps=1, **EXACT)
         arguments = (table[2 * _HEAD :], len(columns.sizes), tiles, numbers, partial)
         self._during.launch(device, count, arguments, (TILE, BLOCK, aligned), **OPTIONS)
         if self._after is None:
             return None
-        self._after.launch(device, 1, (numbers, partial, count, results), (triton_source.LANES,), num_warps=8)
+        self._after.launch(device, 1, (numbers, partial, count, results), (triton_source.LANES,), num_warps=8, **EXACT)
         return results[: self._results]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from mada_optim.kernels.triton.launch import Kernel, load
+from mada_optim.kernels.triton.launch import EXACT, Kernel, load
 from mada_optim.kernels.triton.source import write_for_numbers
 
 # With the positions of the tensors that each of them writes.
@@ -30,5 +30,5 @@ def change_numbers(function: Callable[..., None], *tensors: Tensor) -> None:
         written = [k for k, node in enumerate(inputs) if node in copied_to]
         _KERNELS[key] = load(write_for_numbers(traced)), written
     kernel, written = _KERNELS[key]
-    kernel.launch(tensors[0].device, 1, tensors, num_warps=1)
+    kernel.launch(tensors[0].device, 1, tensors, num_warps=1, **EXACT)
     torch.autograd.graph.increment_version(tensors[k] for k in written)

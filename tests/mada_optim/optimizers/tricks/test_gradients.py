@@ -98,6 +98,49 @@ def test_found_inf_and_grad_scale_are_obeyed(row: Row, scale: float | None):
     assert_same(model.state_dict(), plain_model.state_dict())
 
 
+def test_gradients_of_one_dtype_are_unscaled_at_once(monkeypatch):
+    """As by multiplying one after the other, to the last bit; a launch for each would take longer than the step."""
+    dtypes = [torch.float32, torch.bfloat16, torch.float32, torch.bfloat16, torch.float32]
+    params = [nn.Parameter(torch.ones(3 if index else (), dtype=dtype)) for index, dtype in enumerate(dtypes)]
+    for param in params:
+        param.grad = torch.randn_like(param)
+    expected = [param.grad * torch.tensor(3.0).double().reciprocal().float() for param in params]
+    calls: list[int] = []
+    multiply = torch._foreach_mul_
+
+    def counted(tensors: list[Tensor], factor: Tensor) -> None:
+        calls.append(len(tensors))
+        multiply(tensors, factor)
+
+    monkeypatch.setattr(torch, "_foreach_mul_", counted)
+    optimizer = MADA(params, hyper_lr=0.0)
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor([3.0]), torch.zeros(())
+    optimizer.step()
+    assert calls == [3, 2]
+    assert all(torch.equal(param.grad, grad) for param, grad in zip(params, expected, strict=True))
+
+
+def test_gradients_with_a_sign_or_conjugation_to_be_done_are_unscaled_too():
+    """torch's foreach functions would not see it."""
+    torch.manual_seed(0)
+    params = [nn.Parameter(torch.ones(3)) for _ in range(3)] + [
+        nn.Parameter(torch.ones(3, dtype=torch.complex64)) for _ in range(3)
+    ]
+    grads = [torch.randn(3), torch.randn(3), torch.randn(3, dtype=torch.complex64).conj().imag]
+    grads += [torch.randn(3, dtype=torch.complex64) for _ in range(2)]
+    grads.append(torch.randn(3, dtype=torch.complex64).conj())
+    assert grads[2].is_neg()
+    assert grads[5].is_conj()
+    expected = [grad.resolve_neg().resolve_conj() / 4 for grad in grads]
+    optimizer = MADA(params, hyper_lr=0.0)
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor([4.0]), torch.zeros(())
+    optimizer.step()
+    for param, grad in zip(params, expected, strict=True):
+        torch.testing.assert_close(param.grad.resolve_neg().resolve_conj(), grad)
+
+
 # Gradients.
 
 
