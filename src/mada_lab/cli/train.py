@@ -43,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimizer")
     name = "%(mada_lab.optimizers.config:OptimizerConfig.name)s"
     group.add_argument("--optimizer", metavar="NAME", help=f"see 'mada optimizers' (default: {name})")
-    lr = "%(mada_lab.optimizers.registry:LR)s; lion: 1e-3, prodigy: 1"
+    lr = "%(mada_lab.optimizers.registry:LR)s; lion: 1e-3, prodigy: 1, dadaptation: 1, dog: 1, mechanic: 1"
     group.add_argument("--lr", type=float, help=f"peak learning rate (default: {lr})")
     add_common_optimizer(group)
     for coefficient, start in _STARTS.items():

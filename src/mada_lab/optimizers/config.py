@@ -15,7 +15,7 @@ class OptimizerConfig:
 
     Args:
         name: one of ``mada_lab.optimizers.registry.ENTRIES``.
-        lr: peak learning rate. None: the optimizer's own (3e-3; lion 1e-3, prodigy 1).
+        lr: peak learning rate. None: the optimizer's own (3e-3; lion 1e-3; 1 for those that find theirs, as prodigy).
         betas: None: (0.9, 0.99), or the optimizer's own where these mean something else to it (adan, lion).
         weight_decay: decoupled, on tensors of two and more dimensions. None: 0.1 (adam: 0).
         options: further arguments of the constructor, by name; only what the user set. ``betas`` and ``weight_decay``

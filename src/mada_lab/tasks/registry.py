@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from mada_lab.tasks.base import TaskConfig
 
 TASKS = {
-    "bandit": "mada_lab.tasks.bandit.BanditConfig",
-    "gan": "mada_lab.tasks.gan.GanConfig",
     "language": "mada_lab.tasks.language.LanguageConfig",
-    "tabular": "mada_lab.tasks.tabular.TabularConfig",
     "tokens": "mada_lab.tasks.tokens.TokensConfig",
     "vision": "mada_lab.tasks.vision.VisionConfig",
+    "tabular": "mada_lab.tasks.tabular.TabularConfig",
+    "bandit": "mada_lab.tasks.bandit.BanditConfig",
+    "gan": "mada_lab.tasks.gan.GanConfig",
 }
 KINDS = "language (characters), tokens, vision, tabular, bandit or gan"
 DEFAULT = "language"

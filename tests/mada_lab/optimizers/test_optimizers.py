@@ -140,7 +140,12 @@ def test_a_zeroed_gradient_makes_the_difference_a_momentum() -> None:
 # Options: honoured or refused, never dropped.
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+def test_betas_of_an_optimizer_without_betas_are_refused() -> None:
+    with pytest.raises(InputError, match="optimizer dog: .*betas"):
+        optimizers.resolve_optimizer(OptimizerConfig("dog", betas=(0.6, 0.7)))
+
+
+@pytest.mark.parametrize("name", [name for name in ENTRIES if name != "dog"])
 def test_options_that_are_fields_are_honoured(name: str) -> None:
     by_option = OptimizerConfig(name, options={"weight_decay": 5.0, "betas": [0.6, 0.7]})
     assert by_option == OptimizerConfig(name, weight_decay=5.0, betas=(0.6, 0.7))
