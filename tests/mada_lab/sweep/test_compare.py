@@ -204,7 +204,7 @@ def test_options_of_a_contender_are_honoured_or_refused() -> None:
 def test_betas_that_an_optimizer_does_not_take_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # What is refused later is refused after it has been said.
     command = ["compare", "--optimizers", "adamw,lion,adan:beta1=0.9:beta2=0.9", "--betas", "0.5", "0.7"]
-    assert main([*command, "--workers", "0", "--out", str(tmp_path / "out")]) == 2
+    assert main([*command, "--workers", "-1", "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert "mada: --betas do not reach lion, for which they mean something else" in error
     assert "adan" not in error
