@@ -15,6 +15,7 @@ from torch.optim.optimizer import Optimizer
 from mada_optim.matrices import Layout
 
 Group = dict[str, Any]
+_MECHANIC = "_mechanic"  # its key in the state of the optimizer that it wraps
 
 
 class MuonWithAdamW(Optimizer):
@@ -104,7 +105,7 @@ class MechanicWithAdamW(Optimizer):
 
     Args:
         groups: parameter groups.
-        lr: of AdamW; about nothing changes with it but weight decay.
+        lr: of AdamW. Mechanic rescales its steps, so this rate sets little but the weight decay.
         betas, eps: AdamW's.
     """
 
@@ -140,9 +141,6 @@ class MechanicWithAdamW(Optimizer):
         if _MECHANIC in state:
             kept = copy.deepcopy(state[_MECHANIC])
             state[_MECHANIC] = {self._params[key] if isinstance(key, int) else key: each for key, each in kept.items()}
-
-
-_MECHANIC = "_mechanic"  # its key in the state of the optimizer that it wraps
 
 
 def imported(path: str, **defaults: Any) -> Callable[..., Optimizer]:

@@ -60,16 +60,19 @@ class NextStepScale(LearnedScale):
     :class:`LearnedScale`. A search that is resumed passes over one hypergradient.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._previous: dict[Tensor, Tensor] = {}
+        super().__init__(*args, **kwargs)
+
     def _follow(self) -> None:
-        previous: dict[Tensor, Tensor] = self.__dict__.setdefault("_previous", {})
         self._applied = {key: state.value for key, state in self._states.items()}
         measured: dict[Any, list[Tensor]] = {key: [] for key in self._states}
         for _, group in self._all_groups():
             for param in group["params"]:
-                if param in previous and param.grad is not None:
-                    gone = (previous[param] - param).flatten()
+                if param in self._previous and param.grad is not None:
+                    gone = (self._previous[param] - param).flatten()
                     measured[self._key(group)].append(torch.dot(param.grad.flatten(), gone))
-                previous[param] = param.detach().clone()
+                self._previous[param] = param.detach().clone()
         self._pending = Pending(
             list(measured), torch.stack([sum(parts, torch.zeros(())) for parts in measured.values()])
         )
@@ -77,7 +80,7 @@ class NextStepScale(LearnedScale):
     def hold(self) -> None:
         """See :meth:`LearnedScale.hold`."""
         super().hold()
-        self.__dict__.pop("_previous", None)
+        self._previous.clear()
 
 
 def searching_omada(

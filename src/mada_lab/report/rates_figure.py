@@ -26,6 +26,10 @@ from mada_lab.text import count
 from mada_optim.history.drawing import look, style
 from mada_optim.history.notation import SCALE
 
+MOST_COLUMNS = 4
+"""Panels beside each other, at most."""
+_SCHEDULE = ("warmup", "final_lr", "accumulate", "clip")
+
 
 @dataclass(frozen=True)
 class TaskRates:
@@ -58,9 +62,6 @@ def by_task(stages: Sequence[StoredStage], labels: Sequence[str] | None = None) 
         for title, by_label in joined.values()
     ]
     return [task for task in tasks if task.contenders]
-
-
-_SCHEDULE = ("warmup", "final_lr", "accumulate", "clip")
 
 
 def write_rates(folders: Sequence[Path], out: Path, labels: Sequence[str] | None = None) -> list[Path]:
@@ -99,10 +100,6 @@ def finds_its_rate(contender: ContenderRuns) -> bool:
         any(name.startswith(SCALE) for line in run.metrics for name in line.get("coefficients", ()))
         for run in contender.runs
     )
-
-
-MOST_COLUMNS = 4
-"""Panels beside each other, at most."""
 
 
 def draw_rates(tasks: Sequence[TaskRates], path: Path) -> None:

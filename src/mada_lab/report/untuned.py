@@ -7,14 +7,13 @@ at the default arguments of its package. ``experiments/untuned`` has such sweeps
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mada_lab.errors import require
 from mada_lab.files import prepare_file
-from mada_lab.report.results import REFERENCE
+from mada_lab.report.results import REFERENCE, results
 from mada_lab.report.tables import Table, markdown, mean_and_half, without_empty_columns
 from mada_lab.stats import mean_interval, paired_difference
 from mada_lab.sweep.contender_runs import ContenderRuns
@@ -117,24 +116,21 @@ def task_table(sweep: Sweep, labels: Sequence[str]) -> Table:
     rows = [row for label in labels for row in (f"{label}{DEFAULTS}", label)]
     contenders = [contender for row in rows if (contender := sweep.contender(row)) is not None]
     grids = {each.label: each for each in sweep.grid.contenders}
-    measures = sorted({name for each in contenders for run in each.runs for name in run.result.val})
+    entries = results(contenders)
+    measures = list(dict.fromkeys(name for entry in entries for name in entry.get("measures", {})))
     seeds = len(sweep.grid.seeds)
     worst = f"worst of the grid, {count(seeds, 'seed')}"
     table = [["optimizer", "seeds", "final loss", *measures, "learning rate", worst, "its learning rate", "range"]]
-    for contender in contenders:
+    for contender, entry in zip(contenders, entries, strict=True):
         best = contender.best_lr()
-        others = [_mean([run.result.val.get(name) for run in contender.at(best)]) for name in measures]
+        known = entry.get("measures", {})
+        others = [rounded(known[name]) if name in known else "-" for name in measures]
         grid = grids.get(contender.label)
         spread = ["-", "-", "-"] if grid is None or len(grid.lrs()) < 2 else _spread(grid)
         rate = "-" if best is None else f"{best:g}"
         number = str(len(contender.at(best)) or "-")
         table.append([contender.label, number, _loss(contender), *others, rate, *spread])
     return without_empty_columns(table)
-
-
-def _mean(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return rounded(statistics.fmean(known)) if known and len(known) == len(values) else "-"
 
 
 def _spread(grid: ContenderRuns) -> list[str]:

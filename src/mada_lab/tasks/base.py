@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from mada_lab.errors import require
+
 Batch = tuple[Tensor, ...]
 
 
@@ -49,6 +51,12 @@ class TaskConfig(ABC):
     unit: ClassVar[str] = "nats"  # of the loss that is validated
     paths: ClassVar[tuple[str, ...]] = ("data",)  # fields that are paths
     data: str | None = None
+
+    def _require_positive(self, *names: str) -> None:
+        """Raise :class:`InputError` where a field is not a positive integer."""
+        for name in names:
+            value = getattr(self, name)
+            require(isinstance(value, int) and value >= 1, name, value, "a positive integer")
 
     @abstractmethod
     def build(self) -> Task:

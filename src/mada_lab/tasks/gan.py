@@ -38,9 +38,7 @@ class GanConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         require(self.data is None, "data", self.data, "left out: the points are drawn")
-        for name in ("width", "batch"):
-            value = getattr(self, name)
-            require(isinstance(value, int) and value >= 1, name, value, "a positive integer")
+        self._require_positive("width", "batch")
 
     def build(self) -> GanTask:
         return GanTask(self)

@@ -43,9 +43,7 @@ class TabularConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         require(self.table in TABLES, "table", self.table, f"one of {', '.join(TABLES)}")
-        for name in ("layers", "width", "batch"):
-            value = getattr(self, name)
-            require(isinstance(value, int) and value >= 1, name, value, "a positive integer")
+        self._require_positive("layers", "width", "batch")
 
     def build(self) -> TabularTask:
         return TabularTask(self)

@@ -50,9 +50,7 @@ class VisionConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         require(self.model in MODELS, "model", self.model, f"one of {', '.join(MODELS)}")
-        for name in ("width", "batch"):
-            value = getattr(self, name)
-            require(isinstance(value, int) and value >= 1, name, value, "a positive integer")
+        self._require_positive("width", "batch")
 
     def build(self) -> VisionTask:
         return VisionTask(self)
@@ -71,8 +69,9 @@ class VisionTask:
             known = labels.min() >= 0 and labels.max() < self.classes
             require(known, f"data, labels of {name},", f"{labels.min()} to {labels.max()}", "classes of train, from 0")
         height, width = self._images.shape[2:]
-        fits, allowed = MODELS[config.model].fits(height, width)
-        require(fits, "data", f"images of {height} by {width}", f"{allowed} for the model {config.model}")
+        model = MODELS[config.model]
+        allowed = f"{model.takes} for the model {config.model}"
+        require(model.fits(height, width), "data", f"images of {height} by {width}", allowed)
         self._mean = self._images.mean(axis=(0, 2, 3), dtype=np.float64)
         self._std = self._images.std(axis=(0, 2, 3), dtype=np.float64)
 

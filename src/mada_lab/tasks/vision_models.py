@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+PATCHES = 8  # to a side, of the vision transformer
+
 
 def cnn(channels: int, size: int, width: int, classes: int) -> nn.Module:
     """Four convolutions, the size halved after each second one, and a linear layer."""
@@ -77,9 +79,6 @@ def vit(channels: int, size: int, width: int, classes: int) -> nn.Module:
     return _Logits(ViTForImageClassification(config))
 
 
-PATCHES = 8  # to a side
-
-
 class _Logits(nn.Module):
     """A model of transformers that returns its logits alone."""
 
@@ -97,21 +96,21 @@ class Model:
 
     Args:
         make: the network for images of ``channels`` and ``size``, with ``width`` and ``classes``.
-        fits: whether it takes images of this height and width, and which it takes, for a message.
+        fits: whether it takes images of this height and width.
+        takes: the same in words, for a message.
     """
 
     make: Callable[[int, int, int, int], nn.Module]
-    fits: Callable[[int, int], tuple[bool, str]]
+    fits: Callable[[int, int], bool]
+    takes: str
 
 
 MODELS = {
-    "cnn": Model(cnn, lambda height, width: (height == width >= 4, "square images of 4 pixels or more")),
-    "resnet9": Model(resnet9, lambda height, width: (min(height, width) >= 8, "images of 8 pixels or more")),
+    "cnn": Model(cnn, lambda height, width: height == width >= 4, "square images of 4 pixels or more"),
+    "resnet9": Model(resnet9, lambda height, width: min(height, width) >= 8, "images of 8 pixels or more"),
     "vit": Model(
         vit,
-        lambda height, width: (
-            height == width and height % PATCHES == 0,
-            f"square images of {PATCHES} patches a side",
-        ),
+        lambda height, width: height == width and height % PATCHES == 0,
+        f"square images of {PATCHES} patches a side",
     ),
 }

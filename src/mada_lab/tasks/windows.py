@@ -52,9 +52,7 @@ class WindowsConfig(TaskConfig):
     adapt: str = "all"
 
     def __post_init__(self) -> None:
-        for name in ("layers", "heads", "width", "context", "batch", "val_windows"):
-            value = getattr(self, name)
-            require(isinstance(value, int) and value >= 1, name, value, "a positive integer")
+        self._require_positive("layers", "heads", "width", "context", "batch", "val_windows")
         require(self.width % self.heads == 0, "width", self.width, f"a multiple of heads ({self.heads})")
         share = isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1
         require(share, "dropout", self.dropout, "a number from 0 to below 1")

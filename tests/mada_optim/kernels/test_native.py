@@ -242,15 +242,17 @@ def test_a_parameter_that_changed_its_shape_is_refused():
     assert torch.equal(param, torch.ones(4000))
 
 
+@pytest.mark.parametrize("others_too", [False, True])
 @pytest.mark.parametrize("fused", [None, False])
-def test_a_state_that_lost_a_buffer_is_an_error_and_no_crash(fused: bool | None):
+def test_a_state_that_lost_a_buffer_is_an_error_and_no_crash(fused: bool | None, others_too: bool):
     gone, other = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
     optimizer = MADA([gone, other], hyper_warmup=0, fused=fused)
     for _ in range(3):
         gone.grad, other.grad = torch.ones(4), torch.ones(4)
         optimizer.step()
-    del optimizer.state[gone]["exp_avg"]
-    gone.grad = None  # its last step is still to be completed
+    for param in (gone, other) if others_too else (gone,):
+        del optimizer.state[param]["exp_avg"]
+        param.grad = None  # its last step is still to be completed
     with pytest.raises(KeyError, match="exp_avg"):
         optimizer.step()
 

@@ -110,9 +110,10 @@ def _find_split(batch: Batch) -> tuple[_Rows | None, Batch | None]:
             return None, rest
         native = part
         columns = {role: [roles.get(role) for roles in native.roles] for role in _ROLES}
+    # A null pointer would crash the process. Of states that are alike, one is looked at.
+    seen = {name: column[:1] if columns is batch.columns else column for name, column in columns.items()}
     for name in batch.update.buffers:
-        # A null pointer, where others find no such key.
-        if name in _ROLES and any(tensor is None for tensor in columns.get(name, [None])):
+        if name in BUFFERS and any(tensor is None for tensor in seen.get(name, [None])):
             raise KeyError(f"{name} is missing in the state of a parameter: load a whole state_dict")
     variant = _variant(batch, columns)
     if why_unavailable(variant) is not None:
