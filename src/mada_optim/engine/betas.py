@@ -10,7 +10,7 @@ which it was taken, "previous_betas".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +24,8 @@ BETAS = ("beta1", "beta2")
 
 Group = dict[str, Any]
 
+BATCHES = 64  # for how many batches of a group kernels keep something
+
 
 class ParameterGroup(dict[str, Any]):
     """A parameter group whose betas can be read, but not written, while β1 is learned.
@@ -36,6 +38,18 @@ class ParameterGroup(dict[str, Any]):
     def __init__(self, options: Mapping[str, Any], family: Family) -> None:
         super().__init__(options)
         self.family = family
+        self._kept: dict[Hashable, dict[str, Any]] = {}
+
+    def kept_for(self, batch: Hashable) -> dict[str, Any]:
+        """What kernels keep from step to step for a batch of parameters. It is in no copy and no checkpoint.
+
+        Args:
+            batch: tells which parameters. What was kept for others is forgotten in the end.
+        """
+        kept = self._kept[batch] = self._kept.pop(batch, {})
+        if len(self._kept) > BATCHES:
+            del self._kept[next(iter(self._kept))]
+        return kept
 
     def __missing__(self, key: str) -> Any:
         if key == "betas" and has_betas(self.family):

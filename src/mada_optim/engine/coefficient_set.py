@@ -115,7 +115,8 @@ class CoefficientSet:
             on_host = key == "hyper_steps" and not self._shared["capturable"]
             tensor = move_numbers(self._shared[key], torch.device("cpu") if on_host else device)
             for group in self.groups:
-                group[key] = tensor
+                if group[key] is not tensor:
+                    group[key] = tensor
         for group in self.groups:
             if group["capturable"]:
                 group[PREVIOUS_LR] = number_on(group[PREVIOUS_LR], device)
@@ -134,6 +135,8 @@ class CoefficientSet:
     @property
     def is_due(self) -> bool | Tensor:
         """Whether the step to come uses a hypergradient."""
+        if not self.is_learning:
+            return False
         steps: Tensor = self._shared["hyper_steps"]
         return self._rule.due(steps) if self._shared["capturable"] else self._rule.due(int(steps))
 

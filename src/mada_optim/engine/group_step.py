@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, repeat
+from operator import attrgetter, contains
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from mada_optim.engine.betas import ParameterGroup
 from mada_optim.engine.coefficient_set import PREVIOUS_LR
-from mada_optim.engine.parameter_state import State, drop_pending, note_pending
-from mada_optim.families import Family
-from mada_optim.families.in_group import FamilyInGroup
+from mada_optim.engine.parameter_state import Members, drop_pending, note_pending
 from mada_optim.kernels import Batch, CompletePending, Executor, TakeStep, select_executor
 from mada_optim.tensors.distributed import PLAIN, Team, local, spread_like, tell_autograd
-from mada_optim.tensors.rounding import noise_seed, round_stochastically
+from mada_optim.tensors.rounding import noise_place, noise_seed, round_stochastically
 
 
 class GroupStep:
     """The parameters of a group whose step is pending, or that have a gradient, in batches of those that are alike.
 
     Args:
-        family: the update rule.
-        group: the parameter group.
-        state: of the optimizer.
+        members: the parameters of the group, with their gradients and states.
         keep: whether the step that is taken is left pending where the group learns.
     """
 
-    def __init__(self, family: Family, group: dict[str, Any], state: State, keep: bool) -> None:
-        self.group, self.keep = group, keep
-        self.update = FamilyInGroup(family, group)
-        self.states: list[dict[str, Any]] = [state.get(param) or {} for param in group["params"]]
+    def __init__(self, members: Members, keep: bool) -> None:
+        self.members, self.keep = members, keep
+        self.update = members.update
+        self.group: Any = members.update.group
         self.batches = list(self._make_batches())
 
     def complete_pending(self, values: Tensor, team: Team | None) -> Iterator[Tensor]:
@@ -71,29 +70,31 @@ class GroupStep:
             if learned and batch.pending != pending:
                 note_pending(batch.states, pending)
         if not learned:
-            drop_pending(self.states)
+            drop_pending(self.members.states)
         self._remember_lr()
 
     @property
     def states_that_stepped(self) -> Iterator[dict[str, Any]]:
         """States of the parameters that have a gradient."""
-        return (state for _, batch in self.batches if batch.has_grad for state in batch.states)
+        return chain.from_iterable(batch.states for _, batch in self.batches if batch.has_grad)
 
     def _prepare(self) -> None:
         """What the family computes of whole tensors before a step."""
         with_grad = [
-            (param, state)
-            for param, state in zip(self.group["params"], self.states, strict=True)
-            if param.grad is not None and state
+            (grad, state)
+            for grad, state in zip(self.members.grads, self.members.states, strict=True)
+            if grad is not None and state
         ]
         q = self.update.arguments(self.group["coefficients"])
-        grads = [-param.grad if self.group["maximize"] else param.grad for param, _ in with_grad]
+        grads = [-grad if self.group["maximize"] else grad for grad, _ in with_grad]
         prepared = self.update.family.prepare([state for _, state in with_grad], grads, q)
         for index, ((_, state), tensors) in enumerate(zip(with_grad, prepared, strict=True)):
             for place, (name, value) in enumerate(tensors.items()):
                 stored, value = local(state[name]), local(value)
                 if stored.dtype == torch.bfloat16:
-                    value = round_stochastically(value.float(), noise_seed(state["step"], index, -1) + place)
+                    value = round_stochastically(
+                        value.float(), noise_seed(noise_place(index, -1), state["step"]) + place
+                    )
                 stored.copy_(value)
                 tell_autograd([state[name]])
         for _, batch in self.batches:
@@ -110,35 +111,58 @@ class GroupStep:
 
     def _make_batches(self) -> Iterator[tuple[Executor, Batch]]:
         """The parameters, by all in which a batch has to agree."""
-        params: list[Tensor] = self.group["params"]
-        capturable = self.group["capturable"]
-        grads = [param.grad for param in params]
-        pending = [state["pending"].item() if "pending" in state else False for state in self.states]
-        counts: list[Any] = params if capturable else [state["step"].item() if state else None for state in self.states]
-        keys = zip(
+        params, grads, states = self.members.params, self.members.grads, self.members.states
+        pending = _numbers(states, "pending", False)
+        columns: list[Sequence[Any]] = [
             pending,
-            counts,
-            [param.device for param in params],
-            [param.dtype for param in params],
+            params if self.group["capturable"] else _numbers(states, "step", None),
+            list(map(_device, params)),
+            list(map(_dtype, params)),
             [None if grad is None else grad.dtype for grad in grads],
-            [None if type(param) in PLAIN else spread_like(param) for param in params],
-            strict=True,
+        ]
+        if not set(map(type, params)) <= PLAIN:
+            columns.append(list(map(spread_like, params)))
+        members: Iterable[Sequence[int]] = [range(len(params))] if params else []
+        if not all(len(set(column)) == 1 for column in columns):
+            by_key: dict[tuple[Any, ...], list[int]] = {}
+            for number, key in enumerate(zip(*columns, strict=True)):
+                by_key.setdefault(key, []).append(number)
+            members = by_key.values()
+        for numbers in members:
+            first = numbers[0]
+            if states[first] and (pending[first] or grads[first] is not None):
+                yield self._batch(numbers, columns[1][first], pending[first])
+
+    def _batch(self, numbers: Sequence[int], step: float | Tensor, pending: bool) -> tuple[Executor, Batch]:
+        """A batch of the parameters with these numbers, and who works on it."""
+        first, members = numbers[0], self.members
+        batch = Batch(
+            self.update,
+            _chosen(members.params, numbers),
+            None if members.grads[first] is None else _chosen(members.grads, numbers),  # type: ignore[arg-type]
+            _chosen(members.states, numbers),
+            (*self.update.buffers, "pending_grad"),
+            members.states[first]["step"] if self.group["capturable"] else step,
+            pending,
+            first,
+            self.group.kept_for(tuple(numbers)) if isinstance(self.group, ParameterGroup) else {},
         )
-        members_by_key: dict[tuple[Any, ...], list[int]] = {}
-        for index, key in enumerate(keys):
-            if self.states[index] and (pending[index] or grads[index] is not None):
-                members_by_key.setdefault(key, []).append(index)
-        visible = {*self.update.buffers, "pending_grad"}
-        for members in members_by_key.values():
-            first = members[0]
-            batch = Batch(
-                self.update,
-                [params[index] for index in members],
-                None if grads[first] is None else [grads[index] for index in members],  # type: ignore[misc]
-                [self.states[index] for index in members],
-                visible,
-                self.states[first]["step"] if capturable else counts[first],
-                pending[first],
-                first,
-            )
-            yield select_executor(self.update.family, self.group, batch.device), batch
+        return select_executor(self.update.family, self.group, batch.device), batch
+
+
+_device, _dtype = attrgetter("device"), attrgetter("dtype")
+_Item = TypeVar("_Item")
+
+
+def _chosen(items: Sequence[_Item], numbers: Sequence[int]) -> Sequence[_Item]:
+    return items if len(items) == len(numbers) else [items[number] for number in numbers]
+
+
+def _numbers(states: Sequence[dict[str, Any]], name: str, otherwise: Any) -> list[Any]:
+    """Read a number of each state, on the host; ``otherwise`` where there is none."""
+    there = list(map(contains, states, repeat(name)))
+    if all(there):
+        return [state[name].item() for state in states]
+    if True not in there:
+        return [otherwise] * len(there)
+    return [state[name].item() if name in state else otherwise for state in states]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from itertools import compress, repeat
+from operator import attrgetter, contains, is_, itemgetter
 from typing import Any
 
 import torch
@@ -18,6 +21,35 @@ State = MutableMapping[Tensor, dict[str, Any]]
 PENDING = ("pending", "pending_grad")
 # Names in a parameter's state that are not the family's.
 _TAKEN = ("param", "grad", "step", *PENDING)
+
+
+@dataclass(frozen=True)
+class Members:
+    """The parameters of a group as a step finds them.
+
+    Args:
+        update: the family as the group uses it.
+        params: the parameters.
+        grads: their gradients; None for those that have none.
+        states: what is kept for each of them; empty for those without.
+    """
+
+    update: FamilyInGroup
+    params: Sequence[Tensor]
+    grads: Sequence[Tensor | None]
+    states: Sequence[dict[str, Any]]
+
+    @classmethod
+    def of(cls, update: FamilyInGroup, state: State, grads: Sequence[Tensor | None] | None = None) -> Members:
+        """Those of the group of ``update``, with the gradients that they have if no others are given."""
+        params: list[Tensor] = update.group["params"]
+        grads = [param.grad for param in params] if grads is None else grads
+        if len(state) == len(params) and all(map(is_, state, params)):  # to find each of them takes longer
+            return cls(update, params, grads, list(state.values()))
+        return cls(update, params, grads, list(map(state.get, params, repeat(_NOTHING))))
+
+
+_NOTHING: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -43,19 +75,23 @@ class ParameterState:
             if name in _TAKEN or names.count(name) > 1:
                 raise ValueError(f"family: {self.update.family.name} has a buffer {name!r}, a name that is taken")
 
-    def prepare(self, state: State) -> None:
-        """Give parameters that have a gradient the state that they need.
+    def prepare(self, state: State, grads: Sequence[Tensor | None]) -> Members:
+        """Give parameters that have a gradient the state that they need, and return what the group's parameters have.
 
         That is all of it before their first step, and later what coefficients need that were not learned until now.
 
         Args:
             state: of the optimizer. Changed.
+            grads: of the group's parameters.
         """
-        needed = {"step", *self.tensors, *self.update.statistics}
+        members = Members.of(self.update, state, grads)
+        needed = ("step", *self.tensors, *self.update.statistics)
+        if _have_all(members.states, needed):
+            return members
         incomplete = [
             param
-            for param in self.update.group["params"]
-            if param.grad is not None and not needed <= (state.get(param) or {}).keys()
+            for param, grad, kept in zip(members.params, grads, members.states, strict=True)
+            if grad is not None and not set(needed) <= kept.keys()
         ]
         if incomplete and any(step_size > 0.0 for step_size in self.update.group["hyper_lr"].values()):
             check_learnable(incomplete)
@@ -65,6 +101,7 @@ class ParameterState:
                 # Libraries put other parameters into the place of those given.
                 check_placements(param, self.update.family.elementwise)
             state[param] = {**self.initial(param), **kept}
+        return Members.of(self.update, state, grads) if incomplete else members
 
     def initial(self, param: Tensor, names: Sequence[str] | None = None) -> dict[str, Any]:
         """State of a parameter before its first step.
@@ -94,6 +131,15 @@ class ParameterState:
         return state
 
 
+def _have_all(states: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bool:
+    """Whether all states have all of at least two names."""
+    try:
+        deque(map(itemgetter(*names), states), maxlen=0)
+    except KeyError:
+        return False
+    return True
+
+
 def note_pending(states: Iterable[dict[str, Any]], pending: bool) -> None:
     """Note in the states of parameters whether their last step is pending."""
     for state in states:
@@ -103,17 +149,17 @@ def note_pending(states: Iterable[dict[str, Any]], pending: bool) -> None:
                 state["pending_grad"].zero_()  # else what is there would depend on the executor
 
 
-def drop_pending(states: Iterable[dict[str, Any]]) -> None:
+def drop_pending(states: Sequence[dict[str, Any]]) -> None:
     """Drop what only learning needs."""
-    for state in states:
-        for name in PENDING:
-            state.pop(name, None)
+    for name in PENDING:
+        for state in compress(states, list(map(contains, states, repeat(name)))):
+            del state[name]
 
 
 def count_steps(states: Iterable[dict[str, Any]]) -> None:
     """Count a step of the parameters with these states."""
     counts = [state["step"] for state in states]
-    if counts and all(count.is_cpu for count in counts):
+    if counts and all(map(attrgetter("is_cpu"), counts)):
         # By far the fastest way to count on the host.
         torch._foreach_add_(counts, torch.ones((), device="cpu"), alpha=1.0)
     elif counts:

@@ -11,30 +11,36 @@ when a hypergradient is due, which all processes know alike: also those that hav
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
+
 from torch import Tensor
 
 from mada_optim.engine.coefficient_set import CoefficientSet
 from mada_optim.engine.group_step import GroupStep
-from mada_optim.engine.parameter_state import State, count_steps, drop_pending
+from mada_optim.engine.parameter_state import Members, State, count_steps, drop_pending
+from mada_optim.families.in_group import FamilyInGroup
 from mada_optim.learning.rule import call
 from mada_optim.tensors.distributed import Team, find_team
 
 
-def take_step(coefficients: CoefficientSet, state: State, grad_scale: float | Tensor = 1.0) -> Tensor | None:
+def take_step(
+    coefficients: CoefficientSet, members: Sequence[Members], grad_scale: float | Tensor = 1.0
+) -> Tensor | None:
     """One step of all parameters that have a gradient, and of the coefficients that they share.
 
     Args:
         coefficients: the set, with its parameter groups. Changed in place.
-        state: of every parameter with a gradient; see :class:`ParameterState`. Changed in place.
+        members: the parameters of each group, prepared by :class:`ParameterState`. Changed in place.
         grad_scale: by what to multiply the gradients that arrive where they make a hypergradient, which is linear in
             them: see ``HypergradientOptimizer.hyper_grad_scale``.
 
     Returns:
         The hypergradient, shape (K,) for all K coefficients, if one was taken.
     """
-    groups, keep, due = coefficients.groups, coefficients.keeps_gradients, coefficients.is_due
-    team = find_team(param for group in groups for param in group["params"]) if coefficients.is_learning else None
-    steps = [GroupStep(coefficients.family, group, state, keep) for group in groups]
+    keep, due = coefficients.keeps_gradients, coefficients.is_due
+    team = find_team(param for each in members for param in each.params) if coefficients.is_learning else None
+    steps = [GroupStep(each, keep) for each in members]
 
     part = _measure(steps, coefficients.values_of_last_step(), team)
     hypergradient, due = coefficients.add_up(part, due, team)
@@ -46,17 +52,18 @@ def take_step(coefficients: CoefficientSet, state: State, grad_scale: float | Te
     for step, values in zip(steps, coefficients.take_up_values(), strict=True):
         step.take(values)
         step.finish()
-    count_steps(kept for step in steps for kept in step.states_that_stepped)
+    count_steps(chain.from_iterable(step.states_that_stepped for step in steps))
     coefficients.count_step()
     return hypergradient
 
 
 def release(coefficients: CoefficientSet, state: State) -> None:
     """Complete what is pending and drop all that only learning needs, where nothing is learned any more."""
-    steps = [GroupStep(coefficients.family, group, state, keep=False) for group in coefficients.groups]
+    updates = (FamilyInGroup(coefficients.family, group) for group in coefficients.groups)
+    steps = [GroupStep(Members.of(update, state), keep=False) for update in updates]
     _measure(steps, coefficients.values_of_last_step(), team=None)
     for step in steps:
-        drop_pending(step.states)
+        drop_pending(step.members.states)
 
 
 def _measure(steps: list[GroupStep], values: list[Tensor], team: Team | None) -> Tensor | None:

@@ -37,17 +37,23 @@ class FamilyInGroup:
         return {name: self.group[name] for name in self.family.constants}
 
     @cached_property
+    def fixed(self) -> str:
+        """All of the group that is fixed where an update is compiled: text, since what users wrote may change."""
+        options = {name: self.group[name] for name in ("special", "maximize", "stochastic_rounding")}
+        return repr({**self.constants, **options})
+
+    @cached_property
     def buffers(self) -> tuple[str, ...]:
         """Names of the buffers that the update reads and writes.
 
         They depend on constants and on which coefficients are frozen where, not on what the others are now.
         """
-        return self.family.buffers(self._arguments_of_any_value())
+        return self.family.buffers(self._arguments_of_any_value)
 
     @cached_property
     def statistics(self) -> Shapes:
         """Names of the family's statistics, and how their shapes follow from the parameter's; as :attr:`buffers`."""
-        return self.family.statistics(self._arguments_of_any_value())
+        return self.family.statistics(self._arguments_of_any_value)
 
     @cached_property
     def learned(self) -> tuple[str, ...]:
@@ -68,6 +74,7 @@ class FamilyInGroup:
         names = (coefficient.name for coefficient in self.family.coefficients)
         return {**dict(zip(names, values.unbind(), strict=True)), **self.group["special"], **self.constants}
 
+    @cached_property
     def _arguments_of_any_value(self) -> dict[str, Any]:
         """What :meth:`Family.buffers` takes as ``q``."""
         coefficients = dict.fromkeys((coefficient.name for coefficient in self.family.coefficients), _ANY_VALUE)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import repeat
+from operator import contains
 from typing import Any
 
 import torch
@@ -27,10 +29,11 @@ class Batch:
         params: the parameters.
         grads: their gradients; None where they have none.
         states: what is kept for each of them; may be changed.
-        buffers: names of what a pass may see of that, where it is there.
+        buffers: names of what a pass may see of that, where it is there, in one order for all.
         step: number t of steps completed: a number, or a 0-dimensional tensor on the device (``capturable``).
         pending: whether the last of them was pending when this step began.
         index: position of the first parameter in its group, from which the noise of stochastic rounding is drawn.
+        kept: what an executor keeps from step to step, for it to check; no tensors of the batch.
         notes: what an executor has found out about the tensors and needs again in this step.
     """
 
@@ -38,10 +41,11 @@ class Batch:
     params: Sequence[Tensor]
     grads: Sequence[Tensor] | None
     states: Sequence[dict[str, Any]]
-    buffers: Collection[str]
+    buffers: Sequence[str]
     step: float | Tensor
     pending: bool
     index: int
+    kept: dict[str, Any] = field(default_factory=dict, compare=False)
     notes: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
@@ -90,33 +94,39 @@ class Batch:
 
         Of a tensor that is spread over processes it is the part on this one. All but the gradient are the stored ones.
         """
-        grads: Sequence[Tensor | None] = self.grads or [None] * len(self.params)
-        return [self._roles(*row) for row in zip(self.params, grads, self.states, strict=True)]
+        return [self.roles_of(number) for number in range(len(self.params))]
 
     @cached_property
     def columns(self) -> Columns | None:
         """:attr:`roles` transposed: for each role the tensors of all parameters; None if their roles differ.
 
-        A model may have thousands of parameters, so plain tensors are collected by loops within Python's builtins.
+        The roles are in one order, in whichever the states of parameters name their tensors. A model may have thousands
+        of parameters, so plain tensors are collected by loops within Python's builtins.
         """
-        names = self.states[0].keys()
-        if any(state.keys() != names for state in self.states):
-            return None
+        names = [name for name in self.buffers if name in self.states[0]]
         columns: Columns = {"param": list(self.params)}
         if self.grads is not None:
             columns["grad"] = list(self.grads)
-        columns |= {name: [state[name] for state in self.states] for name in names if name in self.buffers}
+        try:
+            columns |= {name: [state[name] for state in self.states] for name in names}
+        except KeyError:
+            return None
+        absent = (name for name in self.buffers if name not in columns)
+        if any(any(map(contains, self.states, repeat(name))) for name in absent):
+            return None
         if self.params[0].is_complex() or not all(set(map(type, column)) <= PLAIN for column in columns.values()):
             return {role: [roles[role] for roles in self.roles] for role in columns}
         if any(map(Tensor.is_neg, columns.get("grad", ()))):
             columns["grad"] = [grad.resolve_neg() for grad in columns["grad"]]
         return columns
 
-    def _roles(self, param: Tensor, grad: Tensor | None, state: Mapping[str, Any]) -> Roles:
+    def roles_of(self, number: int) -> Roles:
+        """One of :attr:`roles`: that of a parameter, by its number in the batch."""
+        param, state = self.params[number], self.states[number]
         tensors = {"param": local(param)}
-        if grad is not None:
+        if self.grads is not None:
             # Autograd may leave a sign or a conjugation for later, of which those who read the memory do not know.
-            tensors["grad"] = local(grad).resolve_conj().resolve_neg()
+            tensors["grad"] = local(self.grads[number]).resolve_conj().resolve_neg()
         for name, value in state.items():
             if name in self.buffers:
                 tensors[name] = local(value)

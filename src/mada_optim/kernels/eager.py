@@ -10,7 +10,7 @@ from mada_optim.kernels.executor import Executor, to_store
 from mada_optim.kernels.passes import Numbers, Pass
 from mada_optim.tensors.blocks import DEVICE_ELEMENTS, Block, make_blocks
 from mada_optim.tensors.devices import move_numbers, number_dtype, number_on
-from mada_optim.tensors.rounding import noise_seed
+from mada_optim.tensors.rounding import noise_place, noise_seed
 
 
 class EagerExecutor(Executor):
@@ -27,7 +27,7 @@ class EagerExecutor(Executor):
             if derivatives is not None:
                 total = derivatives if total is None else total + derivatives
             # The two passes of a step may write the same buffers: each has the noise of its own step.
-            seed = noise_seed(step, batch.index, number)
+            seed = noise_seed(noise_place(batch.index, number), step)
             for role, value in to_store(batch, new, block.members[0], seed).items():
                 block.write(role, value)
         batch.note_writes(task.writes)

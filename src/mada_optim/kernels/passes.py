@@ -74,10 +74,7 @@ class Pass(ABC):
     @property
     def key(self) -> Hashable:
         """All that is fixed where the pass is compiled."""
-        group = self.update.group
-        options = {name: group[name] for name in ("special", "maximize", "stochastic_rounding")}
-        fixed = repr({**self.update.constants, **options})
-        return type(self), self.update.family, self.keep, self.learned, self.reads, fixed
+        return type(self), self.update.family, self.keep, self.learned, self.reads, self.update.fixed
 
     @abstractmethod
     def __call__(self, tensors: Tensors, numbers: Numbers) -> tuple[Tensor | None, dict[str, Tensor]]:

@@ -290,7 +290,7 @@ class HypergradientOptimizer(Optimizer):
     def _take_step(self) -> None:
         with torch.no_grad():
             check_capture(self)
-            check_gradients(self)
+            grads = check_gradients(self)
             sets = self._coefficient_sets()
             for coefficients in sets:
                 coefficients.check_step_sizes()
@@ -299,15 +299,18 @@ class HypergradientOptimizer(Optimizer):
                 update_betas(self.family, coefficients.groups)
             grad_scale = take_hyper_grad_scale(self)
             is_phantom = is_phantom_step(self)
-            for group in self.param_groups:
-                ParameterState(FamilyInGroup(self.family, group)).prepare(self.state)
+            members = [
+                ParameterState(FamilyInGroup(self.family, group)).prepare(self.state, of_group)
+                for group, of_group in zip(self.param_groups, grads, strict=True)
+            ]
             if is_phantom or not unscale(self):
                 return
             for coefficients in sets:
                 coefficients.follow_parameters()
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             for index, coefficients in enumerate(sets):
-                hypergradient = take_step(coefficients, self.state, grad_scale)
+                theirs = members if len(sets) == 1 else members[index : index + 1]
+                hypergradient = take_step(coefficients, theirs, grad_scale)
                 if hypergradient is not None:
                     self._hypergradients[index] = hypergradient
 

@@ -5,7 +5,9 @@ These are functions of a :class:`mada_optim.HypergradientOptimizer`. Those that 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Hashable, Iterator, Sequence
+from itertools import chain
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mada_optim.tensors.devices import device_of, has_values, is_capturing, number_dtype
-from mada_optim.tensors.distributed import any_process, local, place_gradient, tell_autograd, whole
+from mada_optim.tensors.distributed import PLAIN, any_process, local, place_gradient, tell_autograd, whole
 
 if TYPE_CHECKING:
     from mada_optim.optimizers.base import HypergradientOptimizer
@@ -30,21 +32,38 @@ def check_capture(optimizer: HypergradientOptimizer) -> None:
         )
 
 
-def check_gradients(optimizer: HypergradientOptimizer) -> None:
-    """Raise RuntimeError or ValueError where a gradient cannot be used."""
+def check_gradients(optimizer: HypergradientOptimizer) -> list[list[Tensor | None]]:
+    """Return the gradients of each group's parameters. Raise RuntimeError or ValueError where one cannot be used."""
     is_scaled = getattr(optimizer, "grad_scale", None) is not None
-    for param, grad in _params_with_grad(optimizer):
-        if grad.layout != torch.strided:
-            raise RuntimeError(
-                f"{type(optimizer).__name__} does not support sparse gradients, got layout {grad.layout} "
-                f"for a parameter of shape {tuple(param.shape)}"
-            )
-        if is_scaled and grad.dtype.to_real() == torch.float16:
-            raise ValueError(
-                "torch.amp.GradScaler: gradients in float16 cannot be unscaled without losing what they are scaled "
-                "for; keep parameters in float32 and use torch.autocast"
-            )
+    return [_usable_gradients(optimizer, group["params"], is_scaled) for group in optimizer.param_groups]
+
+
+def _usable_gradients(
+    optimizer: HypergradientOptimizer, params: Sequence[Tensor], is_scaled: bool
+) -> list[Tensor | None]:
+    grads = [param.grad for param in params]
+    there = [grad for grad in grads if grad is not None]
+    if not set(map(_layout, there)) <= {torch.strided}:
+        param, grad = next(
+            (p, g) for p, g in zip(params, grads, strict=True) if g is not None and g.layout != torch.strided
+        )
+        raise RuntimeError(
+            f"{type(optimizer).__name__} does not support sparse gradients, got layout {grad.layout} "
+            f"for a parameter of shape {tuple(param.shape)}"
+        )
+    if is_scaled and any(grad.dtype.to_real() == torch.float16 for grad in there):
+        raise ValueError(
+            "torch.amp.GradScaler: gradients in float16 cannot be unscaled without losing what they are scaled "
+            "for; keep parameters in float32 and use torch.autocast"
+        )
+    if set(map(type, chain(params, there))) <= PLAIN:
+        return grads
+    for param in params:
         place_gradient(param)
+    return [param.grad for param in params]
+
+
+_layout = operator.attrgetter("layout")
 
 
 def take_hyper_grad_scale(optimizer: HypergradientOptimizer) -> float | Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ def has_values(device: torch.device) -> bool:
     return device.type not in WITHOUT_VALUES
 
 
+@lru_cache(maxsize=64)
 def number_dtype(device: torch.device) -> torch.dtype:
     """The precision of numbers that are kept on a device.
 
@@ -64,11 +66,15 @@ def device_with_values(params: Iterable[Tensor]) -> torch.device:
 
 def move_numbers(numbers: Tensor, device: torch.device) -> Tensor:
     """Return numbers on a device, in its precision: integers in int64, truth values as they are."""
-    if not numbers.is_floating_point():
-        return numbers.to(device, numbers.dtype if numbers.dtype == torch.bool else torch.int64)
-    dtype = number_dtype(device)
+    dtype = number_dtype(device) if numbers.dtype.is_floating_point else _integer_dtype(numbers.dtype)
+    if numbers.dtype == dtype and numbers.device == device:
+        return numbers
     # Each conversion on the side that has both dtypes.
     return numbers.to(device).to(dtype) if dtype == torch.float64 else numbers.to(dtype).to(device)
+
+
+def _integer_dtype(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.bool else torch.int64
 
 
 def number_on(value: float | Tensor, device: torch.device) -> Tensor:
@@ -77,6 +83,19 @@ def number_on(value: float | Tensor, device: torch.device) -> Tensor:
         number = move_numbers(value, device)
         return number.reshape(()) if number.dim() else number
     return torch.full((), value, dtype=number_dtype(device), device=device)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host on a device, for which the program does not wait."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    # torch gives the pinned memory to no other tensor before it has been read.
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def stream_on(device: torch.device) -> int | None:
+    """Return which stream of a device is the current one, where it has streams. Memory belongs to one of them."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
 
 
 def as_floats(numbers: Tensor) -> list[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,19 +23,28 @@ def mix(*numbers: int) -> int:
     return seed
 
 
-def noise_seed(step: float | Tensor, *place: int) -> int | Tensor:
+def noise_place(*place: int) -> int:
+    """Return what a place contributes to the seeds of its noise: ``mix``, up to the last of its numbers, the step."""
+    return (mix(*place) * _GOLDEN + 1) & _MASK
+
+
+def noise_seed(place: int | Tensor, step: float | Tensor) -> int | Tensor:
     """Return the seed of the noise at a step and place: the same on every process, and again after a resume.
 
     Args:
-        step: a number, or a 0-dimensional tensor on a device, for which the program does not wait.
-        place: what else tells one noise from another.
+        place: see :func:`noise_place`; an integer, or a 0-dimensional int64 tensor.
+        step: a number, or a 0-dimensional tensor, for which the program does not wait.
+
+    >>> seeds = [noise_seed(noise_place(1, 2), step) for step in (3, torch.tensor(3.0))]
+    >>> seeds == [mix(1, 2, 3)] * 2
+    True
     """
-    if isinstance(step, Tensor) and step.device.type != "cpu":
-        return step.to(torch.int64) * 0x9E3779B1 + mix(*place)
-    return mix(*place, int(step))
+    count = step.to(torch.int64) if isinstance(step, Tensor) else int(step)
+    seed: int | Tensor = _finalize((place + count) & _MASK)
+    return seed
 
 
-def _finalize(x: int) -> int:
+def _finalize(x: Any) -> Any:
     x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _MASK
     x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _MASK
     return x ^ (x >> 16)

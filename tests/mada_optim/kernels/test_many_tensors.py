@@ -107,6 +107,24 @@ def a_buffer_has_another_layout(params: Params, optimizer: HypergradientOptimize
     state["exp_avg"] = state["exp_avg"].t().contiguous().t()
 
 
+def a_buffer_has_another_layout_in_its_memory(params: Params, optimizer: HypergradientOptimizer) -> None:
+    buffer = optimizer.state[params[2]]["exp_avg"]
+    buffer.data = buffer.data.view(4, 3).t()
+
+
+def a_buffer_has_another_dtype_in_its_memory(params: Params, optimizer: HypergradientOptimizer) -> None:
+    buffer = optimizer.state[params[1]]["exp_avg"]
+    memory = buffer.double()
+    buffer.data = memory.view(torch.float32)[: buffer.numel()].copy_(buffer)
+    take_steps(params, optimizer, first=20, count=1)
+    buffer.data = memory.copy_(buffer.clone())
+
+
+def buffers_are_named_in_another_order(params: Params, optimizer: HypergradientOptimizer) -> None:
+    for param in params:
+        optimizer.state[param] = dict(reversed(optimizer.state[param].items()))
+
+
 def state_is_loaded(_: Params, optimizer: HypergradientOptimizer) -> None:
     saved = copy.deepcopy(optimizer.state_dict())
     for buffers in saved["state"].values():
@@ -196,6 +214,9 @@ CHANGES: list[Change] = [
     buffers_have_another_dtype_in_one,
     one_buffer_has_another_dtype,
     a_buffer_has_another_layout,
+    a_buffer_has_another_layout_in_its_memory,
+    a_buffer_has_another_dtype_in_its_memory,
+    buffers_are_named_in_another_order,
     state_is_loaded,
     state_of_one_is_forgotten,
     state_of_one_has_more,

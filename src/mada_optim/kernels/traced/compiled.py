@@ -17,7 +17,7 @@ from mada_optim.kernels.passes import Numbers, Pass
 from mada_optim.kernels.traced.trace import Function, Tensors, trace
 from mada_optim.tensors.blocks import make_blocks
 from mada_optim.tensors.devices import move_numbers, number_on
-from mada_optim.tensors.rounding import noise_seed
+from mada_optim.tensors.rounding import noise_place, noise_seed
 
 SMALLEST = 1 << 13
 
@@ -45,13 +45,11 @@ class CompiledExecutor(Executor):
             shared = {role: block.flat(role) for role in dict.fromkeys((*task.reads, *task.writes))}
             # An element that a zero gradient follows adds nothing to the hypergradient.
             tensors = {role: _pad(tensor.detach(), role == "grad") for role, (tensor, _) in shared.items()}
-            seed = noise_seed(step, batch.index, number)
-            if not isinstance(seed, Tensor):
-                seed = torch.full((), seed, dtype=torch.int64, device=batch.device)
+            place = torch.full((), noise_place(batch.index, number), dtype=torch.int64, device=batch.device)
             if program is None:
-                program = self._program(task, batch, tensors, [*numbers, seed])
+                program = self._program(task, batch, tensors, [*numbers, place])
                 scalars = program.before(*numbers)
-            sums = program.during(*tensors.values(), seed, *scalars)
+            sums = program.during(*tensors.values(), place, *scalars)
             totals = [a + b for a, b in zip(totals, sums, strict=True)] if totals else sums
             for role in task.writes:
                 tensor, in_place = shared[role]
@@ -77,11 +75,11 @@ def in_place(task: Pass, batch: Batch) -> Function:
     """A pass as a function that is traced: of the stored tensors, into which it writes what it computes."""
 
     def function(
-        tensors: Tensors, values: Tensor, step: Tensor, lr: Tensor, weight_decay: Tensor, seed: Tensor
+        tensors: Tensors, values: Tensor, step: Tensor, lr: Tensor, weight_decay: Tensor, place: Tensor
     ) -> list[Tensor]:
         read = {role: tensors[role].to(batch.dtype) for role in task.reads}
         derivatives, new = task(read, Numbers(values, step, lr, weight_decay))
-        for role, value in to_store(batch, new, tensors, seed).items():
+        for role, value in to_store(batch, new, tensors, noise_seed(place, step)).items():
             tensors[role].copy_(value)
         return [] if derivatives is None else [task.among_all(derivatives)]
 
@@ -100,19 +98,19 @@ def _pad(tensor: Tensor, with_zeros: bool) -> Tensor:
 class _Program:
     """A function cut in three: see :mod:`mada_optim.kernels.traced.trace`.
 
-    ``before`` takes the numbers; ``during`` the tensors, the seed and what ``before`` returned; ``after`` what
-    ``before`` returned and the sums that ``during`` returned.
+    ``before`` takes the numbers; ``during`` the tensors, the place of the noise and what ``before`` returned; ``after``
+    what ``before`` returned and the sums that ``during`` returned.
 
     Args:
         function: to be traced.
         tensors: 1-dimensional, all of the same size; the program will take any size from ``SMALLEST``.
-        numbers: the function's other arguments; the last, the seed, differs from call to call.
+        numbers: the function's other arguments; the last, the place of the noise, differs from call to call.
         dtype: of the arithmetic.
     """
 
     def __init__(self, function: Function, tensors: Tensors, numbers: Sequence[Tensor], dtype: torch.dtype) -> None:
         parts = trace(function, tensors, numbers)
-        inputs = [*parts.tensors.values(), parts.seed, *parts.carried]
+        inputs = [*parts.tensors.values(), parts.place, *parts.carried]
         during = parts.module(inputs, parts.during, parts.sums, dtype)
         self.during = torch.compile(during, dynamic=True, fullgraph=True)
         self.before = on_numbers(parts.module(parts.given, parts.before, parts.carried), numbers[0].device)

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 Tensors = dict[str, Tensor]
-# Tensors (changed in place), all coefficients, step, lr, weight decay, seed -> results
+# Tensors (changed in place), all coefficients, step, lr, weight decay, place of the noise -> results
 Function = Callable[[Tensors, Tensor, Tensor, Tensor, Tensor, Tensor], list[Tensor]]
 
 
@@ -28,9 +28,9 @@ class Trace:
     Args:
         traced: all of it.
         tensors: the tensors that it takes, by name.
-        seed: the last of the numbers that it takes, which differs from call to call.
+        place: the last of the numbers that it takes: of the noise, which differs from call to call.
         given: the other numbers.
-        before, during, after: what is done with ``given``; with ``tensors`` and ``seed``; with the sums.
+        before, during, after: what is done with ``given``; with ``tensors`` and ``place``; with the sums.
         carried: numbers that ``before`` is given or makes and the others need.
         sums: that ``during`` makes.
         results: of the function.
@@ -38,7 +38,7 @@ class Trace:
 
     traced: fx.GraphModule
     tensors: dict[str, fx.Node]
-    seed: fx.Node
+    place: fx.Node
     given: list[fx.Node]
     before: list[fx.Node]
     during: list[fx.Node]
@@ -87,10 +87,10 @@ def trace(function: Function, tensors: Tensors, numbers: Sequence[Tensor]) -> Tr
     traced = make_fx(function, tracing_mode="symbolic")(examples, *numbers)
     nodes = [node for node in traced.graph.nodes if node.op not in ("placeholder", "output")]
     inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
-    varying, given, seed = inputs[: len(tensors)], inputs[len(tensors) : -1], inputs[-1]
+    varying, given, place = inputs[: len(tensors)], inputs[len(tensors) : -1], inputs[-1]
     results = next(node for node in traced.graph.nodes if node.op == "output").all_input_nodes
 
-    elementwise: set[fx.Node] = {*varying, seed}
+    elementwise: set[fx.Node] = {*varying, place}
     summed: set[fx.Node] = set()
     before: list[fx.Node] = []
     during: list[fx.Node] = []
@@ -114,7 +114,7 @@ def trace(function: Function, tensors: Tensors, numbers: Sequence[Tensor]) -> Tr
     carried = _used([*given, *before], [*during, *after], results)
     sums = _used(during, after, results)
     by_name = dict(zip(tensors, varying, strict=True))
-    return Trace(traced, by_name, seed, given, before, during, after, carried, sums, results)
+    return Trace(traced, by_name, place, given, before, during, after, carried, sums, results)
 
 
 def is_number(node: fx.Node) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,22 +21,16 @@ from mada_optim.kernels.passes import Pass
 from mada_optim.kernels.traced.compiled import in_place, key_of
 from mada_optim.kernels.traced.trace import Trace, trace
 from mada_optim.kernels.triton import source as triton_source
+from mada_optim.kernels.triton.columns import Columns, find_columns
 from mada_optim.kernels.triton.expressions import UnsupportedError
 from mada_optim.kernels.triton.launch import EXACT, load
 from mada_optim.kernels.triton.scalars import change_numbers
-from mada_optim.tensors.blocks import Block
-from mada_optim.tensors.devices import move_numbers, number_on
-from mada_optim.tensors.distributed import PLAIN
-from mada_optim.tensors.rounding import mix
+from mada_optim.tensors.devices import move_numbers, number_on, send
 
 TILE = 8192  # elements of a program of the kernel
 BLOCK = 512  # that it works on at a time
 # A thread has four float32 of a block, which are read at once, and so few registers that enough threads run at a time.
 OPTIONS = {"num_warps": 4, **EXACT} if torch.version.hip else {"num_warps": 4, "maxnreg": 128, **EXACT}
-ALIGNMENT = 16  # bytes that are read at once, where all tensors begin at a multiple of them
-
-# At the head of a table, as float64: step, learning rate, weight decay; for step t and for step t+1.
-_HEAD = 4
 
 
 class TritonExecutor(Executor):
@@ -54,9 +49,9 @@ class TritonExecutor(Executor):
     def run(self, task: Pass, batch: Batch, values: Tensor) -> Tensor | None:
         """See :meth:`Executor.run`."""
         if "columns" not in batch.notes:
-            regular = _Columns.of_all(batch)
-            batch.notes["columns"] = _Columns.of_any(batch) if regular is None else [regular]
-        all_columns: list[_Columns] = batch.notes["columns"]
+            batch.notes["columns"] = find_columns(batch)
+            batch.notes["heads"] = _make_heads(batch)
+        all_columns: list[Columns] = batch.notes["columns"]
         kernels = [self._kernel(task, batch, columns, values) for columns in all_columns]
         if None in kernels:
             batch.refresh()  # copies of what is about to change
@@ -68,124 +63,23 @@ class TritonExecutor(Executor):
             if derivatives is not None:
                 total = derivatives if total is None else total + derivatives
             columns.write_back(task.writes)
-        batch.note_writes(
-            task.writes, [x for columns in all_columns for role in task.writes for x in columns.tensors[role]]
-        )
+        written = (columns.tensors[role] for columns in all_columns for role in task.writes)
+        batch.note_writes(task.writes, chain.from_iterable(written))
         return None if total is None else move_numbers(total, values.device)
 
-    def _kernel(self, task: Pass, batch: Batch, columns: _Columns, values: Tensor) -> _Kernel | None:
-        roles = list(columns.tensors)
-        dtypes = {role: columns.tensors[role][0].dtype for role in dict.fromkeys((*task.reads, *task.writes))}
-        key = (*key_of(task, batch), tuple(roles), tuple(dtypes.items()))
+    def _kernel(self, task: Pass, batch: Batch, columns: Columns, values: Tensor) -> _Kernel | None:
+        key = (*key_of(task, batch), tuple(columns.dtypes.items()))
         if key not in self._kernels:
+            dtypes = {role: columns.dtypes[role] for role in dict.fromkeys((*task.reads, *task.writes))}
             tensors = {role: torch.empty(8, dtype=dtype, device=batch.device) for role, dtype in dtypes.items()}
             numbers = [values.to(batch.device), *(number_on(1.0, batch.device) for _ in range(3))]
-            seed = torch.zeros((), dtype=torch.int64, device=batch.device)
-            parts = trace(in_place(task, batch), tensors, [*numbers, seed])
+            place = torch.zeros((), dtype=torch.int64, device=batch.device)
+            parts = trace(in_place(task, batch), tensors, [*numbers, place])
             try:
-                self._kernels[key] = _Kernel(parts, roles, dtypes, batch.dtype, task.later)
+                self._kernels[key] = _Kernel(parts, list(columns.dtypes), dtypes, batch.dtype, task.later)
             except UnsupportedError:
                 self._kernels[key] = None
         return self._kernels[key]
-
-
-class _Columns:
-    """Parameters whose tensors have the same dtypes, all tensors of each: contiguous.
-
-    Attributes:
-        numbers: of the parameters in their batch.
-        sizes: how many elements each of them has.
-        tensors: by role, those of each parameter.
-    """
-
-    def __init__(self, numbers: list[int], sizes: list[int], tensors: dict[str, list[Tensor]]) -> None:
-        self.numbers, self.sizes, self.tensors = numbers, sizes, tensors
-        self._copied: list[tuple[Block, str, Tensor]] = []
-        self._table: tuple[Tensor, bool] | None = None
-
-    @classmethod
-    def of_all(cls, batch: Batch) -> _Columns | None:
-        """Return all parameters of a batch as they are stored; None where that cannot be.
-
-        Loops within Python's builtins look at all tensors, for there are thousands.
-        """
-        tensors = batch.columns
-        if tensors is None:
-            return None
-        params = tensors["param"]
-        everything = [tensor for column in tensors.values() for tensor in column]
-        sizes = list(map(Tensor.numel, params))
-        regular = (
-            set(map(type, everything)) <= PLAIN
-            and set(map(Tensor.get_device, everything)) == {params[0].get_device()}
-            and all(map(Tensor.is_contiguous, everything))
-            and not any(map(Tensor.is_neg, params))
-            and all(len({tensor.dtype for tensor in column}) == 1 for column in tensors.values())
-            and all(list(map(Tensor.numel, column)) == sizes for column in tensors.values())
-            and any(sizes)
-        )
-        return cls(list(range(len(sizes))), sizes, tensors) if regular else None
-
-    @classmethod
-    def of_any(cls, batch: Batch) -> list[_Columns]:
-        """The parameters that have elements, with copies of what is not contiguous or is stored with another sign."""
-        columns_by_dtypes: dict[tuple[tuple[str, torch.dtype], ...], _Columns] = {}
-        for number, roles in enumerate(batch.roles):
-            param = roles["param"]
-            if any(tensor.shape != param.shape or tensor.device != param.device for tensor in roles.values()):
-                raise RuntimeError(
-                    f"a parameter has shape {tuple(param.shape)} and is on {param.device}, of its tensors "
-                    + ", ".join(f"{role} {tuple(tensor.shape)} on {tensor.device}" for role, tensor in roles.items())
-                )
-            if param.numel():
-                key = tuple((role, tensor.dtype) for role, tensor in roles.items())
-                columns_by_dtypes.setdefault(key, cls([], [], {role: [] for role in roles}))._add(
-                    number, Block([roles])
-                )
-        return list(columns_by_dtypes.values())
-
-    def _add(self, number: int, block: Block) -> None:
-        for role, column in self.tensors.items():
-            flat, in_place = block.flat(role)
-            tensor = flat.resolve_neg().contiguous()
-            if not in_place or tensor.data_ptr() != flat.data_ptr():
-                self._copied.append((block, role, tensor))
-            column.append(tensor)
-        self.numbers.append(number)
-        self.sizes.append(tensor.numel())
-
-    def write_back(self, written: Sequence[str]) -> None:
-        """Store what was computed in copies."""
-        for block, role, tensor in self._copied:
-            if role in written:
-                block.write_flat(role, tensor)
-
-    def table(self, batch: Batch) -> tuple[Tensor, bool]:
-        """The table, on the device, for which the program does not wait; and whether all tensors are aligned."""
-        if self._table is None:
-            self._table = self._make_table(batch)
-        return self._table
-
-    def _make_table(self, batch: Batch) -> tuple[Tensor, bool]:
-        step, lr, weight_decay = float(batch.step), batch.group["lr"], batch.group["weight_decay"]
-        lr_on_device = isinstance(lr, Tensor) and lr.device.type != "cpu"
-        numbers = [0.0 if lr_on_device else float(lr), weight_decay, 0.0]
-        table = array("q", array("d", [step, *numbers, step + 1, *numbers]).tobytes())
-        table.extend(self.sizes)
-        random = any(column[0].dtype == torch.bfloat16 for column in self.tensors.values())
-        for t in (int(step), int(step) + 1):
-            table.extend([mix(batch.index, number, t) if random else 0 for number in self.numbers])
-        places = len(table)
-        for column in self.tensors.values():
-            table.extend(map(Tensor.data_ptr, column))
-        host = torch.frombuffer(table, dtype=torch.int64)
-        aligned = not bool((host[places:] % ALIGNMENT).any())
-        if batch.device.type == "cpu":
-            return host.clone(), aligned
-        table_there = host.pin_memory().to(batch.device, non_blocking=True)
-        if lr_on_device:
-            table_there[1 : 2 * _HEAD : _HEAD].view(torch.float64).copy_(lr.detach().reshape(1))
-        return table_there, aligned
 
 
 class _Kernel:
@@ -203,30 +97,40 @@ class _Kernel:
         self, parts: Trace, roles: Sequence[str], dtypes: Mapping[str, torch.dtype], dtype: torch.dtype, later: bool
     ) -> None:
         self._before = load(triton_source.write_before(parts)) if parts.carried else None
-        self._during = load(triton_source.write_for_tensors(parts, roles, dtypes, dtype, later))
+        self._during = load(triton_source.write_for_tensors(parts, roles, dtypes, dtype))
         self._after = load(triton_source.write_after(parts)) if parts.results else None
         self._carried, self._sums = triton_source.count_numbers(parts.carried), len(parts.sums)
         self._results = sum(int(node.meta["val"].numel()) for node in parts.results)  # one vector, or nothing
         self._later = later
 
-    def __call__(self, batch: Batch, values: Tensor, columns: _Columns) -> Tensor | None:
+    def __call__(self, batch: Batch, values: Tensor, columns: Columns) -> Tensor | None:
         """Return the result, summed over all elements."""
-        table, aligned = columns.table(batch)
-        head = table[self._later * _HEAD : (self._later + 1) * _HEAD].view(torch.float64)
-        tiles = _tiles(tuple(columns.sizes), batch.device)
+        device, tiles = batch.device, _tiles(tuple(columns.sizes), batch.device)
         count = len(tiles)
         sizes = [_even(self._carried), _even(self._results), self._sums * count]
-        space = torch.empty(sum(sizes), dtype=torch.float64, device=batch.device)
-        numbers, results, partial = torch.split(space, sizes)
-        device = batch.device
+        space = torch.empty(sum(sizes), dtype=torch.float64, device=device)
+        numbers, results, partial = space.split_with_sizes(sizes)
         if self._before is not None:
+            head = batch.notes["heads"][int(self._later)]
             self._before.launch(device, 1, (values.to(device), head, numbers), num_warps=1, **EXACT)
-        arguments = (table[2 * _HEAD :], len(columns.sizes), tiles, numbers, partial)
-        self._during.launch(device, count, arguments, (TILE, BLOCK, aligned), **OPTIONS)
+        arguments = (columns.table, len(columns.sizes), tiles, numbers, partial)
+        self._during.launch(device, count, arguments, (TILE, BLOCK, columns.aligned), **OPTIONS)
         if self._after is None:
             return None
         self._after.launch(device, 1, (numbers, partial, count, results), (triton_source.LANES,), num_warps=8, **EXACT)
         return results[: self._results]
+
+
+def _make_heads(batch: Batch) -> Tensor:
+    """Return step, learning rate and weight decay, for step t and for step t+1, as float64 on the device."""
+    step, lr, weight_decay = float(batch.step), batch.group["lr"], batch.group["weight_decay"]
+    lr_on_device = isinstance(lr, Tensor) and lr.device.type != "cpu"
+    numbers = [0.0 if lr_on_device else float(lr), weight_decay, 0.0]  # the last: for alignment
+    host = torch.frombuffer(array("d", [step, *numbers, step + 1, *numbers]), dtype=torch.float64)
+    heads = send(host, batch.device).view(2, 4)
+    if lr_on_device:
+        heads[:, 1] = lr.detach().reshape(())
+    return heads
 
 
 def _even(count: int) -> int:

@@ -1,6 +1,6 @@
 """Traced functions written out as Triton kernels: functions of tensors, of any number at once, and of numbers.
 
-The kernel of tensors gets a table of 64-bit numbers, a column for each parameter: how many elements it has, the seeds
+The kernel of tensors gets a table of 64-bit numbers, a column for each parameter: how many elements it has, the place
 of its noise, and where its tensors begin in memory. A program of the kernel works on one tile, ``TILE`` elements of one
 parameter, ``BLOCK`` at a time. What ends in a sum is left as one number for each tile, since a sum over all would
 depend on the order of programs.
@@ -23,8 +23,8 @@ from mada_optim.kernels.triton.expressions import HEADER, SAME, UnsupportedError
 
 aten = torch.ops.aten
 
-# Rows of the table; the seeds of a step t and of step t+1, and after them the tensors.
-NUMEL, SEED, _, FIRST_TENSOR = range(4)
+# Rows of the table, and after them the tensors.
+NUMEL, PLACE, FIRST_TENSOR = range(3)
 
 # Neighbours that are added up at once: those of one thread, whose registers would not suffice for one sum each.
 FOLD = 4
@@ -32,9 +32,7 @@ FOLD = 4
 LANES = 1024
 
 
-def write_for_tensors(
-    parts: Trace, roles: Sequence[str], dtypes: Mapping[str, torch.dtype], dtype: torch.dtype, later: bool
-) -> str:
+def write_for_tensors(parts: Trace, roles: Sequence[str], dtypes: Mapping[str, torch.dtype], dtype: torch.dtype) -> str:
     """The kernel ``run(table, count, tiles, numbers, partial, TILE, BLOCK, ALIGNED)`` for the part ``during``.
 
     ``count`` is the number of parameters; ``tiles``, shape (tiles, 2), says of each tile which parameter's it is, and
@@ -46,7 +44,6 @@ def write_for_tensors(
         roles: of the tensors in the table.
         dtypes: of those that the function takes.
         dtype: of the arithmetic.
-        later: whether the noise is that of step t+1.
 
     Raises:
         UnsupportedError: it cannot be written.
@@ -61,7 +58,7 @@ def write_for_tensors(
         "    of = table + tl.load(tiles + 2 * tile)",
         "    first = tl.load(tiles + 2 * tile + 1).to(tl.int64) * TILE",
         f"    last = tl.minimum(first + TILE, tl.load(of + {NUMEL} * count))",
-        f"    seed = tl.load(of + {SEED + later} * count)",
+        f"    place = tl.load(of + {PLACE} * count)",
     ]
     for k, (role, stored) in enumerate(dtypes.items()):
         row = FIRST_TENSOR + roles.index(role)
@@ -166,7 +163,7 @@ class _TensorWriter(Writer):
 
     def elements(self) -> list[str]:
         """Lines that compute on one block; ``{mask}`` stands where a mask belongs."""
-        self.names[self._parts.seed] = "seed"
+        self.names[self._parts.place] = "place"
         self.names |= {node: f"n{k}" for k, node in enumerate(self._parts.carried)}
         for node, k in self._places.items():
             if any(user.target is not aten.copy_.default or user.args[0] is not node for user in node.users):
