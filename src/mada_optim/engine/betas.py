@@ -38,10 +38,12 @@ class ParameterGroup(dict[str, Any]):
     def __init__(self, options: Mapping[str, Any], family: Family) -> None:
         super().__init__(options)
         self.family = family
+        # What is kept from step to step is in no copy and no checkpoint.
+        self.kinds: Any = None
         self._kept: dict[Hashable, dict[str, Any]] = {}
 
     def kept_for(self, batch: Hashable) -> dict[str, Any]:
-        """What kernels keep from step to step for a batch of parameters. It is in no copy and no checkpoint.
+        """What kernels keep for a batch of parameters.
 
         Args:
             batch: tells which parameters. What was kept for others is forgotten in the end.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -104,10 +104,13 @@ class CoefficientSet:
 
     def follow_parameters(self) -> None:
         """Bring the coefficients to the device of the parameters, which may have moved."""
-        params = [param for group in self.groups for param in group["params"]]
-        device = device_of(params)
-        if has_values(device) or any(param.grad is not None for param in params):
+        device = device_of(self._params)
+        if has_values(device) or any(param.grad is not None for param in self._params):
             self.move_to(device)
+
+    @property
+    def _params(self) -> Iterator[Tensor]:
+        return (param for group in self.groups for param in group["params"])
 
     def move_to(self, device: torch.device) -> None:
         """Bring the coefficients, and what a captured graph reads of each group, to a device."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, repeat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, compress, repeat
 from operator import attrgetter, contains
 from typing import Any, TypeVar
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from mada_optim.engine.betas import ParameterGroup
 from mada_optim.engine.coefficient_set import PREVIOUS_LR
-from mada_optim.engine.parameter_state import Members, drop_pending, note_pending
+from mada_optim.engine.parameter_state import Members, count_steps, drop_pending, note_pending
 from mada_optim.kernels import Batch, CompletePending, Executor, TakeStep, select_executor
+from mada_optim.tensors.alike import compare_at_once, never
 from mada_optim.tensors.distributed import PLAIN, Team, local, spread_like, tell_autograd
 from mada_optim.tensors.rounding import noise_place, noise_seed, round_stochastically
 
@@ -73,10 +74,9 @@ class GroupStep:
             drop_pending(self.members.states)
         self._remember_lr()
 
-    @property
-    def states_that_stepped(self) -> Iterator[dict[str, Any]]:
-        """States of the parameters that have a gradient."""
-        return chain.from_iterable(batch.states for _, batch in self.batches if batch.has_grad)
+    def count(self) -> None:
+        """Count a step of the parameters that have a gradient."""
+        count_steps(chain.from_iterable(batch.states for _, batch in self.batches if batch.has_grad))
 
     def _prepare(self) -> None:
         """What the family computes of whole tensors before a step."""
@@ -111,29 +111,37 @@ class GroupStep:
 
     def _make_batches(self) -> Iterator[tuple[Executor, Batch]]:
         """The parameters, by all in which a batch has to agree."""
-        params, grads, states = self.members.params, self.members.grads, self.members.states
+        members, states = self.members, self.members.states
+        kinds = self._kinds()
         pending = _numbers(states, "pending", False)
-        columns: list[Sequence[Any]] = [
-            pending,
-            params if self.group["capturable"] else _numbers(states, "step", None),
-            list(map(_device, params)),
-            list(map(_dtype, params)),
-            [None if grad is None else grad.dtype for grad in grads],
-        ]
-        if not set(map(type, params)) <= PLAIN:
-            columns.append(list(map(spread_like, params)))
-        members: Iterable[Sequence[int]] = [range(len(params))] if params else []
+        counts = members.params if self.group["capturable"] else _numbers(states, "step", None)
+        columns = [pending, counts, *kinds.columns]
+        batches: Iterable[Sequence[int]] = [range(len(states))] if states else []
         if not all(len(set(column)) == 1 for column in columns):
             by_key: dict[tuple[Any, ...], list[int]] = {}
             for number, key in enumerate(zip(*columns, strict=True)):
                 by_key.setdefault(key, []).append(number)
-            members = by_key.values()
-        for numbers in members:
+            batches = by_key.values()
+        for numbers in batches:
             first = numbers[0]
-            if states[first] and (pending[first] or grads[first] is not None):
-                yield self._batch(numbers, columns[1][first], pending[first])
+            if states[first] and (pending[first] or members.grads[first] is not None):
+                yield self._batch(numbers, counts[first], pending[first], kinds)
 
-    def _batch(self, numbers: Sequence[int], step: float | Tensor, pending: bool) -> tuple[Executor, Batch]:
+    def _kinds(self) -> Kinds:
+        """What the parameters and their gradients are; the object of the last step where it still holds."""
+        kept: Kinds | None = getattr(self.group, "kinds", None)
+        if kept is not None and kept.are_known_of(self.members):
+            return kept
+        kinds = Kinds(self.members)
+        if isinstance(self.group, ParameterGroup):
+            if kept is not None and kept.columns == kinds.columns:  # they seem to stay
+                kinds.know(self.members)
+            self.group.kinds = kinds
+        return kinds
+
+    def _batch(
+        self, numbers: Sequence[int], step: float | Tensor, pending: bool, kinds: Kinds
+    ) -> tuple[Executor, Batch]:
         """A batch of the parameters with these numbers, and who works on it."""
         first, members = numbers[0], self.members
         batch = Batch(
@@ -145,9 +153,52 @@ class GroupStep:
             members.states[first]["step"] if self.group["capturable"] else step,
             pending,
             first,
+            kinds if kinds.are_known else None,
             self.group.kept_for(tuple(numbers)) if isinstance(self.group, ParameterGroup) else {},
         )
         return select_executor(self.update.family, self.group, batch.device), batch
+
+
+class Kinds:
+    """What parameters and gradients are, as far as all of a batch have to be the same. It keeps none of them.
+
+    Args:
+        members: of which group.
+    """
+
+    def __init__(self, members: Members) -> None:
+        params, grads = members.params, members.grads
+        self.columns: list[Sequence[Any]] = [
+            list(map(_device, params)),
+            list(map(_dtype, params)),
+            [None if grad is None else grad.dtype for grad in grads],
+        ]
+        if not set(map(type, params)) <= PLAIN:
+            self.columns.append(list(map(spread_like, params)))
+        self.are_known = False
+        self._have_grad: list[bool] = []
+        self._are_alike: Callable[..., bool] = never
+
+    def know(self, members: Members) -> None:
+        """Know these, and all that are like them in all but values and addresses."""
+        if len(self.columns) == 3:  # of DTensors there is more to know
+            self.are_known, self._have_grad = True, _have_grad(members)
+            self._are_alike = compare_at_once(_tensors(members, self._have_grad))
+
+    def are_known_of(self, members: Members) -> bool:
+        """Whether those of a group are known to be like those that are known."""
+        have_grad = _have_grad(members)
+        return have_grad == self._have_grad and self._are_alike(*_tensors(members, have_grad))
+
+
+def _have_grad(members: Members) -> list[bool]:
+    return [grad is not None for grad in members.grads]
+
+
+def _tensors(members: Members, have_grad: Sequence[bool]) -> list[Tensor]:
+    """Parameters, and gradients where there are any."""
+    grads: Any = compress(members.grads, have_grad)
+    return [*members.params, *grads]
 
 
 _device, _dtype = attrgetter("device"), attrgetter("dtype")

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import compress, repeat
-from operator import attrgetter, contains, is_, itemgetter
+from operator import contains, is_, itemgetter
 from typing import Any
 
 import torch
@@ -157,9 +157,9 @@ def drop_pending(states: Sequence[dict[str, Any]]) -> None:
 
 
 def count_steps(states: Iterable[dict[str, Any]]) -> None:
-    """Count a step of the parameters with these states."""
+    """Count a step of parameters of one group, which have these states."""
     counts = [state["step"] for state in states]
-    if counts and all(map(attrgetter("is_cpu"), counts)):
+    if counts and counts[0].is_cpu:
         # By far the fastest way to count on the host.
         torch._foreach_add_(counts, torch.ones((), device="cpu"), alpha=1.0)
     elif counts:

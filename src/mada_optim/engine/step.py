@@ -12,13 +12,12 @@ when a hypergradient is due, which all processes know alike: also those that hav
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 
 from torch import Tensor
 
 from mada_optim.engine.coefficient_set import CoefficientSet
 from mada_optim.engine.group_step import GroupStep
-from mada_optim.engine.parameter_state import Members, State, count_steps, drop_pending
+from mada_optim.engine.parameter_state import Members, State, drop_pending
 from mada_optim.families.in_group import FamilyInGroup
 from mada_optim.learning.rule import call
 from mada_optim.tensors.distributed import Team, find_team
@@ -52,7 +51,7 @@ def take_step(
     for step, values in zip(steps, coefficients.take_up_values(), strict=True):
         step.take(values)
         step.finish()
-    count_steps(chain.from_iterable(step.states_that_stepped for step in steps))
+        step.count()
     coefficients.count_step()
     return hypergradient
 

@@ -33,6 +33,8 @@ class Batch:
         step: number t of steps completed: a number, or a 0-dimensional tensor on the device (``capturable``).
         pending: whether the last of them was pending when this step began.
         index: position of the first parameter in its group, from which the noise of stochastic rounding is drawn.
+        alike: the same object as in the last step where parameters and gradients are known to be what they were then,
+            in all but their values and addresses. None: nothing is known.
         kept: what an executor keeps from step to step, for it to check; no tensors of the batch.
         notes: what an executor has found out about the tensors and needs again in this step.
     """
@@ -45,6 +47,7 @@ class Batch:
     step: float | Tensor
     pending: bool
     index: int
+    alike: object = field(default=None, compare=False)
     kept: dict[str, Any] = field(default_factory=dict, compare=False)
     notes: dict[str, Any] = field(default_factory=dict, compare=False)
 
@@ -71,7 +74,7 @@ class Batch:
     def refresh(self) -> None:
         """Forget what was noted: there are other tensors, or their values have changed."""
         self.notes.clear()
-        for name in ("roles", "columns"):
+        for name in ("roles", "stored", "columns"):
             self.__dict__.pop(name, None)
 
     def note_writes(self, names: Iterable[str], through_pointers: Iterable[Tensor] = ()) -> None:
@@ -97,11 +100,11 @@ class Batch:
         return [self.roles_of(number) for number in range(len(self.params))]
 
     @cached_property
-    def columns(self) -> Columns | None:
-        """:attr:`roles` transposed: for each role the tensors of all parameters; None if their roles differ.
+    def stored(self) -> Columns | None:
+        """For each role the stored tensors of all parameters; None if their roles differ.
 
         The roles are in one order, in whichever the states of parameters name their tensors. A model may have thousands
-        of parameters, so plain tensors are collected by loops within Python's builtins.
+        of parameters, so tensors are collected by loops within Python's builtins.
         """
         names = [name for name in self.buffers if name in self.states[0]]
         columns: Columns = {"param": list(self.params)}
@@ -112,12 +115,18 @@ class Batch:
         except KeyError:
             return None
         absent = (name for name in self.buffers if name not in columns)
-        if any(any(map(contains, self.states, repeat(name))) for name in absent):
+        return None if any(any(map(contains, self.states, repeat(name))) for name in absent) else columns
+
+    @cached_property
+    def columns(self) -> Columns | None:
+        """:attr:`roles` transposed: for each role the tensors of all parameters; None if their roles differ."""
+        columns = self.stored
+        if columns is None:
             return None
         if self.params[0].is_complex() or not all(set(map(type, column)) <= PLAIN for column in columns.values()):
             return {role: [roles[role] for roles in self.roles] for role in columns}
         if any(map(Tensor.is_neg, columns.get("grad", ()))):
-            columns["grad"] = [grad.resolve_neg() for grad in columns["grad"]]
+            return {**columns, "grad": [grad.resolve_neg() for grad in columns["grad"]]}
         return columns
 
     def roles_of(self, number: int) -> Roles:
@@ -127,9 +136,7 @@ class Batch:
         if self.grads is not None:
             # Autograd may leave a sign or a conjugation for later, of which those who read the memory do not know.
             tensors["grad"] = local(self.grads[number]).resolve_conj().resolve_neg()
-        for name, value in state.items():
-            if name in self.buffers:
-                tensors[name] = local(value)
+        tensors |= {name: local(state[name]) for name in self.buffers if name in state}
         if param.is_complex():
             return {role: torch.view_as_real(tensor) for role, tensor in tensors.items()}
         return tensors

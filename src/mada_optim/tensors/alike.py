@@ -17,10 +17,18 @@ def compare_at_once(tensors: Sequence[Tensor]) -> Callable[..., bool]:
     torch.compile has a function that compares them at once, where Python takes ten times as long. It is not public, so
     it is tried before it is trusted.
     """
-    return _guards(tensors).check if _is_reliable() else _know_nothing
+    if not tensors:
+        return none
+    return _guards(tensors).check if _is_reliable() else never
 
 
-def _know_nothing(*_: Tensor) -> bool:
+def none(*tensors: Tensor) -> bool:
+    """Know that there are no tensors."""
+    return not tensors
+
+
+def never(*_: Tensor) -> bool:
+    """Know of no tensors."""
     return False
 
 

@@ -350,7 +350,8 @@ def any_process(params: Iterable[Tensor], is_true: bool) -> bool:
 
 def _meshes(params: Iterable[Tensor]) -> list[DeviceMesh]:
     """Return the meshes of DTensors in their order, which is the same on every process."""
-    return list(dict.fromkeys(param.device_mesh for param in params if is_dtensor(param)))
+    special = [param for param in params if type(param) not in PLAIN]
+    return list(dict.fromkeys(param.device_mesh for param in special if is_dtensor(param)))
 
 
 def team_of(mesh: DeviceMesh) -> Team:

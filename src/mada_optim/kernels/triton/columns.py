@@ -7,7 +7,7 @@ them in place, so all of that is read anew at each step, by loops within Python'
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, compress
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mada_optim.kernels.batch import Batch
 from mada_optim.kernels.batch import Columns as Tensors
-from mada_optim.tensors.alike import compare_at_once
+from mada_optim.tensors.alike import compare_at_once, never
 from mada_optim.tensors.blocks import Block, Roles
 from mada_optim.tensors.devices import send, stream_on
 from mada_optim.tensors.rounding import noise_place
@@ -61,14 +61,18 @@ class Columns:
 
 def find_columns(batch: Batch) -> list[Columns]:
     """Return the columns of a batch in this step: those of tensors as they are stored, and those with copies."""
+    stored, plan = batch.stored, batch.kept.get("plan")
+    if stored is not None and plan is not None and plan.is_known(batch, stored):
+        return [*plan.columns(batch, stored), *_with_copies(batch, plan.rest)]
     tensors = batch.columns
     if tensors is None:
         return _with_copies(batch, range(len(batch.params)))
-    plan: Plan | None = batch.kept.get("plan")
-    if plan is None or not plan.is_for(tensors):
-        plan = batch.kept["plan"] = Plan(tensors)
-    in_place = plan.columns(batch, tensors)
-    return [*in_place, *_with_copies(batch, plan.rest)]
+    layout = Layout.of(tensors)
+    if plan is None or plan.layout != layout:
+        plan = batch.kept["plan"] = Plan(layout, tensors)
+    elif tensors is stored and batch.alike is not None:  # they seem to stay
+        plan.know(batch, stored)
+    return [*plan.columns(batch, tensors), *_with_copies(batch, plan.rest)]
 
 
 @dataclass
@@ -118,12 +122,14 @@ class Plan:
     """What follows from a layout, and the table that was made last.
 
     Args:
-        tensors: by role, which have the layout. None of them is kept.
+        layout: from which it follows.
+        tensors: which have it. None of them is kept.
     """
 
-    def __init__(self, tensors: Tensors) -> None:
-        self._layout = layout = Layout.of(tensors)
-        self._are_alike = compare_at_once(list(chain.from_iterable(tensors.values())))
+    def __init__(self, layout: Layout, tensors: Tensors) -> None:
+        self.layout = layout
+        self._alike: object = None
+        self._are_alike: Callable[..., bool] = never
         dtypes, sizes = layout.by_parameter(layout.dtypes), layout.by_parameter(layout.sizes)
         usable = [
             len(set(sizes[number])) == 1
@@ -140,11 +146,14 @@ class Plan:
         self._made_for: tuple[int, int | None, dict[str, list[int]]] = -1, None, {}
         self._table: tuple[Tensor, bool]
 
-    def is_for(self, tensors: Tensors) -> bool:
-        """Whether tensors have the layout from which the plan follows."""
-        if list(tensors) != self._layout.roles:
-            return False
-        return self._are_alike(*chain.from_iterable(tensors.values())) or Layout.of(tensors) == self._layout
+    def know(self, batch: Batch, stored: Tensors) -> None:
+        """Know the stored tensors of a batch, which have the layout, and all that are like them."""
+        self._alike, self._are_alike = batch.alike, compare_at_once(list(_buffers(stored)))
+
+    def is_known(self, batch: Batch, stored: Tensors) -> bool:
+        """Whether the stored tensors of a batch are known to have the layout. If not, it has to be asked."""
+        known = batch.alike is not None and batch.alike is self._alike
+        return known and list(stored) == self.layout.roles and self._are_alike(*_buffers(stored))
 
     def columns(self, batch: Batch, tensors: Tensors) -> list[Columns]:
         """The columns of what need not be copied: one set of columns, or none where there are no elements."""
@@ -163,6 +172,11 @@ class Plan:
             self._table = _make_table(batch, self._numbers, self._sizes, addresses.values())
             self._made_for = made_for
         return [Columns(self._sizes, tensors, *self._table)]
+
+
+def _buffers(tensors: Tensors) -> Iterator[Tensor]:
+    """All tensors but parameters and gradients."""
+    return chain.from_iterable(column for role, column in tensors.items() if role not in ("param", "grad"))
 
 
 def _lie_alike(tensors: Tensors, number: int) -> bool:
