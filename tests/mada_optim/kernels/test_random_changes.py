@@ -57,6 +57,7 @@ class Case:
         given = [{"params": params} for params in groups]
         self.optimizer = MADA(given, lr=1e-2, hyper_lr=learned, fused=fused, **options)
         self.memory: Memory = {}
+        self.other: MADA | None = None
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.randn(shape, generator=self.generator, dtype=dtype)
@@ -108,12 +109,12 @@ def checkpoint(case: Case) -> None:
 
 
 def copied(case: Case) -> None:
-    case.params, case.optimizer = copy.deepcopy((case.params, case.optimizer))
+    case.params, case.optimizer, case.other = copy.deepcopy((case.params, case.optimizer, case.other))
     case.memory.clear()
 
 
 def stored(case: Case) -> None:
-    case.params, case.optimizer = pickle.loads(pickle.dumps((case.params, case.optimizer)))
+    case.params, case.optimizer, case.other = pickle.loads(pickle.dumps((case.params, case.optimizer, case.other)))
     case.memory.clear()
 
 
@@ -206,6 +207,13 @@ def other_order(case: Case) -> None:
     case.optimizer.param_groups[0]["params"].reverse()
 
 
+def another_optimizer_steps(case: Case) -> None:
+    """On some of the same parameters, with a state of its own."""
+    if case.other is None:
+        case.other = MADA(case.params[:3], lr=1e-2, hyper_lr=0.0, rho=0.5, fused=case.optimizer.defaults["fused"])
+    case.other.step()
+
+
 def nothing(_: Case) -> None:
     pass
 
@@ -216,7 +224,7 @@ ACTIONS: list[Callable[[Case], None]] = [
     *[names_in_another_order, buffer_narrowed_in_its_memory],
     *[buffer_with_memory_of_its_own, buffer_narrowed_in_its_memory, parameter_elsewhere, channels_last] * 2,
     *[checkpoint, copied, stored, count_of_one, nothing_pending_for_one, state_of_one_forgotten],
-    *[new_group, other_options, frozen, other_order],
+    *[new_group, other_options, frozen, other_order, another_optimizer_steps],
 ]
 
 

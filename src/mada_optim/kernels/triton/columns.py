@@ -164,7 +164,7 @@ class Plan:
         addresses = {role: list(map(Tensor.data_ptr, column)) for role, column in tensors.items()}
         made_for = batch.index, stream_on(batch.device), addresses
         if made_for != self._made_for:
-            known, device = self._made_for[2], batch.params[0].get_device()
+            known, device = self._made_for[2], tensors["param"][0].get_device()
             moved = (column for role, column in tensors.items() if addresses[role] != known.get(role))
             if any(index != device for index in map(Tensor.get_device, chain.from_iterable(moved))):
                 for number in self._numbers:
