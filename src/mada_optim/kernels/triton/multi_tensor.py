@@ -32,7 +32,6 @@ TILE = 8192  # elements of a program of the kernel
 BLOCK = 512  # that it works on at a time
 # A thread has four float32 of a block, which are read at once, and so few registers that enough threads run at a time.
 OPTIONS = {"num_warps": 4, **EXACT} if torch.version.hip else {"num_warps": 4, "maxnreg": 128, **EXACT}
-ALIGNMENT = 16  # bytes that are read at once, where all tensors begin at a multiple of them
 
 # At the head of a table, as float64: step, learning rate, weight decay; for step t and for step t+1.
 _HEAD = 4
@@ -179,7 +178,7 @@ class _Columns:
         for column in self.tensors.values():
             table.extend(map(Tensor.data_ptr, column))
         host = torch.frombuffer(table, dtype=torch.int64)
-        aligned = not bool((host[places:] % ALIGNMENT).any())
+        aligned = not bool((host[places:] % triton_source.ALIGNMENT).any())
         if batch.device.type == "cpu":
             return host.clone(), aligned
         table_there = host.pin_memory().to(batch.device, non_blocking=True)
@@ -204,9 +203,8 @@ class _Kernel:
     ) -> None:
         self._before = load(triton_source.write_before(parts)) if parts.carried else None
         self._during = load(triton_source.write_for_tensors(parts, roles, dtypes, dtype, later))
-        self._after = load(triton_source.write_after(parts)) if parts.results else None
-        self._carried, self._sums = triton_source.count_numbers(parts.carried), len(parts.sums)
-        self._results = sum(int(node.meta["val"].numel()) for node in parts.results)  # one vector, or nothing
+        self._add_up = load(triton_source.ADD_UP) if parts.results else None
+        self._carried, self._results = map(triton_source.count_numbers, (parts.carried, parts.results))
         self._later = later
 
     def __call__(self, batch: Batch, values: Tensor, columns: _Columns) -> Tensor | None:
@@ -215,17 +213,19 @@ class _Kernel:
         head = table[self._later * _HEAD : (self._later + 1) * _HEAD].view(torch.float64)
         tiles = _tiles(tuple(columns.sizes), batch.device)
         count = len(tiles)
-        sizes = [_even(self._carried), _even(self._results), self._sums * count]
+        sizes = [_even(self._carried), _even(self._results), self._results * count]
         space = torch.empty(sum(sizes), dtype=torch.float64, device=batch.device)
         numbers, results, partial = torch.split(space, sizes)
         device = batch.device
         if self._before is not None:
             self._before.launch(device, 1, (values.to(device), head, numbers), num_warps=1, **EXACT)
         arguments = (table[2 * _HEAD :], len(columns.sizes), tiles, numbers, partial)
-        self._during.launch(device, count, arguments, (TILE, BLOCK, aligned), **OPTIONS)
-        if self._after is None:
+        for tiles_of_aligned in (True,) if aligned else (True, False):
+            self._during.launch(device, count, arguments, (TILE, BLOCK, tiles_of_aligned), **OPTIONS)
+        if self._add_up is None:
             return None
-        self._after.launch(device, 1, (numbers, partial, count, results), (triton_source.LANES,), num_warps=8, **EXACT)
+        constants = (triton_source.LANES,)
+        self._add_up.launch(device, self._results, (partial, count, results), constants, num_warps=8, **EXACT)
         return results[: self._results]
 
 
