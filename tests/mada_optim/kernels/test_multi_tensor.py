@@ -170,6 +170,19 @@ def test_a_tile_leaves_one_number_for_each_coefficient(launches, monkeypatch):
     assert programs == [1, tiles, coefficients, 1, 1, tiles]
 
 
+def test_elements_are_not_divided_by_numbers(launches, monkeypatch):
+    """But multiplied by their reciprocals. One quotient is left: the direction is one of two averages."""
+    sources = []
+    load = multi_tensor.load
+    monkeypatch.setattr(multi_tensor, "load", lambda source: (sources.append(source), load(source))[1])
+    x = nn.Parameter(torch.ones(3))
+    optimizer = MADA([x], hyper_lr=0.0)
+    x.grad = torch.ones(3)
+    optimizer.step()
+    (source,) = (source for source in sources if "BLOCK" in source)
+    assert len({line.strip() for line in source.splitlines() if line.strip().startswith("x") and " / " in line}) == 1
+
+
 def test_tensors_that_are_not_aligned(launches, monkeypatch):
     """Their tiles are read one by one in a launch of their own, which leaves the tiles of all others alone."""
     monkeypatch.setattr(multi_tensor, "TILE", 64)

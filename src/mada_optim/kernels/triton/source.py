@@ -224,6 +224,10 @@ class _NumberWriter(Writer):
         return [names] if isinstance(names, str) else names
 
 
+# Quotients of numbers, rounded correctly.
+_QUOTIENTS = {torch.float32: "tl.div_rn({0}, {1})", torch.float64: "{0} / {1}"}
+
+
 class _TensorWriter(_NumberWriter):
     """The elementwise part of a function, and what is done with its sums, done with the elements.
 
@@ -302,7 +306,20 @@ class _TensorWriter(_NumberWriter):
         if node.target is aten.view.dtype:
             dtype = self.dtype(node)
             return f"{self.value(node.args[0], dtype)}.to({type_name(dtype)}, bitcast=True)"
+        if node.target is aten.div.Tensor and self._is_by_number(node):
+            one, value, number = (self.value(x, self._dtype) for x in (1.0, *node.args))
+            return f"{value} * {_QUOTIENTS[self._dtype].format(one, number)}"
         return super().expression(node)
+
+    def _is_by_number(self, quotient: fx.Node) -> bool:
+        """Whether elements are divided by a number, both in the precision of the arithmetic.
+
+        Its reciprocal is the same for all elements. To multiply by it is one instruction, to divide takes about six.
+        """
+        arguments: Any = quotient.args
+        elements, number = arguments
+        dtypes = {self.dtype(node) for node in quotient.all_input_nodes}
+        return number in self._parts.carried and not is_number(elements) and dtypes == {self._dtype}
 
 
 def count_numbers(nodes: Iterable[fx.Node]) -> int:
