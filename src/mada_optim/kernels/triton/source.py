@@ -236,7 +236,7 @@ class _TensorWriter(_NumberWriter):
 
     def __init__(self, parts: Trace, dtypes: Mapping[str, torch.dtype], dtype: torch.dtype) -> None:
         super().__init__()
-        self._parts, self._dtype, self._dtypes = parts, dtype, dtypes
+        self._parts, self._dtype = parts, dtype
         self._places = {parts.tensors[role]: k for k, role in enumerate(dtypes)}
         self._loads: list[int] = []
 
@@ -256,13 +256,6 @@ class _TensorWriter(_NumberWriter):
     def results(self) -> list[str]:
         """Return the names of what is summed, after :meth:`elements`."""
         return [name for node in self._parts.results for name in self._all(node)]
-
-    def pointers(self, alignment: int = 1) -> list[str]:
-        """Lines that make pointers of the places of tensors, which are multiples of ``alignment``."""
-        return [
-            f"at{k} = tl.multiple_of(place{k}.to(tl.pointer_type({type_name(stored)})), {alignment})"
-            for k, stored in enumerate(self._dtypes.values())
-        ]
 
     def block(self, elements: Sequence[str], results: Sequence[str], masked: bool) -> list[str]:
         """Lines for one block of elements ``i``, which are ``there`` or not where ``masked``."""
