@@ -85,7 +85,7 @@ def _is_magnitude(site: Site) -> bool:
 def _is_coordinate(site: Site) -> bool:
     """A parametrization that reads the parameter as something else than the weight."""
     children = _children(site.use.parametrization)
-    return any(has_class(child, "^_Orthogonal$|^MatrixExp$|^CayleyMap$") for child in children)
+    return any(has_class(child, "^_Orthogonal$|^MatrixExp(onential)?$|^CayleyMap$") for child in children)
 
 
 def _children(module: nn.Module | None) -> list[nn.Module]:
@@ -205,10 +205,11 @@ _BIASES = r"(.*_)?bias(es)?(_.*)?(?<!_table)"
 _POSITIONS = r"(.*_)?(pos|position|positions|positional|rel|relative|alibi|rope|freqs?)(_.*)?"
 _TABLES = (
     r"(.*_)?(tokens?|cls|embed|embeds|embedding|embeddings|emb|table|codebooks?|latents?|prompts?|prefix|registers?)"
-    r"(_delta|_concat|_\d+d)?|latent_query|queries|slots|prototypes?|anchors|centers|centroids"
+    r"(_delta|_concat|_\d+d)?|latent_query|(.*_)?(queries|slots|prototypes?|anchors|centers|centroids?|codewords|vectors|factors)"
+    r"|prompt_(pool|keys?)|ctx|memory"
 )
 _SCALES = (
-    r"(.*_)?(gates?|scales?|gain|gamma|beta|alpha|temperature|lambdas?|decay|sinks?)|A|A_logs?|D|Ds|dt(_(scale|rate|init|limit))?"
+    r"(?!(w|weights?)_gate)(.*_)?(gates?|scales?|gain|gamma|beta|alpha|temperature|lambdas?|decay|sinks?)|A|A_logs?|D|Ds|dt(_(scale|rate|init|limit))?"
     r"|time_(decay|first|mix|maa).*|(lambda|mix)_.*"
 )
 

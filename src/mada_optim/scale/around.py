@@ -30,7 +30,10 @@ def check_searchable(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for param in group["params"]:
             if param.grad is not None and param.grad.layout != torch.strided:
-                raise RuntimeError(f"LearnedScale does not support sparse gradients, got layout {param.grad.layout}")
+                raise RuntimeError(
+                    f"{type(optimizer).__name__}: the search for the learning rate does not support sparse gradients, "
+                    f"got layout {param.grad.layout}"
+                )
 
 
 def step_hooks(optimizer: Optimizer) -> Iterable[Any]:

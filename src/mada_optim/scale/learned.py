@@ -159,7 +159,7 @@ class LearnedScale:
 
     @property
     def steps(self) -> int:
-        """Steps of the search so far; those at a learning rate of 0 do not count."""
+        """Steps of the search so far; those at a learning rate of 0, or without any gradient, do not count."""
         return self._search.steps
 
     @property
@@ -224,7 +224,6 @@ class LearnedScale:
         self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
         changed = None
-        self._schedule.undo_plateau(optimizer)
         self._schedule.note_peak(on_host=self.searching)
         if self.searching:
             check_searchable(optimizer)
@@ -258,10 +257,13 @@ class LearnedScale:
         rate = self._schedule.highest_given()
         if rate == 0.0:
             return  # such as the step of torch.distributed.checkpoint, which only wants the state to be there
+        members = self._members()
+        if not any(param.grad is not None for member in members for param in member.group["params"]):
+            return  # nothing happens in such a step, so it is none of the search
         if self._search.is_over(rate, float(self._schedule.peak)):
             self.hold()
         else:
-            self._search.advance(self._members())
+            self._search.advance(members)
 
     def _members(self) -> list[Member]:
         return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -39,12 +40,31 @@ class Schedule:
         return [optimizer for optimizer in (reference() for reference in self._optimizers) if optimizer is not None]
 
     def given(self, optimizer: Optimizer) -> list[Any]:
-        """The learning rates as they were given. Those of a step that failed stand in the groups as they were used."""
-        given = [group["lr"] for group in optimizer.param_groups]
+        """The learning rates as they were given.
+
+        Those of a step that failed stand in the groups as they were used. What ReduceLROnPlateau made of a rate in use
+        counts as made of the one that was given.
+        """
+        rates = [group["lr"] for group in optimizer.param_groups]
         for index, (used, before) in enumerate(self._in_step.get(id(optimizer), ())):
-            if given[index] is used:
-                given[index] = before
-        return [rate if isinstance(rate, Tensor) else given_rate(rate) for rate in given]
+            if rates[index] is used:
+                rates[index] = before
+        shown = self._shown.get(id(optimizer), ())
+        return [self._given(optimizer, rate, was) for rate, was in zip_longest(rates, shown[: len(rates)])]
+
+    def _given(self, optimizer: Optimizer, rate: Any, shown: Any) -> Any:
+        """A rate as it was given, which stands where one was shown."""
+        if isinstance(rate, Tensor):
+            return rate
+        if isinstance(rate, ScaledRate) or not isinstance(shown, ScaledRate) or not 0.0 < rate < shown:
+            return given_rate(rate)
+        if id(optimizer) not in self._plateaus:
+            self._plateaus[id(optimizer)] = plateau_of(optimizer)
+        plateau = self._plateaus[id(optimizer)]
+        # The scheduler keeps the very number that it wrote.
+        if plateau is None or not any(rate is last for last in plateau._last_lr):
+            return given_rate(rate)
+        return rate / +shown * shown.given
 
     def highest_given(self) -> float:
         """The highest of the rates that are given now."""
@@ -114,15 +134,3 @@ class Schedule:
     def forget_step(self, optimizer: Optimizer) -> None:
         """Take the rates in the groups for given ones: they were loaded."""
         self._in_step.pop(id(optimizer), None)
-
-    def undo_plateau(self, optimizer: Optimizer) -> None:
-        """Let a rate that ReduceLROnPlateau made of the one in use count as made of the one that was given."""
-        for group, shown in zip(optimizer.param_groups, self._shown.get(id(optimizer), ()), strict=False):
-            rate = group["lr"]
-            if isinstance(rate, (Tensor, ScaledRate)) or not isinstance(shown, ScaledRate):
-                continue
-            if id(optimizer) not in self._plateaus:
-                self._plateaus[id(optimizer)] = plateau_of(optimizer)
-            plateau = self._plateaus[id(optimizer)]
-            if plateau is not None and shown > 0.0 and rate < shown:
-                group["lr"] = rate / +shown * shown.given

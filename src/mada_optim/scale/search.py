@@ -132,6 +132,8 @@ class Search:
     def advance(self, members: Sequence[Member]) -> None:
         """Learn from the last step, move the parameters to where the scales want them, and measure their ways.
 
+        A parameter that has no gradient for a step moves as well. One that was frozen does not.
+
         Args:
             members: all groups, with the gradients of the step to come. Their parameters are changed.
         """
@@ -182,7 +184,9 @@ class Search:
         params_by_key: dict[Hashable, list[Tensor]] = {}
         low = is_low(group)
         for param in group["params"]:
-            if param in self._ways and self._ways[param].fits(param, low):
+            if not param.requires_grad:  # frozen since: it stays where it is
+                self._ways.pop(param, None)
+            elif param in self._ways and self._ways[param].fits(param, low):
                 grad_dtype = None if param.grad is None else param.grad.dtype
                 params_by_key.setdefault((param.device, param.dtype, grad_dtype, spread_like(param)), []).append(param)
             elif param.grad is not None:  # the first one, or one in another dtype or on another device

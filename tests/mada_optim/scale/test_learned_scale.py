@@ -197,7 +197,7 @@ def test_errors_name_what_is_wrong() -> None:
     optimizer = SGD(embedding.parameters())
     LearnedScale(optimizer)
     embedding(torch.tensor([1])).sum().backward()
-    with pytest.raises(RuntimeError, match="sparse"):
+    with pytest.raises(RuntimeError, match="SGD: the search for the learning rate does not support sparse"):
         optimizer.step()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import pickle
 import weakref
@@ -89,6 +90,49 @@ def test_plateau() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.25 * scale.value)
 
 
+@pytest.mark.parametrize("steps", [6, 13])
+def test_a_checkpoint_after_a_plateau(steps: int) -> None:
+    """Saved before the next step, as at the end of an epoch."""
+    model, optimizer, scale = search(steps=steps)
+    (before,) = scale.rates(optimizer)
+    scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    for _ in range(2):
+        scheduler.step(1.0)
+    assert optimizer.state_dict()["param_groups"][0]["lr"] == pytest.approx(0.005)
+    assert scale.rates(optimizer) == pytest.approx([0.5 * before])
+    again = Net()
+    resumed = AdamW(again.parameters(), lr=0.01)
+    LearnedScale(resumed, settings=SHORT)
+    again.load_state_dict(model.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for each, its in ((model, optimizer), (again, resumed)):
+        train(each, its, 10, first=steps)
+    assert torch.equal(vector(again), vector(model))
+
+
+def test_plateau_of_a_wrapped_optimizer() -> None:
+    class Wrapper(torch.optim.Optimizer):
+        """As accelerate's."""
+
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.optimizer = optimizer
+
+        @property
+        def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+            return self.optimizer.param_groups
+
+    model, optimizer, scale = search(steps=13)
+    scheduler = lr_scheduler.ReduceLROnPlateau(Wrapper(optimizer), factor=0.1, patience=0)
+    for _ in range(2):
+        scheduler.step(1.0)
+    train(model, optimizer, 1)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * scale.value)
+    # A rate that is written by hand is given, whatever a scheduler did before.
+    optimizer.param_groups[0]["lr"] = 0.001
+    train(model, optimizer, 1)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * scale.value)
+
+
 def test_held_early_where_the_schedule_falls() -> None:
     cosine = lambda o: lr_scheduler.CosineAnnealingLR(o, 60)  # noqa: E731
     scale = search(steps=60, settings=SearchSettings(), schedule=cosine)[2]
@@ -144,6 +188,7 @@ def test_rates_are_floats_for_everybody_else() -> None:
     assert [type(x) for x in (rate * 2, 2 * rate, rate + 1, 1 + rate, rate - 1, 1 - rate, rate / 2)] == [ScaledRate] * 7
     assert [given_rate(x) for x in (rate * 2, rate + 1, 1 - rate)] == pytest.approx([0.2, 1.1, 0.9])
     assert [rate * 2, rate + 1, 1 - rate] == pytest.approx([0.1, 1.05, 0.95])
+    assert [given_rate(-rate), given_rate(abs(rate)), -rate, abs(rate)] == pytest.approx([-0.1, 0.1, -0.05, 0.05])
     assert pickle.loads(pickle.dumps(rate)) == 0.1
     assert rate.__mul__("x") is NotImplemented
 

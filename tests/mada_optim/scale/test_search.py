@@ -13,6 +13,7 @@ from searches import OPTIMIZERS, SHORT, matrices, search, vector, way_of
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon
 
+from mada_optim import load_optimizer
 from mada_optim.scale import LearnedScale, SearchSettings
 
 
@@ -254,3 +255,57 @@ def test_parameters_that_come_later_or_have_no_gradient() -> None:
     optimizer.step()
     expected = way_of(scale, weight).initial - scale._search.in_use("all") * way
     torch.testing.assert_close(weight.detach(), expected)
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_large_parameters_are_measured_in_all_parts(half: int) -> None:
+    """Half of the inputs are always 0, or half of the words never occur."""
+    torch.manual_seed(0)
+    layers = nn.Linear(4096, 32), nn.Embedding(4096, 32)
+    x = torch.zeros(64, 4096)
+    x[:, 2048 * half : 2048 * (half + 1)] = torch.randn(64, 2048)
+    for layer, inputs in zip(layers, (x, torch.arange(2048 * half, 2048 * (half + 1))), strict=True):
+        optimizer = AdamW(layer.parameters(), lr=1.0)
+        scale = LearnedScale(optimizer, settings=SearchSettings(steps=40))
+        for _ in range(40):
+            optimizer.zero_grad()
+            ((layer(inputs) - 1.0) ** 2).mean().backward()
+            optimizer.step()
+        assert scale.state_dict_of("all")["taken"] > 30  # a hypergradient of 0 is not taken
+
+
+def test_what_is_frozen_in_the_search_stays() -> None:
+    model, optimizer, scale = search(steps=5)
+    weight = model.out.weight.requires_grad_(False)
+    weight.grad = None
+    before = weight.clone()
+    train(model, optimizer, 3, first=5)
+    assert torch.equal(weight, before)
+    weight.requires_grad_(True)
+    train(model, optimizer, 10, first=8)
+    assert not torch.equal(weight, before)
+    assert not scale.searching
+
+
+def test_a_step_without_any_gradient_is_none_of_the_search() -> None:
+    _, optimizer, scale = search(steps=5)
+    optimizer.zero_grad()
+    optimizer.step()
+    assert scale.steps == 5
+
+
+def test_gradients_with_a_pending_conjugation() -> None:
+    """As of w^H x. MADA takes them, torch's AdamW does not."""
+
+    def found(pending: bool) -> tuple[float, Tensor]:
+        weight = nn.Parameter(torch.tensor([1.0 + 2.0j, -1.0j]))
+        optimizer = load_optimizer("mada")([weight], lr=0.1)
+        scale = LearnedScale(optimizer, settings=SHORT)
+        for _ in range(14):
+            conjugate = weight.detach().clone().conj()
+            weight.grad = conjugate if pending else conjugate.resolve_conj()
+            optimizer.step()
+        return scale.value, weight.detach()
+
+    assert found(True)[0] == found(False)[0]
+    assert torch.equal(found(True)[1], found(False)[1])
