@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from mada_optim.families import Buffers, MADAFamily
 from mada_optim.optimizers.mada import MADA
 from mada_optim.optimizers.omada import OMADA, SEARCH, kind_of_group
 from mada_optim.scale import LearnedScale, SearchSettings
-from mada_optim.scale.around import Pending
+from mada_optim.scale.search import Member, Search
 
 
 @dataclass(frozen=True)
@@ -53,34 +53,38 @@ class ZeroedGradientMADA(MADA):
     family_type: ClassVar[type[MADAFamily]] = ZeroedGradientFamily
 
 
-class NextStepScale(LearnedScale):
+class NextStepSearch(Search):
     """A search that scales the steps to come, not the way gone: x_{t+1} = x_t - κ η_t u_t, h_t = -κ ⟨g_{t+1}, η_t u_t⟩.
 
     This is the hypergradient descent of Almeida et al. (1998) and Baydin et al. (2018) with the rule of
     :class:`LearnedScale`. A search that is resumed passes over one hypergradient.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._previous: dict[Tensor, Tensor] = {}
-        super().__init__(*args, **kwargs)
 
-    def _follow(self) -> None:
-        self._applied = {key: state.value for key, state in self._states.items()}
-        measured: dict[Any, list[Tensor]] = {key: [] for key in self._states}
-        for _, group in self._all_groups():
-            for param in group["params"]:
+    def _follow(self, members: Sequence[Member]) -> tuple[list[Hashable], Tensor]:
+        self._applied = self.values
+        measured: dict[Hashable, list[Tensor]] = {kind: [] for kind in self._applied}
+        for member in members:
+            for param in member.group["params"]:
                 if param in self._previous and param.grad is not None:
                     gone = (self._previous[param] - param).flatten()
-                    measured[self._key(group)].append(torch.dot(param.grad.flatten(), gone))
+                    measured[member.kind].append(torch.dot(param.grad.flatten(), gone))
                 self._previous[param] = param.detach().clone()
-        self._pending = Pending(
-            list(measured), torch.stack([sum(parts, torch.zeros(())) for parts in measured.values()])
-        )
+        return list(measured), torch.stack([sum(parts, torch.zeros(())) for parts in measured.values()])
 
-    def hold(self) -> None:
-        """See :meth:`LearnedScale.hold`."""
-        super().hold()
+    def hold(self, scales: Mapping[Hashable, float] | None = None) -> None:
+        """See :meth:`Search.hold`."""
+        super().hold(scales)
         self._previous.clear()
+
+
+class NextStepScale(LearnedScale):
+    """The learned scale with :class:`NextStepSearch`."""
+
+    search_type: ClassVar[type[Search]] = NextStepSearch
 
 
 def searching_omada(
@@ -91,7 +95,7 @@ def searching_omada(
     Args:
         groups: parameter groups.
         one_scale: matrices and the rest share a scale, instead of having one each.
-        next_step: see :class:`NextStepScale`.
+        next_step: see :class:`NextStepSearch`.
         **options: fields of :class:`SearchSettings`, and arguments of OMADA.
     """
     names = {item.name for item in fields(SearchSettings)}

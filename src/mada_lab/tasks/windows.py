@@ -57,8 +57,6 @@ class WindowsConfig(TaskConfig):
         share = isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1
         require(share, "dropout", self.dropout, "a number from 0 to below 1")
         require(self.adapt in ADAPTATIONS, "adapt", self.adapt, f"one of {', '.join(ADAPTATIONS)}")
-        begun = self.adapt == "all" or self.init is not None
-        require(begun, "adapt", self.adapt, "all where there is no init, whose weights would stay as they are")
 
 
 class WindowsTask:
@@ -79,6 +77,9 @@ class WindowsTask:
         validation: Tokens,
         initial: Initial | None = None,
     ) -> None:
+        # Not a part of the configuration's own checks: one that was packed does not tell where its data lay.
+        begun = config.adapt == "all" or initial is not None
+        require(begun, "adapt", config.adapt, "all where there is no init, whose weights would stay as they are")
         check_installed(config.adapt)
         self.size, self.initial = config, initial
         self.vocabulary_size = vocabulary_size if initial is None else initial.vocabulary_size

@@ -22,6 +22,8 @@ _HEADS = re.compile(
 )
 # In models of transformers. There a "head" may also be a pooler or a projection.
 _WORD_HEADS = re.compile(r"lm_heads?|codebooks_head|qa_outputs|predict_\w+|" + _DETECTORS.pattern)
+# Names that a hidden layer may have as well.
+_VAGUE = ("fc", "out", "output")
 # Names of modules whose children are output layers, each for itself.
 _SEVERAL = re.compile(r"(.*_)?(heads|classifiers|embed)")
 _PREDICTORS = re.compile(r"(?!pre_)(.*_)?(classifier|predictor)|feat_out|" + _WORD_HEADS.pattern)
@@ -161,10 +163,12 @@ def _plain_heads(walk: Walk, layers: dict[Path, Use]) -> dict[Path, str]:
         if is_table(use) and use.param.dim() == 2 and not _POSITIONS.fullmatch(use.role)
     } - read
     by_rows = {path: f"one row for each of {_rows(use)} entries" for path, use in single.items() if _rows(use) in words}
+    last = list(layers)[-1]
     by_name = {
         path: "its name"
         for path in _named_heads(single)
-        if _rows(single[path]) not in read or not _is_head(path, _DETECTORS)  # else it embeds classes or boxes
+        # Else it embeds classes or boxes, or is a hidden layer, whatever it is called.
+        if _rows(single[path]) not in read or not (_is_head(path, _DETECTORS) or (path[0] in _VAGUE and path != last))
     }
     return by_rows | by_name or _by_place(layers, single, read, _ends_in_a_body(walk))
 
@@ -174,7 +178,7 @@ def _named_heads(single: dict[Path, Use], names: re.Pattern[str] = _HEADS) -> li
     last: dict[Path, Path] = {}
     for path in single:
         for depth, name in enumerate(path, 1):
-            if names.fullmatch(name) and (depth == 1 or name not in ("fc", "out", "output")):
+            if names.fullmatch(name) and (depth == 1 or name not in _VAGUE):
                 numbered = depth < len(path) - 1 and path[depth].isdecimal()  # heads.0.fc1, heads.1.fc1
                 last[path[: depth + 1] if numbered or _SEVERAL.fullmatch(name) else path[:depth]] = path
                 break

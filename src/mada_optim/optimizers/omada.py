@@ -126,10 +126,12 @@ class OMADA(NamedOptimizer, name="omada", hyper_warmup=0, scale=True):
             raise TypeError(f"distribute must be a bool, got {distribute!r}")
         # The parameters of the model that the optimizer was made from.
         self._of_model: dict[Tensor, Parameter] = {}
+        self._frozen: list[Tensor] = []  # those that were left out, since they were frozen
         groups: Any = params
         if isinstance(params, nn.Module):
             self._of_model = classify(params, matrices, split)
             named = [(name, param) for name, param in params.named_parameters() if param.requires_grad]
+            self._frozen = [param for param in self._of_model if not param.requires_grad]
             groups = by_layout({"params": named}, self._layouts())
         elif matrices is not None or split is not None:
             raise ValueError(
@@ -140,6 +142,25 @@ class OMADA(NamedOptimizer, name="omada", hyper_warmup=0, scale=True):
             groups = list(params)
             _warn_of_missing_marks(groups)
         super().__init__(groups, OMADAFamily(distribute), lr, weight_decay, betas=betas, eps=eps, **options)
+
+    def _take_step(self) -> None:
+        if any(param.grad is not None for param in self._frozen):
+            self._warn_of_unfrozen()
+        super()._take_step()
+
+    def _warn_of_unfrozen(self) -> None:
+        """Say once which parameters have a gradient now and are in no parameter group."""
+        known = {param for group in self.param_groups for param in group["params"]}
+        outside = [
+            self._of_model[param].name for param in self._frozen if param.grad is not None and param not in known
+        ]
+        self._frozen = []
+        if outside:
+            warn(
+                f"OMADA was made while {outside[0]!r}{f' and {len(outside) - 1} more' if outside[1:] else ''} did not "
+                "require a gradient, so it does not train what has a gradient now: call "
+                "optimizer.add_param_group({'params': ...}), or make the optimizer after unfreezing"
+            )
 
     def _learn_scale(self, scale: Scale) -> LearnedScale:
         return LearnedScale(
@@ -207,10 +228,11 @@ class OMADA(NamedOptimizer, name="omada", hyper_warmup=0, scale=True):
                 Layout.read(group["split"]).check(tensor.shape)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_of_model": self._of_model}
+        return {**super().__getstate__(), "_of_model": self._of_model, "_frozen": self._frozen}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.setdefault("_of_model", {})
+        self.__dict__.setdefault("_frozen", [])
         super().__setstate__(state)
 
 

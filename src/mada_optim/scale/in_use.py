@@ -40,7 +40,7 @@ def _kinds(optimizer: Optimizer, scale: LearnedScale | None) -> list[str]:
     if len(groups) == 1:
         return [""]
     if scale is not None and len(scale.values) > 1:
-        return [str(scale._key(group)) for group in groups]
+        return [str(scale.kind_of(group)) for group in groups]
     if len({group.get("matrices") for group in groups}) > 1:
         return ["matrices" if group.get("matrices") else "rest" for group in groups]
     return [str(index) for index in range(len(groups))]

@@ -48,13 +48,16 @@ def given_rate(rate: float) -> float:
 def plateau_of(optimizer: Optimizer) -> ReduceLROnPlateau | None:
     """The ReduceLROnPlateau of an optimizer, which asks for a float and so forgets the rate that was given.
 
-    Nothing leads from an optimizer to its schedulers, so the garbage collector is asked. It takes some milliseconds.
+    Nothing leads from an optimizer to its schedulers, so the garbage collector is asked, which takes some milliseconds.
+    A scheduler may have been made with a wrapper around the optimizer, such as accelerate's.
     """
-    for referrer in gc.get_referrers(optimizer):
-        candidates = gc.get_referrers(referrer) if isinstance(referrer, dict) else [referrer]
-        for candidate in candidates:
-            if isinstance(candidate, ReduceLROnPlateau) and candidate.optimizer is optimizer:
-                return candidate
+    for candidate in gc.get_objects():
+        if issubclass(type(candidate), ReduceLROnPlateau):
+            inside = candidate.optimizer
+            while inside is not optimizer and hasattr(inside, "optimizer"):
+                inside = inside.optimizer
+            if inside is optimizer:
+                return candidate  # type: ignore[no-any-return]
     return None
 
 
@@ -72,8 +75,20 @@ def _remembering(name: str, linear: bool) -> Callable[[ScaledRate, Any], Any]:
     return compute
 
 
+def _remembering_sign(name: str) -> Callable[[ScaledRate], ScaledRate]:
+    operation = getattr(float, name)
+
+    def compute(self: ScaledRate) -> ScaledRate:
+        return ScaledRate(operation(self.given), self.use)
+
+    compute.__name__ = name
+    return compute
+
+
 for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv"):
     setattr(ScaledRate, f"__{_name}__", _remembering(f"__{_name}__", linear=_name in ("mul", "rmul", "truediv")))
+for _name in ("neg", "abs"):
+    setattr(ScaledRate, f"__{_name}__", _remembering_sign(f"__{_name}__"))
 
 # A scheduler's state_dict may hold such a rate. As a pickle it is a call of float, which torch.load must allow.
 torch.serialization.add_safe_globals([float])

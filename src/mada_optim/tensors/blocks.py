@@ -106,13 +106,13 @@ def make_blocks(
         yield Block(gathered)
 
 
-def pieces(roles: Roles, size: int, every: int = 1) -> Iterator[Roles]:
-    """Pieces of about ``size`` elements of a parameter's tensors, one in ``every``, beginning with the first."""
+def pieces(roles: Roles, size: int) -> Iterator[Roles]:
+    """Pieces of about ``size`` elements of a parameter's tensors."""
     example = next(iter(roles.values()))
     # Along the longest dimension, so that any layout is cut without a copy.
     dim = max(range(example.dim()), key=example.size)
     length = max(1, size * example.size(dim) // example.numel())
-    for start in range(0, example.size(dim), length * every):
+    for start in range(0, example.size(dim), length):
         yield {
             role: tensor.narrow(dim, start, min(length, example.size(dim) - start)) for role, tensor in roles.items()
         }

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
-_GOLDEN = 0x9E3779B9 - (1 << 32)  # 2^32 over the golden ratio; below 0, as Triton multiplies indices in 32 bits
+_GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio
+_FIRST, _SECOND = 0x85EBCA6B, 0xC2B2AE35  # factors of MurmurHash3's 32-bit finalizer
 
 
 def mix(*numbers: int) -> int:
@@ -45,9 +46,14 @@ def noise_seed(place: int | Tensor, step: float | Tensor) -> int | Tensor:
 
 
 def _finalize(x: Any) -> Any:
-    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _MASK
-    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _MASK
+    x = ((x ^ (x >> 16)) * _FIRST) & _MASK
+    x = ((x ^ (x >> 13)) * _SECOND) & _MASK
     return x ^ (x >> 16)
+
+
+def _wrap(number: int | Tensor) -> int | Tensor:
+    """Return the last 32 bits as a signed number, which is what torch computes with."""
+    return number.to(torch.int32) if isinstance(number, Tensor) else ((number + (1 << 31)) & _MASK) - (1 << 31)
 
 
 def round_stochastically(values: Tensor, seed: int | Tensor) -> Tensor:
@@ -69,11 +75,13 @@ def round_stochastically(values: Tensor, seed: int | Tensor) -> Tensor:
     >>> bool((round_stochastically(third, 0).double().mean() - 1 / 3).abs() < 1e-4)
     True
     """
-    index = torch.arange(values.numel(), device=values.device, dtype=torch.int64).view(values.shape)
-    x = (seed + index * _GOLDEN) & _MASK
-    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _MASK
-    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _MASK
+    index = torch.arange(values.numel(), device=values.device).to(torch.int32).view(values.shape)
+    # _finalize in 32 bits, as GPUs have them: products wrap around, and masks take away the sign that is shifted in.
+    x = _wrap(seed) + index * _wrap(_GOLDEN)
+    x = (x ^ (x >> 16 & 0xFFFF)) * _wrap(_FIRST)
+    x = (x ^ (x >> 13 & 0x7FFFF)) * _wrap(_SECOND)
     bits = values.view(torch.int32)
     # The noise decides whether the 16 bits that are cut off carry into those that are kept.
-    rounded = ((bits + (x >> 16).to(torch.int32)) & -0x10000).view(torch.float32)
-    return torch.where(torch.isfinite(values), rounded, values).to(torch.bfloat16)
+    rounded = ((bits + (x >> 16 & 0xFFFF)) & -0x10000).view(torch.float32)
+    # An infinity has no bits that could carry.
+    return torch.where(values.isnan(), values, rounded).to(torch.bfloat16)

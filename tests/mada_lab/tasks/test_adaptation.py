@@ -10,11 +10,12 @@ from tiny import assert_same_run, tiny_config
 
 from mada_lab.errors import InputError
 from mada_lab.optimizers.config import OptimizerConfig
-from mada_lab.run.config import RunConfig
+from mada_lab.run.config import RunConfig, from_dict, to_dict
 from mada_lab.run.folder import RunFolder
 from mada_lab.run.train import train
 from mada_lab.tasks import adaptation
 from mada_lab.tasks.language import LanguageConfig
+from mada_lab.tasks.registry import without_paths
 
 SIZES = {"layers": 1, "heads": 2, "width": 16, "context": 16, "batch": 4, "val_windows": 8}
 
@@ -94,11 +95,19 @@ def test_adapters_without_their_package(earlier: Path, monkeypatch: pytest.Monke
         task_of(earlier, adapt="lora").build()
 
 
+def test_a_packed_configuration_can_be_read(earlier: Path) -> None:
+    """It does not say where the weights lie."""
+    packed = to_dict(RunConfig(task_of(earlier, adapt="lora")))
+    packed["task"] = without_paths(packed["task"])
+    assert "init" not in packed["task"]
+    assert from_dict(packed).task == LanguageConfig(adapt="lora", **SIZES)  # type: ignore[arg-type]
+
+
 def test_what_is_refused(earlier: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="adapt must be one of all, head, lora, got 'tail'"):
         LanguageConfig(adapt="tail")
     with pytest.raises(InputError, match="adapt must be all where there is no init"):
-        LanguageConfig(adapt="lora")
+        LanguageConfig(adapt="lora").build()
     with pytest.raises(InputError, match="retained must be left out without init"):
         LanguageConfig(retained="x.txt")
     strange = tmp_path / "strange.txt"

@@ -53,6 +53,8 @@ class Compiling:
         # It takes subnormal numbers, which are not 0, for 0, whose root the derivative divides by.
         assert "sqrt.approx" not in ptx
         assert options["enable_fp_fusion"] is False
+        if "ALIGNED" in names:
+            assert ("ld.global.v" in ptx) == values[names.index("ALIGNED")]  # whether several elements are read at once
         COMPILED.append(ptx)
 
 

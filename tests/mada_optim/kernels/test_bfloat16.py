@@ -64,6 +64,25 @@ def test_stochastic_rounding_is_exact_on_representable_values_and_special_ones()
     assert len({tuple(round_stochastically(torch.rand(50), seed).tolist()) for seed in range(5)}) == 5
 
 
+@pytest.mark.parametrize("seed", [0, 12345, (1 << 32) - 1, (1 << 40) + 7, torch.tensor(-(1 << 50) + 3)], ids=str)
+def test_stochastic_rounding_adds_the_noise_of_murmurhash3(seed):
+    """As native.cpp has it, and as checkpoints count on: computed here in whole numbers, which do not overflow."""
+    values = torch.randn(1000)
+    expected = []
+    for index, bits in enumerate(values.view(torch.int32).tolist()):
+        x = (int(seed) + index * 0x9E3779B9) % (1 << 32)
+        x = (x ^ x >> 16) * 0x85EBCA6B % (1 << 32)
+        x = (x ^ x >> 13) * 0xC2B2AE35 % (1 << 32)
+        expected.append(bits + (x >> 16) >> 16)
+    assert round_stochastically(values, seed).view(torch.int16).tolist() == expected
+
+
+def test_stochastic_rounding_keeps_every_nan():
+    """Noise would carry all ones, which is how CUDA writes a NaN, over to 0."""
+    nans = torch.tensor([0x7FFFFFFF, -1, 0x7F800001, 0x7FC00000], dtype=torch.int32).view(torch.float32)
+    assert all(bool(round_stochastically(nans, seed).isnan().all()) for seed in range(20))
+
+
 @pytest.mark.parametrize("fused", [None, False])
 def test_stochastic_rounding_resumes_bit_for_bit(fused):
     def make():

@@ -152,6 +152,59 @@ def test_as_many_launches_for_many_parameters_as_for_one(learning, launches):
     assert counts == [6 if learning else 2] * 2
 
 
+def test_a_tile_leaves_one_number_for_each_coefficient(launches, monkeypatch):
+    """However many sums a derivative consists of; and one program for each coefficient adds them up."""
+    params = [nn.Parameter(torch.randn(size)) for size in (5, (1 << 15) + 1)]
+    optimizer = MADA(params, hyper_warmup=0, hyper_lr={"beta1": 5e-4, "beta2": 5e-4, "beta3": 0.1, "gamma": 0.1})
+    programs = []
+    counted = launch.Kernel.launch
+    monkeypatch.setattr(
+        launch.Kernel, "launch", lambda *args, **kwargs: (programs.append(args[2]), counted(*args, **kwargs))
+    )
+    for _ in range(2):
+        programs.clear()
+        for param in params:
+            param.grad = torch.randn_like(param)
+        optimizer.step()
+    tiles, coefficients = 3, 6
+    assert programs == [1, tiles, coefficients, 1, 1, tiles]
+
+
+def test_elements_are_not_divided_by_numbers(launches, monkeypatch):
+    """But multiplied by their reciprocals. One quotient is left: the direction is one of two averages."""
+    sources = []
+    load = multi_tensor.load
+    monkeypatch.setattr(multi_tensor, "load", lambda source: (sources.append(source), load(source))[1])
+    x = nn.Parameter(torch.ones(3))
+    optimizer = MADA([x], hyper_lr=0.0)
+    x.grad = torch.ones(3)
+    optimizer.step()
+    (source,) = (source for source in sources if "BLOCK" in source)
+    assert len({line.strip() for line in source.splitlines() if line.strip().startswith("x") and " / " in line}) == 1
+
+
+def test_tensors_that_are_not_aligned(launches, monkeypatch):
+    """Their tiles are read one by one in a launch of their own, which leaves the tiles of all others alone."""
+    monkeypatch.setattr(multi_tensor, "TILE", 64)
+    monkeypatch.setattr(multi_tensor, "BLOCK", 16)
+    results, counts = [], []
+    for elements in (0, 1):  # in front of the second parameter
+        generator = torch.Generator().manual_seed(0)
+        values = [torch.randn(size, generator=generator) for size in (70, 150, 3)]
+        memory = torch.empty(150 + elements)
+        params = [nn.Parameter(x) for x in (values[0], memory[elements:].copy_(values[1]), values[2])]
+        optimizer = MADA(params, lr=1e-2, hyper_warmup=0)
+        for _ in range(2):
+            for param in params:
+                param.grad = torch.randn(param.shape, generator=generator)
+            before = launches[0]
+            optimizer.step()
+        counts.append(launches[0] - before)
+        results.append((params, optimizer.coefficients()))
+    assert counts == [6, 8]
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("make", [MADA, partial(OMADA, scale=False)], ids=["mada", "omada"])
 def test_stochastic_rounding_is_right_on_average(make, launches, monkeypatch):
     monkeypatch.setattr(torch, "compile", None)

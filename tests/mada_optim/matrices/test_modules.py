@@ -145,6 +145,11 @@ def test_the_matrices_of_a_module(name: str):
         "latents_2d": (16, 8),
         "latent_query": (16, 8),
         "queries": (16, 8),
+        "object_queries": (16, 8),
+        "cluster_centers": (16, 8),
+        "word_vectors": (16, 8),
+        "user_factors": (16, 8),
+        "prompt_pool": (16, 8),
         "A_log": (16, 8),
         "D": (8, 8),
         "dt_bias": (8, 8),
@@ -163,7 +168,7 @@ def test_bare_parameters_that_are_no_matrices(name: str, shape: tuple[int, ...])
 
 
 def test_bare_parameters_that_are_matrices():
-    shapes = {"weight": (8, 6), "W_query": (8, 8), "text_projection": (8, 6), "kernel": (8, 4, 3, 3)}
+    shapes = {"weight": (8, 6), "W_query": (8, 8), "w_gate": (8, 6), "text_projection": (8, 6), "kernel": (8, 4, 3, 3)}
     assert matrices_of(With(**shapes)) == dict.fromkeys(shapes, ONE)
     assert matrices_of(With(w1=(4, 8, 6), gate_proj=(4, 6, 8))) == {"w1": STACK, "gate_proj": STACK}
     tables = With(tables=(8, 8))
@@ -325,6 +330,18 @@ OUTPUTS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "hidden layer before the head": (
         lambda: Net(body=mlp(8, 16), pre_logits=nn.Linear(16, 16), head=nn.Linear(16, 5)),
         ["head.weight"],
+    ),
+    "hidden layer called fc": (
+        lambda: Net(conv1=nn.Conv2d(1, 16, 3), fc=nn.Linear(784, 128), head=nn.Linear(128, 10)),
+        ["head.weight"],
+    ),
+    "hidden layers called fc": (
+        lambda: Net(lstm=nn.LSTM(8, 32), fc=mlp(32, 64, 64), out=nn.Linear(64, 5)),
+        ["out.weight"],
+    ),
+    "last layer called fc, of a width that is read": (
+        lambda: Net(rise=nn.Linear(16, 32), fc=nn.Linear(32, 16)),
+        ["fc.weight"],
     ),
     "heads in a list": (
         lambda: Net(body=mlp(8, 16, 16), heads=nn.ModuleList([mlp(16, 16, 5), mlp(16, 16, 5)])),

@@ -273,3 +273,23 @@ def test_complex_weights_are_no_matrices():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, dtype=torch.complex64), nn.Linear(4, 4), nn.Linear(4, 2))
     assert matrix_parameters(model) == [model[0].weight, model[2].weight]
     OMADA(model)
+
+
+def test_parameters_that_were_frozen_are_missed(recwarn):
+    """It was made without them, as if they were no part of the model."""
+    model = Deep().requires_grad_(False)
+    model.out.requires_grad_(True)
+    optimizer = OMADA(model)
+    train(model, optimizer, 2)
+    assert not recwarn
+    model.requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"made while 'embedding.weight' and \d+ more did not require a gradient"):
+        train(model, optimizer, 1)
+    train(model, optimizer, 1)
+    assert not recwarn
+    model.requires_grad_(False)
+    model.out.requires_grad_(True)
+    again = OMADA(model)
+    again.add_param_group({"params": [p.requires_grad_(True) for p in model.parameters() if not p.requires_grad]})
+    train(model, again, 1)
+    assert not recwarn

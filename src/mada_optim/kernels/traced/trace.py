@@ -30,7 +30,8 @@ class Trace:
         tensors: the tensors that it takes, by name.
         place: the last of the numbers that it takes: of the noise, which differs from call to call.
         given: the other numbers.
-        before, during, after: what is done with ``given``; with ``tensors`` and ``place``; with the sums.
+        before, during, after: what is done with ``given``; with ``tensors`` and ``place``; with the sums. First come
+            the constants that a part needs.
         carried: numbers that ``before`` is given or makes and the others need.
         sums: that ``during`` makes.
         results: of the function.
@@ -92,6 +93,7 @@ def trace(function: Function, tensors: Tensors, numbers: Sequence[Tensor]) -> Tr
 
     elementwise: set[fx.Node] = {*varying, place}
     summed: set[fx.Node] = set()
+    constants: list[fx.Node] = []
     before: list[fx.Node] = []
     during: list[fx.Node] = []
     after: list[fx.Node] = []
@@ -104,13 +106,18 @@ def trace(function: Function, tensors: Tensors, numbers: Sequence[Tensor]) -> Tr
             is_sum = is_number(node) and any(map(_has_elements, sources))
             (summed if is_sum else elementwise).add(node)
             during.append(node)
-        else:
+        elif sources:
             before.append(node)
+        else:
+            constants.append(node)
     if any(source in elementwise and not is_number(source) for node in after for source in node.all_input_nodes):
         raise ValueError(
             "the family's update is not elementwise: an element depends on a sum over elements; "
             "it must say so by elementwise = False"
         )
+    # Each part makes the constants that it needs, which would be read from memory otherwise.
+    before, during = ([*_used(constants, part), *part] for part in (before, during))
+    after = [*_used(constants, after, results), *after]
     carried = _used([*given, *before], [*during, *after], results)
     sums = _used(during, after, results)
     by_name = dict(zip(tensors, varying, strict=True))
@@ -128,7 +135,7 @@ def _has_elements(node: fx.Node) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0
 
 
-def _used(produced: Iterable[fx.Node], by: Sequence[fx.Node], results: Sequence[fx.Node]) -> list[fx.Node]:
+def _used(produced: Iterable[fx.Node], by: Sequence[fx.Node], results: Sequence[fx.Node] = ()) -> list[fx.Node]:
     """Which of the produced values are needed elsewhere."""
     wanted = {source for node in by for source in node.all_input_nodes} | set(results)
     return [node for node in produced if node in wanted]

@@ -18,12 +18,11 @@ from torch import Tensor
 
 from mada_optim.kernels.batch import Batch
 from mada_optim.kernels.batch import Columns as Tensors
+from mada_optim.kernels.triton.source import ALIGNMENT
 from mada_optim.tensors.alike import compare_at_once, never
 from mada_optim.tensors.blocks import Block, Roles
 from mada_optim.tensors.devices import send, stream_on
 from mada_optim.tensors.rounding import noise_place
-
-ALIGNMENT = 16  # bytes that are read at once, where all tensors begin at a multiple of them
 
 _dtype = operator.attrgetter("dtype")
 

@@ -49,6 +49,7 @@ _UNARY = {
     # NaN is neither above nor below: its sign is 0, as torch's.
     aten.sign.default: "({0} > 0).to({type}) - ({0} < 0).to({type})",
     aten.sgn.default: "({0} > 0).to({type}) - ({0} < 0).to({type})",
+    aten.isnan.default: "{0} != {0}",
     aten.logical_not.default: "{0} == 0",
     aten.bitwise_not.default: "~{0}",
 }

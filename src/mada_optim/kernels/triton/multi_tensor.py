@@ -98,26 +98,27 @@ class _Kernel:
     ) -> None:
         self._before = load(triton_source.write_before(parts)) if parts.carried else None
         self._during = load(triton_source.write_for_tensors(parts, roles, dtypes, dtype))
-        self._after = load(triton_source.write_after(parts)) if parts.results else None
-        self._carried, self._sums = triton_source.count_numbers(parts.carried), len(parts.sums)
-        self._results = sum(int(node.meta["val"].numel()) for node in parts.results)  # one vector, or nothing
+        self._add_up = load(triton_source.ADD_UP) if parts.results else None
+        self._carried, self._results = map(triton_source.count_numbers, (parts.carried, parts.results))
         self._later = later
 
     def __call__(self, batch: Batch, values: Tensor, columns: Columns) -> Tensor | None:
         """Return the result, summed over all elements."""
         device, tiles = batch.device, _tiles(tuple(columns.sizes), batch.device)
         count = len(tiles)
-        sizes = [_even(self._carried), _even(self._results), self._sums * count]
+        sizes = [_even(self._carried), _even(self._results), self._results * count]
         space = torch.empty(sum(sizes), dtype=torch.float64, device=device)
         numbers, results, partial = space.split_with_sizes(sizes)
         if self._before is not None:
             head = batch.notes["heads"][int(self._later)]
             self._before.launch(device, 1, (values.to(device), head, numbers), num_warps=1, **EXACT)
         arguments = (columns.table, len(columns.sizes), tiles, numbers, partial)
-        self._during.launch(device, count, arguments, (TILE, BLOCK, columns.aligned), **OPTIONS)
-        if self._after is None:
+        for tiles_of_aligned in (True,) if columns.aligned else (True, False):
+            self._during.launch(device, count, arguments, (TILE, BLOCK, tiles_of_aligned), **OPTIONS)
+        if self._add_up is None:
             return None
-        self._after.launch(device, 1, (numbers, partial, count, results), (triton_source.LANES,), num_warps=8, **EXACT)
+        constants = (triton_source.LANES,)
+        self._add_up.launch(device, self._results, (partial, count, results), constants, num_warps=8, **EXACT)
         return results[: self._results]
 
 

@@ -2,11 +2,12 @@
 
 The kernel of tensors gets a table of 64-bit numbers, a column for each parameter: how many elements it has, the place
 of its noise, and where its tensors begin in memory. A program of the kernel works on one tile, ``TILE`` elements of one
-parameter, ``BLOCK`` at a time. What ends in a sum is left as one number for each tile, since a sum over all would
-depend on the order of programs.
+parameter, ``BLOCK`` at a time. It leaves one number for each result and tile, since a sum over all would depend on the
+order of programs. What a trace does with its sums is linear in them, so it is done with the elements, before they are
+summed: a derivative would be the sum of several sums otherwise, each with registers of its own.
 
-A kernel of numbers is one program that computes one number after the other, and adds up what the tiles left. That is
-little work, but as torch's operators it would be a hundred launches.
+A kernel of numbers is one program that computes one number after the other. That is little work, but as torch's
+operators it would be a hundred launches.
 """
 
 from __future__ import annotations
@@ -26,18 +27,37 @@ aten = torch.ops.aten
 # Rows of the table, and after them the tensors.
 NUMEL, PLACE, FIRST_TENSOR = range(3)
 
+# Bytes that a thread reads at once.
+ALIGNMENT = 16
+
 # Neighbours that are added up at once: those of one thread, whose registers would not suffice for one sum each.
 FOLD = 4
 # Sums of tiles that are added up at once.
 LANES = 1024
+# One program for each result: it adds up what the tiles left, in an order of its own.
+ADD_UP = """import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["count"])
+def run(partial, count, results, LANES: tl.constexpr):
+    row = partial + tl.program_id(0) * count
+    lane = tl.arange(0, LANES)
+    lanes = tl.zeros([LANES], tl.float64)
+    for start in range(0, count, LANES):
+        lanes += tl.load(row + start + lane, mask=start + lane < count, other=0.0)
+    tl.store(results + tl.program_id(0), tl.sum(lanes))
+"""
 
 
 def write_for_tensors(parts: Trace, roles: Sequence[str], dtypes: Mapping[str, torch.dtype], dtype: torch.dtype) -> str:
-    """The kernel ``run(table, count, tiles, numbers, partial, TILE, BLOCK, ALIGNED)`` for the part ``during``.
+    """The kernel ``run(table, count, tiles, numbers, partial, TILE, BLOCK, ALIGNED)``: parts ``during`` and ``after``.
 
     ``count`` is the number of parameters; ``tiles``, shape (tiles, 2), says of each tile which parameter's it is, and
-    which of these; ``numbers`` are ``parts.carried`` as float64; ``partial``, shape (sums, tiles), is for
-    ``parts.sums``.
+    which of these; ``numbers`` are ``parts.carried`` as float64; ``partial``, shape (results, tiles), is for
+    ``parts.results``, numbers and the components of vectors, summed over a tile. Tensors are read faster where all of a
+    parameter's are aligned to ``ALIGNMENT`` bytes; with ``ALIGNED``, the kernel is for the tiles of these parameters,
+    without for all others.
 
     Args:
         parts: what is computed.
@@ -49,7 +69,8 @@ def write_for_tensors(parts: Trace, roles: Sequence[str], dtypes: Mapping[str, t
         UnsupportedError: it cannot be written.
     """
     writer = _TensorWriter(parts, dtypes, dtype)
-    elements, count = writer.elements(), len(parts.sums)
+    numbers = writer.read(parts.carried, "numbers")
+    elements, results = writer.elements(), writer.results()
     lines = [
         "def run(",
         "    table, count, tiles, numbers, partial, TILE: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr",
@@ -61,20 +82,29 @@ def write_for_tensors(parts: Trace, roles: Sequence[str], dtypes: Mapping[str, t
         f"    place = tl.load(of + {PLACE} * count)",
     ]
     for k, (role, stored) in enumerate(dtypes.items()):
-        row = FIRST_TENSOR + roles.index(role)
-        lines += [f"    at{k} = tl.load(of + {row} * count).to(tl.pointer_type({type_name(stored)}))  # {role!r}"]
-    lines += ["    if ALIGNED:"]
-    lines += [f"        at{k} = tl.multiple_of(at{k}, 16)" for k in range(len(dtypes))]
-    lines += _indented([*writer.read(parts.carried, "numbers"), *writer.constants()], 1)
-    lines += [f"    sum{k} = tl.zeros([BLOCK // {FOLD}], {type_name(dtype)})" for k in range(count)]
+        lines += [
+            f"    address{k} = tl.load(of + {FIRST_TENSOR + roles.index(role)} * count)  # {role!r}",
+            f"    at{k} = address{k}.to(tl.pointer_type({type_name(stored)}))",
+            f"    at{k} = tl.multiple_of(at{k}, {ALIGNMENT} if ALIGNED else 1)",
+        ]
+    lines += _indented(numbers, 1)
+    addresses = " | ".join(f"address{k}" for k in range(len(dtypes)))
+    lines += [f"    if (({addresses}) % {ALIGNMENT} == 0) != ALIGNED:", "        return"]
+    lines += _indented(writer.constants(), 1)
+    lines += [f"    sum{k} = tl.zeros([BLOCK // {FOLD}], {type_name(dtype)})" for k in range(len(results))]
     # Only the last block need ask for each element whether it is there: so asked, elements are read one by one.
-    lines += ["    whole = first + (last - first) // BLOCK * BLOCK"]
-    lines += ["    for start in range(first, whole, BLOCK):", "        i = start + tl.arange(0, BLOCK)"]
-    lines += _indented(writer.block(elements, masked=False), 2)
-    lines += ["    if whole < last:", "        i = whole + tl.arange(0, BLOCK)", "        there = i < last"]
-    lines += _indented(writer.block(elements, masked=True), 2)
+    lines += [
+        "    whole = first + (last - first) // BLOCK * BLOCK",
+        "    for start in range(first, whole, BLOCK):",
+        "        i = start + tl.arange(0, BLOCK)",
+        *_indented(writer.block(elements, results, masked=False), 2),
+        "    if whole < last:",
+        "        i = whole + tl.arange(0, BLOCK)",
+        "        there = i < last",
+        *_indented(writer.block(elements, results, masked=True), 2),
+    ]
     at = "partial + {k} * tl.num_programs(0) + tile"
-    lines += [f"    tl.store({at.format(k=k)}, tl.sum(sum{k}.to(tl.float64)))" for k in range(count)]
+    lines += [f"    tl.store({at.format(k=k)}, tl.sum(sum{k}.to(tl.float64)))" for k in range(len(results))]
     return HEADER + "\n".join([_jit("count"), *lines, ""])
 
 
@@ -91,25 +121,6 @@ def write_before(parts: Trace) -> str:
     return _number_kernel("values, others, numbers", [*writer.constants(), *lines])
 
 
-def write_after(parts: Trace) -> str:
-    """The kernel ``run(numbers, partial, count, results)`` for the part ``after``.
-
-    ``numbers`` and ``partial`` are as :func:`write_for_tensors` has them, ``count`` is the number of tiles.
-    """
-    writer = _NumberWriter()
-    lines = ["lane = tl.arange(0, LANES)"]
-    for k, node in enumerate(parts.sums):
-        lines += [
-            f"lanes{k} = tl.zeros([LANES], tl.float64)",
-            "for start in range(0, count, LANES):",
-            f"    lanes{k} += tl.load(partial + {k} * count + start + lane, mask=start + lane < count, other=0.0)",
-            f"{writer.name(node)} = tl.sum(lanes{k})",
-        ]
-    lines += [*writer.read(parts.carried, "numbers"), *writer.lines(parts.after)]
-    lines += writer.write(parts.results, "results")
-    return _number_kernel("numbers, partial, count, results, LANES: tl.constexpr", [*writer.constants(), *lines])
-
-
 def write_for_numbers(traced: fx.GraphModule) -> str:
     """The kernel ``run(at0, at1, ...)`` for a function of small tensors, some of which it changes by ``copy_``."""
     writer = _NumberWriter()
@@ -121,8 +132,7 @@ def write_for_numbers(traced: fx.GraphModule) -> str:
 
 
 def _number_kernel(arguments: str, lines: Iterable[str]) -> str:
-    jit = _jit("count") if "count" in arguments else _jit()
-    return HEADER + "\n".join([jit, f"def run({arguments}):", *_indented(lines, 1), ""])
+    return HEADER + "\n".join([_jit(), f"def run({arguments}):", *_indented(lines, 1), ""])
 
 
 def _jit(*counts: str) -> str:
@@ -132,84 +142,6 @@ def _jit(*counts: str) -> str:
 
 def _indented(lines: Iterable[str], depth: int) -> list[str]:
     return ["    " * depth + line for line in lines]
-
-
-class _TensorWriter(Writer):
-    """The elementwise part of a function.
-
-    Numbers take part in the precision of the arithmetic, as torch has it where a tensor meets a number.
-    """
-
-    def __init__(self, parts: Trace, dtypes: Mapping[str, torch.dtype], dtype: torch.dtype) -> None:
-        super().__init__()
-        self._parts, self._dtype = parts, dtype
-        self._places = {parts.tensors[role]: k for k, role in enumerate(dtypes)}
-        self._loads: list[int] = []
-
-    def narrow(self, dtype: torch.dtype) -> torch.dtype:
-        return self._dtype if dtype == torch.float64 else dtype
-
-    def read(self, numbers: Sequence[fx.Node], pointer: str) -> list[str]:
-        """Lines that read those numbers that are used, after :meth:`elements`."""
-        used = {source for node in self._parts.during for source in node.all_input_nodes}
-        lines = []
-        for k, node in enumerate(numbers):
-            if node in used:
-                if not is_number(node):
-                    raise UnsupportedError(f"a vector of numbers: {node}")
-                at = count_numbers(numbers[:k])
-                lines.append(f"{self.names[node]} = tl.load({pointer} + {at}){cast_to(self.dtype(node))}")
-        return lines
-
-    def elements(self) -> list[str]:
-        """Lines that compute on one block; ``{mask}`` stands where a mask belongs."""
-        self.names[self._parts.place] = "place"
-        self.names |= {node: f"n{k}" for k, node in enumerate(self._parts.carried)}
-        for node, k in self._places.items():
-            if any(user.target is not aten.copy_.default or user.args[0] is not node for user in node.users):
-                self.names[node] = f"old{k}"
-                self._loads.append(k)
-        return [line for node in self._parts.during if (line := self._line(node))]
-
-    def block(self, elements: Sequence[str], masked: bool) -> list[str]:
-        """Lines for one block of elements ``i``, which are ``there`` or not where ``masked``."""
-        lines = [f"old{k} = tl.load(at{k} + i{', mask=there, other=0' if masked else ''})" for k in self._loads]
-        lines += [line.replace("{mask}", ", mask=there" if masked else "") for line in elements]
-        for k, node in enumerate(self._parts.sums):
-            summed = self.names[node.all_input_nodes[0]]
-            if node.target is not aten.sum.default or is_number(node.all_input_nodes[0]):
-                raise UnsupportedError(str(node.target))
-            summed = f"tl.where(there, {summed}, 0.0)" if masked else summed
-            summed = f"tl.broadcast_to({summed}, [BLOCK]).to({type_name(self._dtype)})"
-            lines.append(f"sum{k} += tl.sum(tl.reshape({summed}, [BLOCK // {FOLD}, {FOLD}]), 1)")
-        return lines
-
-    def _line(self, node: fx.Node) -> str:
-        if node.target is aten.copy_.default:
-            arguments: Any = node.args
-            to, value = arguments
-            if to is value:
-                return ""
-            if to not in self._places or not isinstance(value, fx.Node) or is_number(value) or node.users:
-                raise UnsupportedError(f"{node.target} of {node.args}")
-            dtype = type_name(to.meta["val"].dtype)
-            return f"tl.store(at{self._places[to]} + i, {self.names[value]}.to({dtype}){{mask}})"
-        if node in self._parts.sums or not isinstance(node.meta.get("val"), Tensor):
-            return ""  # sizes are of no use here
-        text = self.expression(node)
-        if text is None:
-            self.names[node] = self.names[node.all_input_nodes[0]]
-            return ""
-        self.names[node] = f"x{len(self.names)}"
-        return f"{self.names[node]} = {text}"
-
-    def expression(self, node: fx.Node) -> str | None:
-        if node.target is aten.arange.default:
-            return "i"
-        if node.target is aten.view.dtype:
-            dtype = self.dtype(node)
-            return f"{self.value(node.args[0], dtype)}.to({type_name(dtype)}, bitcast=True)"
-        return super().expression(node)
 
 
 class _NumberWriter(Writer):
@@ -287,6 +219,97 @@ class _NumberWriter(Writer):
             raise UnsupportedError(f"operand {node!r}")
         names = self.names[node]
         return [names] if isinstance(names, str) else names
+
+
+# Quotients of numbers, rounded correctly.
+_QUOTIENTS = {torch.float32: "tl.div_rn({0}, {1})", torch.float64: "{0} / {1}"}
+
+
+class _TensorWriter(_NumberWriter):
+    """The elementwise part of a function, and what is done with its sums, done with the elements.
+
+    Numbers take part in the precision of the arithmetic, as torch has it where a tensor meets a number.
+    """
+
+    def __init__(self, parts: Trace, dtypes: Mapping[str, torch.dtype], dtype: torch.dtype) -> None:
+        super().__init__()
+        self._parts, self._dtype = parts, dtype
+        self._places = {parts.tensors[role]: k for k, role in enumerate(dtypes)}
+        self._loads: list[int] = []
+
+    def narrow(self, dtype: torch.dtype) -> torch.dtype:
+        return self._dtype if dtype == torch.float64 else dtype
+
+    def elements(self) -> list[str]:
+        """Lines that compute on one block; ``{mask}`` stands where a mask belongs."""
+        self.names[self._parts.place] = "place"
+        for node, k in self._places.items():
+            if any(user.target is not aten.copy_.default or user.args[0] is not node for user in node.users):
+                self.names[node] = f"old{k}"
+                self._loads.append(k)
+        lines = [line for node in self._parts.during if (line := self._line(node))]
+        return [*lines, *self.lines(self._parts.after)]
+
+    def results(self) -> list[str]:
+        """Return the names of what is summed, after :meth:`elements`."""
+        return [name for node in self._parts.results for name in self._all(node)]
+
+    def block(self, elements: Sequence[str], results: Sequence[str], masked: bool) -> list[str]:
+        """Lines for one block of elements ``i``, which are ``there`` or not where ``masked``."""
+        lines = [f"old{k} = tl.load(at{k} + i{', mask=there, other=0' if masked else ''})" for k in self._loads]
+        lines += [line.replace("{mask}", ", mask=there" if masked else "") for line in elements]
+        for k, name in enumerate(results):
+            summed = f"tl.where(there, {name}, 0.0)" if masked else name
+            summed = f"tl.broadcast_to({summed}, [BLOCK]).to({type_name(self._dtype)})"
+            lines.append(f"sum{k} += tl.sum(tl.reshape({summed}, [BLOCK // {FOLD}, {FOLD}]), 1)")
+        return lines
+
+    def _line(self, node: fx.Node) -> str:
+        if any(isinstance(self.names.get(source), list) for source in node.all_input_nodes):
+            raise UnsupportedError(f"a vector of numbers: {node.all_input_nodes}")
+        if node.target is aten.copy_.default:
+            arguments: Any = node.args
+            to, value = arguments
+            if to is value:
+                return ""
+            if to not in self._places or not isinstance(value, fx.Node) or is_number(value) or node.users:
+                raise UnsupportedError(f"{node.target} of {node.args}")
+            dtype = type_name(to.meta["val"].dtype)
+            return f"tl.store(at{self._places[to]} + i, {self.names[value]}.to({dtype}){{mask}})"
+        if node in self._parts.sums:
+            summed = node.all_input_nodes[0]
+            if node.target is not aten.sum.default or is_number(summed):
+                raise UnsupportedError(str(node.target))
+            self.names[node] = self.names[summed]
+            return ""
+        if not isinstance(node.meta.get("val"), Tensor):
+            return ""  # sizes are of no use here
+        text = self.expression(node)
+        if text is None:
+            self.names[node] = self.names[node.all_input_nodes[0]]
+            return ""
+        return f"{self.name(node)} = {text}"
+
+    def expression(self, node: fx.Node) -> str | None:
+        if node.target is aten.arange.default:
+            return "i"
+        if node.target is aten.view.dtype:
+            dtype = self.dtype(node)
+            return f"{self.value(node.args[0], dtype)}.to({type_name(dtype)}, bitcast=True)"
+        if node.target is aten.div.Tensor and self._is_by_number(node):
+            one, value, number = (self.value(x, self._dtype) for x in (1.0, *node.args))
+            return f"{value} * {_QUOTIENTS[self._dtype].format(one, number)}"
+        return super().expression(node)
+
+    def _is_by_number(self, quotient: fx.Node) -> bool:
+        """Whether elements are divided by a number, both in the precision of the arithmetic.
+
+        Its reciprocal is the same for all elements. To multiply by it is one instruction, to divide takes about six.
+        """
+        arguments: Any = quotient.args
+        elements, number = arguments
+        dtypes = {self.dtype(node) for node in quotient.all_input_nodes}
+        return number in self._parts.carried and not is_number(elements) and dtypes == {self._dtype}
 
 
 def count_numbers(nodes: Iterable[fx.Node]) -> int:
