@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -43,7 +42,6 @@ def has_values(device: torch.device) -> bool:
     return device.type not in WITHOUT_VALUES
 
 
-@lru_cache(maxsize=64)
 def number_dtype(device: torch.device) -> torch.dtype:
     """The precision of numbers that are kept on a device.
 
