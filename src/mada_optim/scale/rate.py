@@ -79,7 +79,7 @@ def _remembering_sign(name: str) -> Callable[[ScaledRate], ScaledRate]:
     operation = getattr(float, name)
 
     def compute(self: ScaledRate) -> ScaledRate:
-        return ScaledRate(operation(self.given), self.use)
+        return ScaledRate(operation(self.given), self.use, operation(+self))
 
     compute.__name__ = name
     return compute
