@@ -19,9 +19,9 @@ from mada_optim.tensors.blocks import Block, make_blocks
 from mada_optim.tensors.distributed import fill, local, tell_autograd
 
 PIECE = 1 << 16  # elements
-# Of a larger parameter one row in so many is measured. So all that has a place in it is met: inputs that are always 0,
-# rare words, experts, and what repeats within a few rows.
-MEASURED = 7
+# Of a larger parameter some rows are measured, of the largest one in so many. So all that has a place in it is met: inputs
+# that are always 0, rare words, experts, and what repeats within a few rows, which an even number could miss.
+SPARSEST = 7
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 VISIBLE = 2.0**-4
 """Scale of the steps that an optimizer takes on low-precision parameters during the search."""
@@ -89,7 +89,7 @@ def follow(
 ) -> Tensor | None:
     """Measure ways by the gradients, and move the parameters from x_1 - κ W to x_1 - κ' W. Changes W̄.
 
-    Of a large parameter one row in seven is measured, and counts for seven.
+    Of a large parameter some rows are measured, down to one in seven, which then counts for seven.
 
     Args:
         params: parameters that agree in device, dtype, and whether they have a gradient, at x_1 - κ W. Changed.
@@ -152,11 +152,13 @@ def _measured(roles: Sequence[dict[str, Tensor]]) -> Iterator[tuple[Block, float
 
 
 def _rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One row in MEASURED of a parameter's tensors; or columns, and so on, where it has fewer rows than that."""
+    """Rows of a parameter's tensors, about PIECE elements or more; or columns, and so on, where it has few rows."""
     example = tensors["param"]
-    dim = next((dim for dim, size in enumerate(example.shape) if size >= MEASURED), 0)
-    every = (slice(None),) * dim + (slice(None, None, MEASURED),)
-    return {role: tensor[every] for role, tensor in tensors.items()}
+    every = min(SPARSEST, example.numel() // PIECE)
+    every -= 1 - every % 2
+    dim = next((dim for dim, size in enumerate(example.shape) if size >= every), 0)
+    chosen = (slice(None),) * dim + (slice(None, None, every),)
+    return {role: tensor[chosen] for role, tensor in tensors.items()}
 
 
 def _real(tensor: Tensor) -> Tensor:
