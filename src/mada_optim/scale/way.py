@@ -19,8 +19,8 @@ from mada_optim.tensors.blocks import Block, make_blocks
 from mada_optim.tensors.distributed import fill, local, tell_autograd
 
 PIECE = 1 << 16  # elements
-# Of a larger parameter some rows are measured, of the largest one in so many. So all that has a place in it is met: inputs
-# that are always 0, rare words, experts, and what repeats within a few rows, which an even number could miss.
+# Of a larger parameter some rows are measured, of the largest one in so many. So all that has a place in it is met:
+# inputs that are always 0, rare words, experts, and what repeats within a few rows, which an even number could miss.
 SPARSEST = 7
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 VISIBLE = 2.0**-4
