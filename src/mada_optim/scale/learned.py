@@ -77,6 +77,7 @@ class LearnedScale:
             positive number for each scale.
         RuntimeError: FSDP1 or ZeroRedundancyOptimizer divides the parameters, so each process would find another scale.
 
+    >>> import torch
     >>> weight = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
     >>> optimizer = torch.optim.AdamW([weight], lr=1.0)
     >>> scale = LearnedScale(optimizer)
