@@ -43,14 +43,14 @@ def by_task(stages: Sequence[StoredStage], labels: Sequence[str] | None = None) 
     """Join the stages of equal task, data, number of steps and schedule.
 
     Args:
-        stages: a task has the title of its first stage, up to the first comma. Where two stages have the same label,
-            the later one counts.
+        stages: a task has the title of its first stage, up to a comma between words. Where two stages have the same
+            label, the later one counts.
         labels: what is shown, in this order; None: everything.
     """
     joined: dict[str, tuple[str, dict[str, ContenderRuns]]] = {}
     for stage in stages:
         base = stage.described["base"]
-        title = f"{stage.described['title'].partition(',')[0]}, {count(base['steps'], 'step')}"
+        title = f"{stage.described['title'].partition(', ')[0]}, {count(base['steps'], 'step')}"
         # As a configuration, which gives fields that came later their defaults.
         task = without_paths({"kind": base["task"]["kind"], **dataclasses.asdict(make_task(base["task"]))})
         schedule = {name: base.get(name, getattr(RunConfig, name)) for name in _SCHEDULE}

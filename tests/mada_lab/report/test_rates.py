@@ -35,6 +35,12 @@ def stage(title: str, runs: Mapping[str, Sequence[StoredRun]], steps: int = 600,
     return StoredStage(described, contenders, records, {})
 
 
+def test_titles_end_at_a_comma_between_words() -> None:
+    assert [task.title for task in by_task([stage("2,000 steps: texts, long", GRID)])] == [
+        "2,000 steps: texts, 600 steps"
+    ]
+
+
 def test_stages_of_the_same_task_share_a_panel() -> None:
     tasks = by_task([stage("Texts, long", GRID), stage("Searched", FOUND), stage("Other", GRID, data="b")])
     assert [(task.title, [*task.contenders]) for task in tasks] == [
