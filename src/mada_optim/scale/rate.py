@@ -10,6 +10,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+_WRAPPERS = 8  # at most, around an optimizer
+
 
 class ScaledRate(float):
     """The learning rate in use, as a float that remembers the rate that was given.
@@ -53,11 +55,11 @@ def plateau_of(optimizer: Optimizer) -> ReduceLROnPlateau | None:
     """
     for candidate in gc.get_objects():
         if issubclass(type(candidate), ReduceLROnPlateau):
-            inside = candidate.optimizer
-            while inside is not optimizer and hasattr(inside, "optimizer"):
-                inside = inside.optimizer
-            if inside is optimizer:
-                return candidate  # type: ignore[no-any-return]
+            inside: Any = candidate
+            for _ in range(_WRAPPERS):
+                inside = getattr(inside, "optimizer", None)
+                if inside is optimizer:
+                    return candidate  # type: ignore[no-any-return]
     return None
 
 
