@@ -16,9 +16,9 @@ _WRAPPERS = 8  # at most, around an optimizer
 class ScaledRate(float):
     """The learning rate in use, as a float that remembers the rate that was given.
 
-    Learning-rate schedulers either write a new rate or compute one from the rate that they find. What ``+ - * /`` make
-    of this one remembers the same of the rate that was given, so a schedule does not see the scale. As numbers the
-    results are what they are for floats. Copies and pickles are the rate that was given, as plain floats.
+    Learning-rate schedulers either write a new rate or compute one from the rate that they find. What ``+ - * /`` and
+    ``abs`` make of this one remembers the same of the rate that was given, so a schedule does not see the scale. As
+    numbers the results are what they are for floats. Copies and pickles are the rate that was given, as plain floats.
 
     Args:
         given: what a user or a scheduler wrote.

@@ -7,7 +7,7 @@ import gc
 import pickle
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -294,6 +294,20 @@ def test_two_optimizers_on_the_same_parameters():
     torch.testing.assert_close(*results, rtol=FLOAT32, atol=FLOAT32)
 
 
+def without_gradients(layout: str, learned: Mapping[str, float]) -> tuple[list[nn.Parameter], MADA]:
+    """Two parameters after some steps, and their optimizer. Nothing keeps their gradients."""
+    params = [nn.Parameter(torch.randn(6, 4)[:, ::2] if layout == "strided" else torch.randn(6, 2)) for _ in "ab"]
+    optimizer = MADA(params, hyper_lr=learned, hyper_warmup=0)
+    take_steps(params, optimizer, first=0)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    gradients = [weakref.ref(param.grad) for param in params if param.grad is not None]
+    optimizer.step()
+    optimizer.zero_grad()
+    assert not any(gradient() is not None for gradient in gradients)
+    return params, optimizer
+
+
 @pytest.mark.parametrize("without_compiler", [False, True])
 @pytest.mark.parametrize("layout", ["contiguous", "strided"])
 def test_nothing_is_kept_alive(layout, without_compiler, monkeypatch):
@@ -302,15 +316,7 @@ def test_nothing_is_kept_alive(layout, without_compiler, monkeypatch):
         monkeypatch.setattr(native, "why_unavailable", lambda *_: "no compiler")
     gc.disable()
     try:
-        params = [nn.Parameter(torch.randn(6, 4)[:, ::2] if layout == "strided" else torch.randn(6, 2)) for _ in "ab"]
-        optimizer = MADA(params, hyper_lr=EVERYTHING, hyper_warmup=0)
-        take_steps(params, optimizer, first=0)
-        for param in params:
-            param.grad = torch.ones_like(param)
-        gradients = [weakref.ref(param.grad) for param in params if param.grad is not None]
-        optimizer.step()
-        optimizer.zero_grad()
-        assert not any(gradient() is not None for gradient in gradients)
+        params, optimizer = without_gradients(layout, EVERYTHING)
         state = optimizer.state[params[0]]
         buffers = [weakref.ref(state[name]) for name in ("exp_avg", "pending_grad", "previous_grad")]
         for name in ("exp_avg", "pending_grad", "previous_grad"):
@@ -318,7 +324,6 @@ def test_nothing_is_kept_alive(layout, without_compiler, monkeypatch):
         assert not any(buffer() is not None for buffer in buffers)
         taken_away = weakref.ref(params[0])
         one_is_taken_away(params, optimizer)
-        del param
         assert taken_away() is None
     finally:
         gc.enable()

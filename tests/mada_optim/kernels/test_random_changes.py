@@ -15,7 +15,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import FLOAT32
-from test_many_tensors import CHANGES, STEPS, Change, make, take_steps
+from test_many_tensors import CHANGES, STEPS, Change, make, take_steps, without_gradients
 from test_multi_tensor import launches, pytestmark  # noqa: F401  a fixture, and where it is needed
 from torch import Tensor, nn
 
@@ -285,22 +285,14 @@ def test_nothing_is_kept_alive(layout):
     """Neither gradients, nor buffers that were replaced, nor what an optimizer without references held."""
     gc.disable()
     try:
-        params = [nn.Parameter(torch.randn(6, 4)[:, ::2] if layout == "strided" else torch.randn(6, 2)) for _ in "ab"]
-        optimizer = MADA(params, hyper_lr=LEARNED, hyper_warmup=0)
-        take_steps(params, optimizer, first=0)
-        for param in params:
-            param.grad = torch.ones_like(param)
-        gradients = [weakref.ref(param.grad) for param in params if param.grad is not None]
-        optimizer.step()
-        optimizer.zero_grad()
-        assert not any(gradient() is not None for gradient in gradients)
+        params, optimizer = without_gradients(layout, LEARNED)
         state = optimizer.state[params[0]]
         buffers = [weakref.ref(state[name]) for name in ("exp_avg", "pending_grad")]
         optimizer.load_state_dict(optimizer.state_dict())
         del state
         assert not any(buffer() is not None for buffer in buffers)
         kept = [weakref.ref(param) for param in params]
-        del params, param, optimizer
+        del params, optimizer
         assert not any(param() is not None for param in kept)
     finally:
         gc.enable()
