@@ -18,26 +18,41 @@ from mada_optim.tensors.distributed import Team
 Group = dict[str, Any]
 
 # What all parameter groups have in common unless each has coefficients of its own.
-SET_SETTINGS = ("hyper_lr", "bounds", "hyper_momentum", "hyper_clip", "hyper_warmup", "hyper_every")
+SET_SETTINGS = ("hyper_lr", "bounds", "hyper_momentum", "hyper_clip", "hyper_warmup", "hyper_every", "hyper_delay")
 # What learning changes, and all that a set of coefficients keeps, in the parameter groups that share it.
 LEARNED_TENSORS = ("coefficients", "hyper_momentum_buffer", "hyper_square_buffer", "hyper_taken")
 SET_TENSORS = (*LEARNED_TENSORS, "hyper_skipped", "hyper_steps")
+# And while they are learned one step late: the hypergradient that waits, shape (K,), with a 1 behind it, 0 for none.
+WAITING = "hyper_waiting"
 # Where each group keeps the learning rate of its last step.
 PREVIOUS_LR = "previous_lr"
 
 
 def learning_rule(group: Group) -> LearningRule:
     """The rule that a parameter group's settings describe; raises ValueError where they make no sense."""
+    delay = group["hyper_delay"]
+    if isinstance(delay, bool) or delay not in (0, 1):
+        raise ValueError(f"hyper_delay must be 0 or 1, got {delay!r}")
     return LearningRule(*(group[f"hyper_{name}"] for name in ("momentum", "clip", "warmup", "every")))
 
 
-def new_tensors(values: Sequence[float], dtype: torch.dtype, device: torch.device, capturable: bool) -> Group:
+def is_delayed(group: Group) -> bool:
+    """Whether the coefficients of a parameter group are learned one step late."""
+    return group["hyper_delay"] == 1 and any(step_size > 0.0 for step_size in group["hyper_lr"].values())
+
+
+def set_tensors(group: Group) -> tuple[str, ...]:
+    """Names of all that a parameter group holds of the tensors of its coefficients."""
+    return (*SET_TENSORS, WAITING) if WAITING in group else SET_TENSORS
+
+
+def new_tensors(values: Sequence[float], dtype: torch.dtype, device: torch.device, group: Group) -> Group:
     """What a set of coefficients keeps, before the first step.
 
     Args:
         values: of all coefficients.
         dtype, device: in and on which the coefficients are.
-        capturable: whether the count of steps is on the device, too.
+        group: options of the first parameter group that has them.
     """
     coefficients = torch.tensor(values, dtype=dtype, device=device)
     counts = {name: torch.zeros((), dtype=torch.int64, device=device) for name in ("hyper_taken", "hyper_skipped")}
@@ -46,8 +61,13 @@ def new_tensors(values: Sequence[float], dtype: torch.dtype, device: torch.devic
         "hyper_momentum_buffer": torch.zeros_like(coefficients),
         "hyper_square_buffer": torch.zeros_like(coefficients),
         **counts,
-        "hyper_steps": torch.zeros((), dtype=torch.int64, device=device if capturable else "cpu"),
+        "hyper_steps": torch.zeros((), dtype=torch.int64, device=device if group["capturable"] else "cpu"),
+        **({WAITING: _nothing_waits(coefficients)} if is_delayed(group) else {}),
     }
+
+
+def _nothing_waits(coefficients: Tensor) -> Tensor:
+    return coefficients.new_zeros(len(coefficients) + 1)
 
 
 class CoefficientSet:
@@ -114,7 +134,7 @@ class CoefficientSet:
 
     def move_to(self, device: torch.device) -> None:
         """Bring the coefficients, and what a captured graph reads of each group, to a device."""
-        for key in SET_TENSORS:
+        for key in set_tensors(self._shared):
             on_host = key == "hyper_steps" and not self._shared["capturable"]
             tensor = move_numbers(self._shared[key], torch.device("cpu") if on_host else device)
             for group in self.groups:
@@ -142,6 +162,11 @@ class CoefficientSet:
             return False
         steps: Tensor = self._shared["hyper_steps"]
         return self._rule.due(steps) if self._shared["capturable"] else self._rule.due(int(steps))
+
+    @property
+    def is_delayed(self) -> bool:
+        """Whether they are learned one step late."""
+        return is_delayed(self._shared)
 
     def values_of_last_step(self) -> list[Tensor]:
         """The coefficients with which each group took its last step."""
@@ -185,6 +210,35 @@ class CoefficientSet:
             tuple(shared[key][coefficient.name] for coefficient in coefficients) for key in ("hyper_lr", "bounds")
         )
         self._rule.learn(learned, shared["hyper_skipped"], hypergradient, coefficients, step_sizes, boxes, due, run)
+
+    def learn_what_waits(self, run: Callable[..., None]) -> None:
+        """Move the coefficients by the hypergradient that waits, if there is one; see :meth:`learn`."""
+        if WAITING not in self._shared:  # the option has been changed
+            waiting = _nothing_waits(self.values)
+            for group in self.groups:
+                group[WAITING] = waiting
+        waiting: Tensor = self._shared[WAITING]
+        due = waiting[-1] > 0
+        self.learn(waiting[:-1], bool(due) if due.is_cpu else due, run)
+
+    def let_wait(self, hypergradient: Tensor | None, due: bool | Tensor) -> None:
+        """Let a hypergradient wait for the next step, in the place of the one that waited.
+
+        Args:
+            hypergradient: shape (K,); None: there is none.
+            due: as :attr:`is_due`.
+        """
+        waiting: Tensor = self._shared[WAITING]
+        if hypergradient is None:
+            waiting[-1] = 0.0
+        else:
+            waiting[:-1] = hypergradient
+            waiting[-1] = due
+
+    def forget_what_waits(self) -> None:
+        """Forget the hypergradient that waits, where learning has stopped or is no longer delayed."""
+        for group in self.groups:
+            group.pop(WAITING, None)
 
     def count_step(self) -> None:
         """Count a step that was taken with them."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from mada_optim.engine.betas import ParameterGroup
 from mada_optim.engine.coefficient_set import PREVIOUS_LR
 from mada_optim.engine.parameter_state import Members, count_steps, drop_pending, note_pending
-from mada_optim.kernels import Batch, CompletePending, Executor, TakeStep, select_executor
+from mada_optim.kernels import Batch, CompleteAndTake, CompletePending, Executor, Pass, TakeStep, select_executor
 from mada_optim.tensors.alike import compare_at_once, never
 from mada_optim.tensors.distributed import PLAIN, Team, local, spread_like, tell_autograd
 from mada_optim.tensors.rounding import noise_place, noise_seed, round_stochastically
@@ -41,13 +41,9 @@ class GroupStep:
             team: processes over which parameters are spread; what is yielded is this process's part.
         """
         for executor, batch in self.batches:
-            if not batch.pending:
-                continue
-            task = CompletePending(self.update, self.keep, has_grad=batch.has_grad)
-            aligned = executor.run(task, batch, values)
-            if aligned is not None:
-                share = 1.0 if team is None else team.share(batch.params[0])
-                yield aligned * (-self.group[PREVIOUS_LR] * share)
+            if batch.pending:
+                task = CompletePending(self.update, self.keep, has_grad=batch.has_grad)
+                yield from self._differentiate(task, executor, batch, values, team)
 
     def take(self, values: Tensor) -> None:
         """Take the step of all parameters that have a gradient.
@@ -57,10 +53,31 @@ class GroupStep:
         """
         if self.update.family.prepares:
             self._prepare()
-        task = TakeStep(self.update, self.keep and bool(self.update.learned))
         for executor, batch in self.batches:
             if batch.has_grad:
-                executor.run(task, batch, values)
+                executor.run(TakeStep(self.update, self._keeps), batch, values)
+
+    def complete_and_take(self, before: Tensor, values: Tensor, team: Team | None) -> Iterator[Tensor]:
+        """Do both, in one pass over memory where that is possible; see :meth:`complete_pending`.
+
+        Args:
+            before: coefficients of the pending steps.
+            values: coefficients of the step that is taken.
+            team: processes over which parameters are spread.
+        """
+        if self.update.family.prepares:  # between the two, what the update only reads is made anew
+            yield from self.complete_pending(before, team)
+            self.take(values)
+            return
+        both = torch.cat([before, values])
+        for executor, batch in self.batches:
+            if batch.pending and batch.has_grad:
+                task = CompleteAndTake(self.update, self._keeps)
+                yield from self._differentiate(task, executor, batch, both, team)
+            elif batch.pending:
+                executor.run(CompletePending(self.update, self.keep, has_grad=False), batch, before)
+            else:
+                executor.run(TakeStep(self.update, self._keeps), batch, values)
 
     def finish(self) -> None:
         """Note which parameters have a pending step now, drop what they need no more, remember the learning rate."""
@@ -77,6 +94,20 @@ class GroupStep:
     def count(self) -> None:
         """Count a step of the parameters that have a gradient."""
         count_steps(chain.from_iterable(batch.states for _, batch in self.batches if batch.has_grad))
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether the step that is taken is left pending."""
+        return self.keep and bool(self.update.learned)
+
+    def _differentiate(
+        self, task: Pass, executor: Executor, batch: Batch, values: Tensor, team: Team | None
+    ) -> Iterator[Tensor]:
+        """Run a pass, and yield what the batch adds to the hypergradient h_t, if it has a part in it."""
+        aligned = executor.run(task, batch, values)
+        if aligned is not None:
+            share = 1.0 if team is None else team.share(batch.params[0])
+            yield aligned * (-self.group[PREVIOUS_LR] * share)
 
     def _prepare(self) -> None:
         """What the family computes of whole tensors before a step."""

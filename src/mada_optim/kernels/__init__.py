@@ -7,7 +7,16 @@ all parameters at once; ``native`` in C++, where MADA's family is written out in
 
 from mada_optim.kernels.batch import Batch
 from mada_optim.kernels.executor import Executor
-from mada_optim.kernels.passes import CompletePending, TakeStep
+from mada_optim.kernels.passes import CompleteAndTake, CompletePending, Pass, TakeStep
 from mada_optim.kernels.select import check_fused, select_executor
 
-__all__ = ["Batch", "CompletePending", "Executor", "TakeStep", "check_fused", "select_executor"]
+__all__ = [
+    "Batch",
+    "CompleteAndTake",
+    "CompletePending",
+    "Executor",
+    "Pass",
+    "TakeStep",
+    "check_fused",
+    "select_executor",
+]

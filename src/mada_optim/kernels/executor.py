@@ -25,7 +25,8 @@ class Executor(ABC):
         Args:
             task: the pass.
             batch: parameters whose step is pending, or that have a gradient, as the pass needs.
-            values: coefficients of the step that is completed or taken, shape (K,), in the precision of their device.
+            values: coefficients of the step that is completed or taken, shape (K,), or of both, shape (2 K,), see
+                :class:`Numbers`; in the precision of their device.
 
         Returns:
             ⟨g_{t+1}, ∂Δ_t/∂q⟩ for all K coefficients, 0 where the pass does not differentiate, with ``values``' dtype

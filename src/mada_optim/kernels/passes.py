@@ -2,7 +2,8 @@
 
 The hypergradient of step t needs the buffers before that step, g_t and g_{t+1}. So where one is due, step t is left
 *pending*: its buffers wait, and g_t is kept. Step t+1 then makes two passes: :class:`CompletePending` differentiates
-step t and advances its buffers; between the passes the coefficients move; :class:`TakeStep` moves the parameters.
+step t and advances its buffers; between the passes the coefficients move; :class:`TakeStep` moves the parameters. Where the coefficients of step t+1 do
+not wait for that hypergradient, :class:`CompleteAndTake` does both in one pass.
 
 A pass is a pure function of tensors and numbers. Executors decide on which tensors it is called, how it is compiled,
 and how its results are stored.
@@ -30,8 +31,8 @@ class Numbers(NamedTuple):
     """What a pass needs beside tensors.
 
     Args:
-        values: all coefficients, shape (K,).
-        step: t of the step that is completed or taken, a 0-dimensional tensor.
+        values: all coefficients, shape (K,); for both steps those of step t and then those of step t+1, shape (2 K,).
+        step: of the step that is completed or taken, for both t+1; a 0-dimensional tensor.
         lr, weight_decay: η and λ: numbers, or 0-dimensional tensors.
     """
 
@@ -54,7 +55,7 @@ class Pass(ABC):
     keep: bool
 
     later: ClassVar[bool]
-    """Whether the pass belongs to the step that is taken, t+1, and not to the one that is completed, t."""
+    """Whether it needs the numbers of the step that is taken, t+1, and not of the one that is completed, t."""
 
     @property
     @abstractmethod
@@ -152,3 +153,38 @@ class TakeStep(Pass):
         direction, advanced = self.update.family.update(state, grad, q, numbers.step)
         param = tensors["param"] * (1 - numbers.lr * numbers.weight_decay) - numbers.lr * direction
         return None, {"param": param, **({"pending_grad": grad} if self.keep else advanced)}
+
+
+@dataclass(frozen=True, eq=False)
+class CompleteAndTake(Pass):
+    """Complete the pending step t and take step t+1: one after the other for each element, in one pass over memory."""
+
+    later: ClassVar[bool] = True
+
+    @cached_property
+    def learned(self) -> tuple[str, ...]:
+        return self._complete.learned
+
+    @cached_property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self._complete.reads, *self._take.reads)))
+
+    @cached_property
+    def writes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self._complete.writes, *self._take.writes)))
+
+    def __call__(self, tensors: Tensors, numbers: Numbers) -> tuple[Tensor | None, dict[str, Tensor]]:
+        values = numbers.values.unbind()
+        half = len(values) // 2
+        before, now = torch.stack(values[:half]), torch.stack(values[half:])
+        derivatives, advanced = self._complete(tensors, numbers._replace(values=before, step=numbers.step - 1))
+        _, taken = self._take({**tensors, **advanced}, numbers._replace(values=now))
+        return derivatives, {**advanced, **taken}
+
+    @cached_property
+    def _complete(self) -> CompletePending:
+        return CompletePending(self.update, self.keep, has_grad=True)
+
+    @cached_property
+    def _take(self) -> TakeStep:
+        return TakeStep(self.update, self.keep)

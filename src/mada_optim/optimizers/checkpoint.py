@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mada_optim.arguments import is_number
-from mada_optim.engine.coefficient_set import SET_SETTINGS, SET_TENSORS, CoefficientSet, Group
+from mada_optim.engine.coefficient_set import SET_SETTINGS, SET_TENSORS, WAITING, CoefficientSet, Group
 from mada_optim.engine.parameter_state import PENDING, ParameterState, State
 from mada_optim.families import Family
 from mada_optim.families.in_group import FamilyInGroup
@@ -35,6 +35,7 @@ LATER_ARGUMENTS = {
     "fused": None,
     "state_dtype": None,
     "stochastic_rounding": False,
+    "hyper_delay": 0,
 }
 
 
@@ -86,7 +87,7 @@ def complete_groups(saved: list[Group], current_groups: list[Group], per_group: 
     """
     if len(saved) != len(current_groups):
         return saved
-    shared = () if per_group else (*SET_SETTINGS, *SET_TENSORS, "special")
+    shared = () if per_group else (*SET_SETTINGS, *SET_TENSORS, WAITING, "special")
     example: Group = next((group for group in saved if group["params"]), {})
     common = {key: example[key] for key in shared if key in example}
     completed = []
@@ -125,6 +126,8 @@ def check_fits(family: Family, saved: Mapping[str, Any], current_groups: list[Gr
                 raise ValueError(f"state_dict has {key}={saved_group[key]!r}, this optimizer {current[key]!r} {where}")
         for key in SET_TENSORS:
             _check_shape(key, saved_group[key], current[key].shape, where)
+        if WAITING in saved_group:
+            _check_shape(WAITING, saved_group[WAITING], torch.Size([len(current["coefficients"]) + 1]), where)
         for param, saved_id in zip(current["params"], saved_group["params"], strict=True):
             buffers = saved["state"].get(saved_id)
             if not buffers:

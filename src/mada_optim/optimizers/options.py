@@ -31,6 +31,7 @@ class LearningOptions(TypedDict, total=False):
     hyper_clip: Annotated[float, 10.0]
     hyper_warmup: Annotated[int, 50]
     hyper_every: Annotated[int, 1]
+    hyper_delay: Annotated[int, 0]
     bounds: Annotated[Bounds | None, None]
     hyper_per_group: Annotated[bool, False]
 

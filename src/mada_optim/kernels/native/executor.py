@@ -16,12 +16,13 @@ from mada_optim.kernels.batch import Batch
 from mada_optim.kernels.executor import Executor
 from mada_optim.kernels.native.layout import ADVANCED, BUFFERS, COEFFICIENTS
 from mada_optim.kernels.native.library import Variant, load, why_unavailable
-from mada_optim.kernels.passes import CompletePending, Pass, TakeStep
+from mada_optim.kernels.passes import CompleteAndTake, CompletePending, Pass
 from mada_optim.tensors.blocks import Roles
 from mada_optim.tensors.rounding import mix
 
 _TYPES = {torch.float64: "double", torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "_Float16"}
 _ROLES = ("param", "grad", *BUFFERS)
+_WRITTEN = ("param", "pending_grad", *ADVANCED)
 # Places of the numbers of a Row, all of 64 bits.
 _PLACES = {name: place for place, name in enumerate(("numel", "seed", *_ROLES))}
 _WIDTH = len(_PLACES)
@@ -53,41 +54,43 @@ class NativeExecutor(Executor):
         total = self._otherwise.run(task, rest, values) if rest else None
         if rows is None:
             return total
-        if isinstance(task, CompletePending):
-            derivatives = _complete_pending(task, batch, values, rows)
-            if rows.variant.DIFF:
-                rows.exchange("previous_grad", "pending_grad")
-                batch.refresh()
-                batch.notes["split"] = rows, rest
-            if derivatives is not None:
-                total = derivatives if total is None else total + derivatives
-        else:
-            assert isinstance(task, TakeStep)
-            _take_step(task, batch, values, rows)
+        derivatives = _run(task, batch, values, rows)
+        stored_as_previous = isinstance(task, CompletePending) or (isinstance(task, CompleteAndTake) and task.keep)
+        if rows.variant.DIFF and stored_as_previous:
+            rows.exchange("previous_grad", "pending_grad")
+            batch.refresh()
+            batch.notes["split"] = rows, rest
+        if derivatives is not None:
+            total = derivatives if total is None else total + derivatives
         return total
 
 
-def _complete_pending(task: CompletePending, batch: Batch, values: Tensor, rows: _Rows) -> Tensor | None:
-    library, settings = load(rows.variant), _settings(batch, values, batch.step, task.keep, rows.variant)
-    derivatives: Tensor | None = None
-    if task.learned:
-        sums = (ctypes.c_double * len(COEFFICIENTS))()
-        library.mada_complete(ctypes.byref(settings), rows.at(batch.step), len(rows), sums)
-        by_name = dict(zip(COEFFICIENTS, sums, strict=True))
-        names = (coefficient.name for coefficient in batch.update.family.coefficients)
-        among_all = [by_name[name] if name in task.learned else 0.0 for name in names]
-        derivatives = torch.tensor(among_all, dtype=values.dtype, device=values.device)
+def _run(task: Pass, batch: Batch, values: Tensor, rows: _Rows) -> Tensor | None:
+    """Carry out a pass; see :meth:`Executor.run`."""
+    library, step = load(rows.variant), batch.step + 1 if task.later else batch.step
+    sums = (ctypes.c_double * len(COEFFICIENTS))()
+    of_rows = rows.at(step), len(rows)
+    if isinstance(task, CompleteAndTake):
+        before, values = values.chunk(2)
+        pending = _settings(batch, before, batch.step, task.keep, rows.variant)
+        settings = _settings(batch, values, step, task.keep, rows.variant)
+        library.mada_complete_and_step(ctypes.byref(pending), ctypes.byref(settings), *of_rows, sums)
     else:
-        library.mada_advance(ctypes.byref(settings), rows.at(batch.step), len(rows))
-    batch.note_writes(ADVANCED, rows.tensors(ADVANCED))
-    return derivatives
-
-
-def _take_step(task: TakeStep, batch: Batch, values: Tensor, rows: _Rows) -> None:
-    settings = _settings(batch, values, batch.step + 1, task.keep, rows.variant)
-    load(rows.variant).mada_step(ctypes.byref(settings), rows.at(batch.step + 1), len(rows))
-    written = ("param", *(("pending_grad",) if task.keep else ADVANCED))
+        settings = _settings(batch, values, step, task.keep, rows.variant)
+        if not isinstance(task, CompletePending):
+            library.mada_step(ctypes.byref(settings), *of_rows)
+        elif task.learned:
+            library.mada_complete(ctypes.byref(settings), *of_rows, sums)
+        else:
+            library.mada_advance(ctypes.byref(settings), *of_rows)
+    written = [role for role in task.writes if role in _WRITTEN]
     batch.note_writes(written, rows.tensors(written))
+    if not task.learned:
+        return None
+    by_name = dict(zip(COEFFICIENTS, sums, strict=True))
+    names = (coefficient.name for coefficient in batch.update.family.coefficients)
+    among_all = [by_name[name] if name in task.learned else 0.0 for name in names]
+    return torch.tensor(among_all, dtype=values.dtype, device=values.device)
 
 
 def _split(batch: Batch) -> tuple[_Rows | None, Batch | None]:

@@ -63,10 +63,15 @@ def load(variant: Variant) -> ctypes.CDLL:
     source = header() + files("mada_optim.kernels.native").joinpath("native.cpp").read_text(encoding="utf-8")
     library = compiled("native", source, *(f"-D{name}={_text(value)}" for name, value in asdict(variant).items()))
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-    library.mada_complete.argtypes = [pointer, pointer, count, pointer]
-    library.mada_advance.argtypes = library.mada_step.argtypes = [pointer, pointer, count]
-    for function in (library.mada_complete, library.mada_advance, library.mada_step):
-        function.restype = None
+    arguments = {
+        "mada_complete": [pointer, pointer, count, pointer],
+        "mada_advance": [pointer, pointer, count],
+        "mada_step": [pointer, pointer, count],
+        "mada_complete_and_step": [pointer, pointer, pointer, count, pointer],
+    }
+    for name, types in arguments.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = types, None
     library.mada_implements.restype = ctypes.c_char_p
     return library
 

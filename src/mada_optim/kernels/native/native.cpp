@@ -312,6 +312,31 @@ void step(const Coefficients& given, const Settings& settings, const Row& row, i
     }
 }
 
+// The pending step and the one after it, whose coefficients are known already: as complete() and step(), in one pass.
+template <bool KEEP>
+void complete_and_step(
+    const Coefficients& pending, const Coefficients& given, const Settings& settings, const Row& row, int64_t start, int64_t end,
+    Sums* sums) {
+    const Coefficients earlier = pending, q = given;
+    const Tensors tensors(row);
+    const REAL orientation = settings.maximize ? -1 : 1, lr = settings.lr, decay = 1 - settings.lr * settings.weight_decay;
+    EACH_COEFFICIENT(ZERO)
+    EACH
+    for (int64_t i = start; i < end; ++i) {
+        const REAL next = orientation * read(tensors.grad[i]), g = cut(next);
+        const Moments before = tensors.moments(i);
+        const Step x = take(earlier, before, cut(read(tensors.pending_grad[i])));
+        const Derivatives by = differentiate(earlier, before, x, next);
+        EACH_COEFFICIENT(ADD)
+        const Step y = take(q, x.next, g);
+        write<STOCHASTIC>(tensors.param[i], read(tensors.param[i]) * decay - lr * y.delta, tensors.seed, i);
+        tensors.store(i, KEEP ? x.next : y.next);
+        if constexpr (DIFF) tensors.store(tensors.previous_grad, role_previous_grad, i, g);
+        if constexpr (KEEP && !DIFF) tensors.store(tensors.pending_grad, role_pending_grad, i, g);
+    }
+    EACH_COEFFICIENT(ADD_UP)
+}
+
 #define ADD_PART(name) sums->name += part.name;
 template <class Pass>
 void run(const Settings& settings, const Row* rows, int64_t count, Sums* sums, Pass pass) {
@@ -348,6 +373,14 @@ void mada_complete(const Settings* settings, const Row* rows, int64_t count, Sum
 
 void mada_advance(const Settings* settings, const Row* rows, int64_t count) {
     run(*settings, rows, count, nullptr, advance);
+}
+
+void mada_complete_and_step(
+    const Settings* pending, const Settings* settings, const Row* rows, int64_t count, Sums* sums) {
+    const Coefficients earlier(*pending);
+    const auto pass = settings->keep ? complete_and_step<true> : complete_and_step<false>;
+    run(*settings, rows, count, sums, [&](const auto&... of_range) { pass(earlier, of_range...); });
+    earlier.scale(*sums);
 }
 
 void mada_step(const Settings* settings, const Row* rows, int64_t count) {
