@@ -30,10 +30,7 @@ PREVIOUS_LR = "previous_lr"
 
 def learning_rule(group: Group) -> LearningRule:
     """The rule that a parameter group's settings describe; raises ValueError where they make no sense."""
-    delay = group["hyper_delay"]
-    if isinstance(delay, bool) or delay not in (0, 1):
-        raise ValueError(f"hyper_delay must be 0 or 1, got {delay!r}")
-    return LearningRule(*(group[f"hyper_{name}"] for name in ("momentum", "clip", "warmup", "every")))
+    return LearningRule(*(group[f"hyper_{name}"] for name in ("momentum", "clip", "warmup", "every", "delay")))
 
 
 def is_delayed(group: Group) -> bool:

@@ -47,12 +47,14 @@ class LearningRule:
         clip: each |h| is cut to this before it is used; may be infinite.
         warmup: number of optimizer steps that use the initial coefficients.
         every: a hypergradient is taken before each ``every``-th optimizer step.
+        delay: for how many steps it waits before it is used, 0 or 1.
     """
 
     momentum: float
     clip: float
     warmup: int
     every: int
+    delay: int = 0
 
     def __post_init__(self) -> None:
         if not is_number(self.momentum) or not 0.0 <= self.momentum < 1.0:
@@ -62,6 +64,8 @@ class LearningRule:
         for name, value, low in (("hyper_warmup", self.warmup, 0), ("hyper_every", self.every, 1)):
             if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
                 raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
+        if isinstance(self.delay, bool) or self.delay not in (0, 1):
+            raise ValueError(f"hyper_delay must be 0 or 1, got {self.delay!r}")
 
     @overload
     def due(self, steps: int) -> bool: ...
@@ -70,7 +74,7 @@ class LearningRule:
     def due(self, steps: Tensor) -> Tensor: ...
 
     def due(self, steps: int | Tensor) -> bool | Tensor:
-        """Return whether a hypergradient is used before the next step.
+        """Return whether a hypergradient is taken before the next step, and used there if it does not wait.
 
         Args:
             steps: completed so far.

@@ -13,7 +13,7 @@ import torch
 from problems import IDS, TABLE, Net, Row, train
 
 from mada_optim import MADA, OMADA, AVGrad, Coefficient, Family, HypergradientOptimizer, LearningRule, load_optimizer
-from mada_optim.engine.coefficient_set import PREVIOUS_LR, SET_TENSORS
+from mada_optim.engine.coefficient_set import PREVIOUS_LR, SET_TENSORS, WAITING
 
 
 def weight() -> torch.nn.Parameter:
@@ -53,6 +53,8 @@ def weight() -> torch.nn.Parameter:
         ({"hyper_warmup": -1}, ValueError, "hyper_warmup must be an integer >= 0, got -1"),
         ({"hyper_every": 0}, ValueError, "hyper_every must be an integer >= 1, got 0"),
         ({"hyper_every": 1.5}, ValueError, "hyper_every must be an integer"),
+        ({"hyper_delay": 2}, ValueError, "hyper_delay must be 0 or 1, got 2"),
+        ({"hyper_delay": True}, ValueError, "hyper_delay must be 0 or 1, got True"),
         ({"bounds": {"rho": (0.6, 0.4)}}, ValueError, r"bounds of rho must be .* got \(0.6, 0.4\)"),
         ({"bounds": {"rho": (0.0, 2.0)}}, ValueError, "bounds of rho"),
         ({"bounds": {"rho": 0.5}}, ValueError, "bounds of rho"),
@@ -215,6 +217,7 @@ NUMBERS = {
     "hyper_clip": 4.0,
     "hyper_warmup": 1,
     "hyper_every": 2,
+    "hyper_delay": 1,
 }
 
 
@@ -345,13 +348,13 @@ def test_what_is_printed_where_groups_have_betas_of_their_own():
 def test_nothing_internal_is_printed(row: Row):
     optimizer = row([weight()], lr=0.25)
     shown = repr(optimizer)
-    for name in (*SET_TENSORS, PREVIOUS_LR, "family", "special", "previous_betas", "tensor", "None"):
+    for name in (*SET_TENSORS, WAITING, PREVIOUS_LR, "family", "special", "previous_betas", "tensor", "None"):
         assert name not in shown
     assert "    lr: 0.25\n" in shown
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("hyper_lr", 0.0), ("hyper_every", 2), ("hyper_momentum", 0.5), ("bounds", (0.0, 1.0))]
+    ("key", "value"), [("hyper_lr", 0.0), ("hyper_every", 2), ("hyper_momentum", 0.5), ("hyper_delay", 1), ("bounds", (0.0, 1.0))]
 )
 def test_how_coefficients_are_learned_is_set_in_all_groups_or_in_none(key: str, value: Any):
     params = [weight(), weight()]

@@ -40,8 +40,9 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_coefficients(row: Row, 
         loss_of(model, step).backward()
         model.out.weight.grad[0, 0] = bad
         optimizer.step()
-        assert optimizer.coefficients() == before
-    assert optimizer.skipped_hypergradients == (2 if row.name == "mada-every-3" else 6)
+        if step >= 6 + optimizer.param_groups[0]["hyper_delay"]:  # until then, of good gradients
+            assert optimizer.coefficients() == before
+    assert optimizer.skipped_hypergradients == {"mada-every-3": 2, "mada-delayed": 5}.get(row.name, 6)
     assert torch.isfinite(optimizer.param_groups[0]["hyper_momentum_buffer"]).all()
 
 
