@@ -34,7 +34,7 @@ class GenericFamily(MADAFamily):
     """MADA's family without its own kernels: what a user's family gets."""
 
 
-def words(buffers: int, kept_grads: int, learning: bool, every: int = 1) -> float:
+def words(buffers: int, kept_grads: int, learning: bool, every: int = 1, delay: int = 0) -> float:
     """float32 numbers for each parameter that one step of ours reads and writes.
 
     Args:
@@ -42,13 +42,16 @@ def words(buffers: int, kept_grads: int, learning: bool, every: int = 1) -> floa
         kept_grads: how many of them are a gradient, which is not written but exchanged.
         learning: whether a hypergradient is taken.
         every: in each ``every``-th step.
+        delay: 1: what is learned is used one step later, so that all is done in one pass.
 
-    >>> words(2, 0, learning=False), words(6, 1, learning=True)
-    (7.0, 23.0)
+    >>> words(2, 0, learning=False), words(6, 1, learning=True), words(6, 1, learning=True, delay=1)
+    (7.0, 23.0, 16.0)
     """
     plain = (buffers + 2) + (buffers + 1)
     if not learning:
         return float(plain)
+    if delay:
+        return float((buffers + 3) + (buffers - kept_grads) + 2)
     completion = (buffers + 2) + (buffers - kept_grads)
     keep = (buffers + 2) + 2
     return (completion + keep + (every - 1) * plain) / every
@@ -82,6 +85,13 @@ def contenders() -> list[Contender]:
         ours("MADA, β1 β2 ρ, hyper_every=10", 3, 0, partial(mada, hyper_lr=three, hyper_every=10), every=10),
         ours("MADA, default", 6, 1, mada, workloads=ALL),
         ours("MADA, everything", 6, 1, paper, workloads=ALL),
+        Contender(
+            "MADA, everything, hyper_delay=1",
+            "ours",
+            partial(paper, hyper_delay=1),
+            words=words(6, 1, learning=True, delay=1),
+            workloads=ALL,
+        ),
         ours("MADA, everything, hyper_every=10", 6, 1, partial(paper, hyper_every=10), every=10),
         Contender("MADA, everything, bfloat16 state", "ours", partial(paper, state_dtype=torch.bfloat16)),
         Contender("generic engine, compiled", "ours", partial(generic, fused=True)),

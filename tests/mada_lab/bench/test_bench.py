@@ -127,7 +127,8 @@ def test_words_are_those_of_the_buffers():
         learning = "pending_grad" in tensors
         buffers = len(tensors) - learning
         kept = int("previous_grad" in tensors)
-        assert contender.words == contenders.words(buffers, kept, learning, contender.unit), contender.name
+        delay = optimizer.param_groups[0]["hyper_delay"]
+        assert contender.words == contenders.words(buffers, kept, learning, contender.unit, delay), contender.name
 
 
 def test_gpt2_has_the_tensors_that_it_should():

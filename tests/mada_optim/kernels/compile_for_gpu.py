@@ -66,6 +66,7 @@ def some() -> Iterator[tuple[Callable[..., torch.optim.Optimizer], torch.dtype]]
     yield partial(MADA, hyper_lr=0.0), torch.float32
     yield paper, torch.float32
     yield paper, torch.float64
+    yield partial(paper, hyper_delay=1), torch.float32
     yield partial(paper, state_dtype=torch.bfloat16, stochastic_rounding=True), torch.bfloat16
     yield partial(MADA, c=0.5, hyper_lr={"c": 0.1}), torch.float16
     yield OMADA, torch.float32

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mada_optim.kernels.batch import Batch
 from mada_optim.kernels.executor import Executor
-from mada_optim.kernels.passes import Pass
+from mada_optim.kernels.passes import CompleteAndTake, Pass
 from mada_optim.kernels.traced.compiled import in_place, key_of
 from mada_optim.kernels.traced.trace import Trace, trace
 from mada_optim.kernels.triton import source as triton_source
@@ -29,8 +29,8 @@ from mada_optim.tensors.devices import move_numbers, number_on, send
 
 TILE = 8192  # elements of a program of the kernel
 BLOCK = 512  # that it works on at a time
-# A thread has four float32 of a block, which are read at once, and so few registers that enough threads run at a time.
-OPTIONS = {"num_warps": 4, **EXACT} if torch.version.hip else {"num_warps": 4, "maxnreg": 128, **EXACT}
+WARPS = 4  # that do it: a thread has four float32 of a block, which are read at once
+REGISTERS = {True: 168, False: 128}  # of a thread, for both steps at once and for one: 12 or 16 warps run at a time
 
 
 class TritonExecutor(Executor):
@@ -76,7 +76,7 @@ class TritonExecutor(Executor):
             place = torch.zeros((), dtype=torch.int64, device=batch.device)
             parts = trace(in_place(task, batch), tensors, [*numbers, place])
             try:
-                self._kernels[key] = _Kernel(parts, list(columns.dtypes), dtypes, batch.dtype, task.later)
+                self._kernels[key] = _Kernel(parts, list(columns.dtypes), dtypes, batch.dtype, task)
             except UnsupportedError:
                 self._kernels[key] = None
         return self._kernels[key]
@@ -90,17 +90,19 @@ class _Kernel:
         roles: of the tensors in the table.
         dtypes: of those that it takes.
         dtype: of the arithmetic.
-        later: whether it is of step t+1, not of step t.
+        task: that the function carries out.
     """
 
     def __init__(
-        self, parts: Trace, roles: Sequence[str], dtypes: Mapping[str, torch.dtype], dtype: torch.dtype, later: bool
+        self, parts: Trace, roles: Sequence[str], dtypes: Mapping[str, torch.dtype], dtype: torch.dtype, task: Pass
     ) -> None:
         self._before = load(triton_source.write_before(parts)) if parts.carried else None
         self._during = load(triton_source.write_for_tensors(parts, roles, dtypes, dtype))
         self._add_up = load(triton_source.ADD_UP) if parts.results else None
         self._carried, self._results = map(triton_source.count_numbers, (parts.carried, parts.results))
-        self._later = later
+        self._later = task.later
+        limit = {} if torch.version.hip else {"maxnreg": REGISTERS[isinstance(task, CompleteAndTake)]}
+        self._options = {"num_warps": WARPS, **limit, **EXACT}
 
     def __call__(self, batch: Batch, values: Tensor, columns: Columns) -> Tensor | None:
         """Return the result, summed over all elements."""
@@ -114,7 +116,7 @@ class _Kernel:
             self._before.launch(device, 1, (values.to(device), head, numbers), num_warps=1, **EXACT)
         arguments = (columns.table, len(columns.sizes), tiles, numbers, partial)
         for tiles_of_aligned in (True,) if columns.aligned else (True, False):
-            self._during.launch(device, count, arguments, (TILE, BLOCK, tiles_of_aligned), **OPTIONS)
+            self._during.launch(device, count, arguments, (TILE, BLOCK, tiles_of_aligned), **self._options)
         if self._add_up is None:
             return None
         constants = (triton_source.LANES,)
