@@ -42,12 +42,6 @@ def _row(name: str, buffers: int, **q: float) -> Row:
     return Row(name, load_optimizer(name), ADAM | q, buffers)
 
 
-_INSIDE = {
-    "betas": (INTERIOR["beta1"], INTERIOR["beta2"]),
-    **{name: INTERIOR[name] for name in STARTS},
-    "hyper_warmup": 0,
-    "hyper_momentum": 0.5,
-}
 TABLE = [
     _row("adam", 2),
     _row("adamw", 2),
@@ -57,9 +51,20 @@ TABLE = [
     Row("avgrad", AVGrad, ADAM | {"rho": 0.0}, 3),
     Row("hyperadam", load_optimizer("hyperadam"), ADAM, 3, learns=True, kwargs={"hyper_warmup": 3}),
     Row("mada", MADA, ADAM, 7, learns=True, kwargs={"hyper_warmup": 3}),
-    # They start in the interior of the family, where nothing is neutral.
-    Row("mada-paper", load_optimizer("mada-paper"), INTERIOR, 7, learns=True, kwargs=_INSIDE),
-    Row("mada-delayed", load_optimizer("mada-paper"), INTERIOR, 7, learns=True, kwargs={**_INSIDE, "hyper_delay": 1}),
+    # It starts in the interior of the family, where nothing is neutral.
+    Row(
+        "mada-paper",
+        load_optimizer("mada-paper"),
+        INTERIOR,
+        7,
+        learns=True,
+        kwargs={
+            "betas": (INTERIOR["beta1"], INTERIOR["beta2"]),
+            **{name: INTERIOR[name] for name in STARTS},
+            "hyper_warmup": 0,
+            "hyper_momentum": 0.5,
+        },
+    ),
     Row(
         "omada",
         OMADA,

@@ -42,7 +42,8 @@ def in_torch(arguments: dict[str, Any]) -> dict[str, Any]:
 
     arguments = {key: rename(value) for key, value in arguments.items()}
     betas = arguments.pop("b1", 0.9), arguments.pop("b2", 0.999)
-    return {"betas": betas, **{NAMES.get(key, key): value for key, value in arguments.items()}}
+    # Optax's learns without delay.
+    return {"betas": betas, "hyper_delay": 0, **{NAMES.get(key, key): value for key, value in arguments.items()}}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -32,7 +32,7 @@ class MADAOptions(MADAStart, LearningOptions, LionOptions, StepOptions, total=Fa
     """The options of MADA, in the order in which they are shown."""
 
 
-class MADA(NamedOptimizer, name="mada"):
+class MADA(NamedOptimizer, name="mada", hyper_delay=1):
     """Adam, AVGrad, Yogi, Adan and Lion in one update, whose coefficients are learned while the model trains.
 
     Source: Ozkara et al., "MADA: Meta-Adaptive Optimizers through hyper-gradient Descent", ICML 2024. The update is

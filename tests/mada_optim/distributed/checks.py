@@ -178,7 +178,7 @@ def check_ddp(world: World) -> None:
 
 
 def check_fsdp(world: World) -> None:
-    for name in ("mada-paper", "mada-delayed", "mada-every-3", "adamw"):
+    for name in ("mada-paper", "mada", "mada-every-3", "adamw"):
         like_one_process(world, sharded, lambda p, name=name: ROWS[name](p, lr=5e-3))
 
 

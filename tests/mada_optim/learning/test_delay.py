@@ -20,7 +20,7 @@ EVERYWHERE = pytest.mark.parametrize("fused", [None, False])
 
 
 def delayed(params, **kwargs) -> MADA:
-    return ROWS["mada-delayed"](params, lr=5e-3, **kwargs)
+    return ROWS["mada-paper"](params, lr=5e-3, **{"hyper_delay": 1, **kwargs})
 
 
 @EVERYWHERE

@@ -177,9 +177,8 @@ def test_stays_in_the_box_and_moves_by_no_more_than_the_clip_allows():
 )
 def test_is_taken_when_due(every, warmup, expected):
     model = Net()
-    optimizer = MADA(
-        model.parameters(), 0.01, hyper_lr=1e-2, hyper_warmup=warmup, hyper_every=every, beta3=0.5, rho=0.5
-    )
+    options = {"hyper_warmup": warmup, "hyper_every": every, "hyper_delay": 0}
+    optimizer = MADA(model.parameters(), 0.01, hyper_lr=1e-2, beta3=0.5, rho=0.5, **options)
     moved = []
     for step in range(12):
         last = optimizer.coefficients()
