@@ -22,7 +22,7 @@ def run(setting: Setting, record: Record) -> None:
     paper = load_optimizer("mada-paper")
     makers: dict[str, Optimizer] = {
         "MADA, everything": partial(paper, hyper_warmup=0),
-        "MADA, everything, hyper_delay=1": partial(paper, hyper_warmup=0, hyper_delay=1),
+        "MADA, default": partial(MADA, hyper_warmup=0),
         "MADA, nothing learned": partial(MADA, hyper_lr=0.0),
         "AdamW, fused": partial(torch.optim.AdamW, fused=True),
     }

@@ -211,9 +211,9 @@ class CoefficientSet:
     def learn_what_waits(self, run: Callable[..., None]) -> None:
         """Move the coefficients by the hypergradient that waits, if there is one; see :meth:`learn`."""
         if WAITING not in self._shared:  # the option has been changed
-            waiting = _nothing_waits(self.values)
+            nothing = _nothing_waits(self.values)
             for group in self.groups:
-                group[WAITING] = waiting
+                group[WAITING] = nothing
         waiting: Tensor = self._shared[WAITING]
         due = waiting[-1] > 0
         self.learn(waiting[:-1], bool(due) if due.is_cpu else due, run)

@@ -5,8 +5,8 @@ is due at the next step, the step is left *pending*: the buffers stay as they we
 step first completes it, which yields the hypergradient and brings the buffers up to date in the same pass, then moves
 the coefficients, then goes on. One extra buffer is all that the hypergradient costs in memory.
 
-With ``hyper_delay=1`` the coefficients move by the hypergradient of the step before, h_{t-1}, which is known already. So
-the pending step is completed and the next one taken in one pass over memory instead of two, and h_t waits for its turn.
+With ``hyper_delay=1`` the coefficients move by the hypergradient of the step before, h_{t-1}, which is known already.
+So the pending step is completed and the next one taken in one pass over memory instead of two, while h_t waits.
 
 Where parameters are spread over processes, each process has a part of the hypergradient's sum. The parts are added up
 when a hypergradient is due, which all processes know alike: also those that have no element, or no gradient, take part.

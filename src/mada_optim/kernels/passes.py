@@ -2,8 +2,8 @@
 
 The hypergradient of step t needs the buffers before that step, g_t and g_{t+1}. So where one is due, step t is left
 *pending*: its buffers wait, and g_t is kept. Step t+1 then makes two passes: :class:`CompletePending` differentiates
-step t and advances its buffers; between the passes the coefficients move; :class:`TakeStep` moves the parameters. Where the coefficients of step t+1 do
-not wait for that hypergradient, :class:`CompleteAndTake` does both in one pass.
+step t and advances its buffers; between the passes the coefficients move; :class:`TakeStep` moves the parameters. Where
+the coefficients of step t+1 do not wait for that hypergradient, :class:`CompleteAndTake` does both in one pass.
 
 A pass is a pure function of tensors and numbers. Executors decide on which tensors it is called, how it is compiled,
 and how its results are stored.

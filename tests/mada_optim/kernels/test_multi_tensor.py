@@ -136,26 +136,34 @@ def test_parameters_that_are_spread_over_processes(launches, tmp_path, monkeypat
     assert launches[0] > 0
 
 
-@pytest.mark.parametrize("learning", [False, True])
-def test_as_many_launches_for_many_parameters_as_for_one(learning, launches):
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"hyper_lr": 0.0}, 2),  # numbers, tensors
+        ({"hyper_delay": 0}, 6),  # numbers, tensors, sums; what is learned; numbers, tensors
+        ({"hyper_delay": 1}, 4),  # what is learned; numbers, tensors, sums
+    ],
+    ids=str,
+)
+def test_as_many_launches_for_many_parameters_as_for_one(options, expected, launches):
     counts = []
     for number in (1, 20):
         params = [nn.Parameter(torch.randn(3 + index)) for index in range(number)]
-        optimizer = MADA(params, hyper_warmup=0, hyper_lr=None if learning else 0.0)
+        optimizer = MADA(params, hyper_warmup=0, **options)
         for _ in range(3):
             for param in params:
                 param.grad = torch.randn_like(param)
             before = launches[0]
             optimizer.step()
         counts.append(launches[0] - before)
-    # Numbers, tensors, sums; what is learned; numbers, tensors.
-    assert counts == [6 if learning else 2] * 2
+    assert counts == [expected] * 2
 
 
 def test_a_tile_leaves_one_number_for_each_coefficient(launches, monkeypatch):
     """However many sums a derivative consists of; and one program for each coefficient adds them up."""
     params = [nn.Parameter(torch.randn(size)) for size in (5, (1 << 15) + 1)]
-    optimizer = MADA(params, hyper_warmup=0, hyper_lr={"beta1": 5e-4, "beta2": 5e-4, "beta3": 0.1, "gamma": 0.1})
+    learned = {"beta1": 5e-4, "beta2": 5e-4, "beta3": 0.1, "gamma": 0.1}
+    optimizer = MADA(params, hyper_warmup=0, hyper_lr=learned, hyper_delay=0)
     programs = []
     counted = launch.Kernel.launch
     monkeypatch.setattr(
@@ -201,7 +209,7 @@ def test_tensors_that_are_not_aligned(launches, monkeypatch):
             optimizer.step()
         counts.append(launches[0] - before)
         results.append((params, optimizer.coefficients()))
-    assert counts == [6, 8]
+    assert counts == [3, 4]  # numbers, tensors, sums
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 

@@ -57,7 +57,7 @@ def test_a_slow_twin_that_learns_one_step_late(fused, warmup: int, every: int):
 @EVERYWHERE
 @pytest.mark.parametrize("row", [row for row in TABLE if row.learns], ids=lambda row: row.name)
 def test_hypergradients_are_those_of_two_passes(row: Row, fused):
-    """Where coefficients do not move, nothing tells the one pass from the two, whether a step is left pending or not."""
+    """Where coefficients do not move, nothing tells the one pass from the two."""
     kept = []
     for delay in (0, 1):
         model = Net()

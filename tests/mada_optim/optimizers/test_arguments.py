@@ -354,7 +354,8 @@ def test_nothing_internal_is_printed(row: Row):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("hyper_lr", 0.0), ("hyper_every", 2), ("hyper_momentum", 0.5), ("hyper_delay", 0), ("bounds", (0.0, 1.0))]
+    ("key", "value"),
+    [("hyper_lr", 0.0), ("hyper_every", 2), ("hyper_momentum", 0.5), ("hyper_delay", 0), ("bounds", (0.0, 1.0))],
 )
 def test_how_coefficients_are_learned_is_set_in_all_groups_or_in_none(key: str, value: Any):
     params = [weight(), weight()]

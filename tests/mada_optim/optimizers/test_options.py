@@ -24,7 +24,16 @@ from mada_optim.optimizers.options import Options, with_options
 
 # As users of torch know them, then what is ours: the order of the arguments is that of the documentation.
 ADAMW = ["params", "lr", "betas", "eps", "weight_decay"]
-LEARNING = ["hyper_lr", "hyper_momentum", "hyper_clip", "hyper_warmup", "hyper_every", "hyper_delay", "bounds", "hyper_per_group"]
+LEARNING = [
+    "hyper_lr",
+    "hyper_momentum",
+    "hyper_clip",
+    "hyper_warmup",
+    "hyper_every",
+    "hyper_delay",
+    "bounds",
+    "hyper_per_group",
+]
 STEP = ["foreach", "maximize", "capturable", "differentiable", "fused", "state_dtype", "stochastic_rounding", "scale"]
 ORTHO = ["ortho", "ortho_momentum", "row_norm", "row_beta", "ns_steps", "ns_coefficients", "adjust_lr_fn"]
 SIGNATURES = {
