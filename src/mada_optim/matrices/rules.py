@@ -86,7 +86,9 @@ def _is_magnitude(site: Site) -> bool:
 
 
 def _is_coordinate(site: Site) -> bool:
-    """A parametrization that reads the parameter as something else than the weight."""
+    """A parametrization or an adapter of peft that reads the parameter as something else than the weight."""
+    if any(_is_factor(name)(site) for name in ("oft_R", "boft_R", "hra_u", "c3a_kernel")):
+        return True
     children = _children(site.use.parametrization)
     return any(has_class(child, "^_Orthogonal$|^MatrixExp(onential)?$|^CayleyMap$") for child in children)
 
@@ -230,7 +232,7 @@ _POSITIONS = r"(.*_)?(pos|position|positions|positional|rel|relative|alibi|rope|
 _TABLES = (
     r"(.*_)?(tokens?|cls|embed|embeds|embedding|embeddings|emb|table|codebooks?|latents?|prompts?|prefix|registers?)"
     r"(_delta|_concat|_\d+d)?|latent_query|(.*_)?(queries|slots|prototypes?|anchors|centers|centroids?|codewords|vectors|factors)"
-    r"|prompt_(pool|keys?)|ctx|memory"
+    r"|prompt_(pool|keys?)|ctx|memory|vblora_.*"
 )
 _SCALES = (
     r"(?!(w|weights?)_gate)(.*_)?(gates?|scales?|gain|gamma|beta|alpha|temperature|lambdas?|decay|sinks?)|A|A_logs?|D|Ds|dt(_(scale|rate|init|limit))?"
