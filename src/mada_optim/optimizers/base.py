@@ -147,9 +147,9 @@ class HypergradientOptimizer(Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         """How torch.amp.GradScaler learns that it has to leave unscaling and skipping to the step.
 
-        It has to where parameters are spread over processes, of which each sees infinities of its own. Elsewhere it does
-        both itself, so that Lightning clips gradients, which it refuses where the step unscales them. Parameters in
-        float16 are left to the step, whose error says what to do.
+        It has to where parameters are spread over processes, of which each sees infinities of its own. Elsewhere the
+        scaler does both. Lightning refuses to clip gradients that the step unscales. Parameters in float16 are left to
+        the step, whose error says what to do.
         """
         params = (param for group in self.param_groups for param in group["params"])
         return any(is_dtensor(param) or param.dtype == torch.float16 for param in params)
