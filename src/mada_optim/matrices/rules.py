@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import fx, nn
 
 from mada_optim.matrices.fused import fused, gate_and_up, has_class, projection_of
 from mada_optim.matrices.layout import Layout
 from mada_optim.matrices.outputs import Path, is_conv1d, is_norm, is_table
 from mada_optim.matrices.uses import Use
 
+# What a parameter is of which nothing is known.
+UNKNOWN = "unknown"
 # Longest ratio of the sides of a matrix. LoRA's factors may exceed it.
 WIDEST = 256
 # Fewest numbers of a matrix.
@@ -83,7 +86,9 @@ def _is_magnitude(site: Site) -> bool:
 
 
 def _is_coordinate(site: Site) -> bool:
-    """A parametrization that reads the parameter as something else than the weight."""
+    """A parametrization or an adapter of peft that reads the parameter as something else than the weight."""
+    if any(_is_factor(name)(site) for name in ("oft_R", "boft_R", "hra_u", "c3a_kernel")):
+        return True
     children = _children(site.use.parametrization)
     return any(has_class(child, "^_Orthogonal$|^MatrixExp(onential)?$|^CayleyMap$") for child in children)
 
@@ -92,18 +97,38 @@ def _children(module: nn.Module | None) -> list[nn.Module]:
     return list(module.children()) if module is not None else []
 
 
+def _is_classless(site: Site) -> bool:
+    """Whether the module has lost its class: it was scripted, or a graph was exported from it."""
+    module = site.use.module
+    exported = type(module) is nn.Module and any(isinstance(parent, fx.GraphModule) for parent in site.use.parents)
+    return exported or isinstance(module, torch.jit.ScriptModule)
+
+
 def _experts(site: Site) -> int | None:
-    return site.use.number("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "n_experts")
+    use = site.use
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "n_experts")
+    return use.number(*names) or _count(use.module) or _count(use.parent)
+
+
+def _count(module: nn.Module) -> int | None:
+    """How many experts a module has: modules in a list of that name, or matrices in stacks."""
+    experts = getattr(module, "experts", None)
+    if isinstance(experts, nn.ModuleList):
+        return len(experts)
+    stacks = experts if isinstance(experts, nn.Module) else module
+    return next((param.size(0) for param in stacks.parameters(recurse=False) if param.dim() == 3), None)
 
 
 def _is_router(site: Site) -> bool:
     use = site.use
-    if use.attribute != "weight" or use.param.dim() != 2:
+    is_weight = use.attribute == "weight"
+    if use.param.dim() != 2:
         return False
-    if has_class(use.module, r"(Router|Gate|Gating)$") or has_class(use.parent, r"Router$"):
+    if is_weight and (has_class(use.module, r"(Router|Gate|Gating)$") or has_class(use.parent, r"Router$")):
         return True
-    named = use.role in ("gate", "router", "wg") or has_class(use.parent, r"(Gate|Gating)$")
-    return named and use.param.size(0) == _experts(site)
+    is_named = re.fullmatch(_ROUTERS, use.role if is_weight else use.attribute) is not None
+    rows = use.param.shape[:1] if is_weight else use.param.shape  # a bare one may lie either way
+    return (is_named or (is_weight and has_class(use.parent, r"(Gate|Gating)$"))) and _experts(site) in rows
 
 
 def _is_depthwise(site: Site) -> bool:
@@ -201,12 +226,13 @@ def _stacked(_: Site) -> Layout:
     return Layout(stacked=True)
 
 
+_ROUTERS = r"gate|wg|(.*_)?(router|gating)(_.*)?|gate_(network|layer)|w_(gate|noise)"
 _BIASES = r"(.*_)?bias(es)?(_.*)?(?<!_table)"
 _POSITIONS = r"(.*_)?(pos|position|positions|positional|rel|relative|alibi|rope|freqs?)(_.*)?"
 _TABLES = (
     r"(.*_)?(tokens?|cls|embed|embeds|embedding|embeddings|emb|table|codebooks?|latents?|prompts?|prefix|registers?)"
     r"(_delta|_concat|_\d+d)?|latent_query|(.*_)?(queries|slots|prototypes?|anchors|centers|centroids?|codewords|vectors|factors)"
-    r"|prompt_(pool|keys?)|ctx|memory"
+    r"|prompt_(pool|keys?)|ctx|memory|vblora_.*"
 )
 _SCALES = (
     r"(?!(w|weights?)_gate)(.*_)?(gates?|scales?|gain|gamma|beta|alpha|temperature|lambdas?|decay|sinks?)|A|A_logs?|D|Ds|dt(_(scale|rate|init|limit))?"
@@ -225,6 +251,7 @@ RULES: tuple[Rule, ...] = (
     Rule("scale", _is_magnitude, "lengths of the rows of a weight"),
     Rule("vector", lambda site: site.use.param.dim() < 2, "one dimension or none"),
     Rule("empty", lambda site: site.use.param.numel() == 0, "no numbers"),
+    Rule(UNKNOWN, _is_classless, "its module was scripted or exported, and does not say what it is"),
     Rule("coordinates", _is_coordinate, "another matrix is computed from it"),
     Rule("output layer", lambda site: site.output is not None, lambda site: str(site.output)),
     Rule("output layer", _is_in(nn.AdaptiveLogSoftmaxWithLoss), "one row for each word"),
@@ -232,7 +259,7 @@ RULES: tuple[Rule, ...] = (
     Rule("matrix", _is_fused_factor, _fused_why, _fused_layout, any_ratio=True),
     Rule("matrix", _is_factor("lora_B"), "LoRA, from its rank to activations", _one, any_ratio=True),
     Rule("matrix", _is_factor("lora_embedding_B"), "LoRA, from its rank to activations", _one, any_ratio=True),
-    Rule("router", _is_router, "scores experts, one row for each"),
+    Rule("router", _is_router, "scores experts"),
     Rule("matrix", _is_in_projection, "queries, keys and values side by side", lambda _: Layout(parts=(1, 1, 1))),
     Rule("matrix", _is_recurrent, "gates of a recurrent layer side by side", _gates),
     Rule("depthwise", _is_depthwise, "one kernel for each channel"),

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from mada_optim.matrices.layout import Layout
 from mada_optim.matrices.outputs import output_layers
-from mada_optim.matrices.rules import LIMITS, RULES, Rule, Site
+from mada_optim.matrices.rules import LIMITS, RULES, UNKNOWN, Rule, Site
 from mada_optim.matrices.uses import Use, walk
+from mada_optim.warn import warn
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,13 @@ def classify(
         else:
             what, why, layout = _judge(rule, site, sites, layout)
         parameters[param] = Parameter(name, tuple(param.shape), what, why, layout, param.requires_grad)
+    unknown = [parameter.name for parameter in parameters.values() if parameter.what == UNKNOWN]
+    if unknown:
+        warn(
+            f"model: {unknown[0]!r}{f' and {len(unknown) - 1} more' if unknown[1:] else ''} are taken for no matrices, "
+            "since modules that were scripted or exported do not say what they are; pass the model as it was before, "
+            "whose parameters are the same, or say which are: matrices={'*.fc.weight': True}"
+        )
     return parameters
 
 

@@ -50,6 +50,7 @@ from mada_optim.scale import LearnedScale
 from mada_optim.scale.rule import ADAPTIVE
 from mada_optim.tables import as_html
 from mada_optim.tensors.devices import as_floats
+from mada_optim.tensors.distributed import is_dtensor
 
 
 class HypergradientOptimizer(Optimizer):
@@ -110,8 +111,6 @@ class HypergradientOptimizer(Optimizer):
     True
     """
 
-    # How torch.amp.GradScaler learns that it may leave unscaling and skipping to the step.
-    _step_supports_amp_scaling = True
     hyper_grad_scale: float | Tensor = 1.0
     """Factor of the next hypergradient: how many times as long the gradients were before they were clipped.
 
@@ -145,6 +144,17 @@ class HypergradientOptimizer(Optimizer):
             self.defaults.pop("betas", None)  # by which schedulers see that there are none to cycle
         self.scale: LearnedScale | None = None if scale is False else self._learn_scale(scale)
         """The learning rate that is found, where ``scale`` asks for one."""
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """How torch.amp.GradScaler learns that it has to leave unscaling and skipping to the step.
+
+        It has to where parameters are spread over processes, of which each sees infinities of its own. Elsewhere the
+        scaler does both. Lightning refuses to clip gradients that the step unscales. Parameters in float16 are left to
+        the step, whose error says what to do.
+        """
+        params = (param for group in self.param_groups for param in group["params"])
+        return any(is_dtensor(param) or param.dtype == torch.float16 for param in params)
 
     def _learn_scale(self, scale: Scale) -> LearnedScale:
         return LearnedScale(self, settings=ADAPTIVE, held=scale if isinstance(scale, Mapping) else None)

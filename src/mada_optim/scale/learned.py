@@ -22,7 +22,7 @@ from mada_optim.scale.rate import ScaledRate, given_rate
 from mada_optim.scale.rule import ADAPTIVE, SearchSettings
 from mada_optim.scale.schedule import Schedule
 from mada_optim.scale.search import Member, Search, is_low
-from mada_optim.scale.way import TENSORS, VISIBLE
+from mada_optim.scale.way import TENSORS, VISIBLE, check_way
 from mada_optim.tables import Table, as_html
 from mada_optim.tensors.distributed import check_learnable
 from mada_optim.warn import warn
@@ -32,6 +32,8 @@ log = logging.getLogger("mada_optim")
 _ADAPTIVE_KINDS = (Adam, Adamax, NAdam, RAdam)  # AdamW is an Adam
 NAME = "learned_scale"
 """Key of the parameter groups of a state_dict under which the scale stands."""
+SAVED = ("log_value", "applied", "held", "steps", "peak")
+"""What stands there in every version."""
 
 
 class LearnedScale:
@@ -326,6 +328,7 @@ class LearnedScale:
         groups = [
             {name: value for name, value in group.items() if name != NAME} for group in state_dict["param_groups"]
         ]
+        check_loadable(optimizer.param_groups, state_dict["param_groups"], ours)
         self._loading[id(optimizer)] = {"state": ours, "param_groups": state_dict["param_groups"]}
         return {**state_dict, "state": theirs, "param_groups": groups}
 
@@ -352,6 +355,26 @@ class LearnedScale:
                 "of the parameters, which torch.distributed.checkpoint leaves out where it loads in place; the search "
                 "goes on from the parameters as they are"
             )
+
+
+def check_loadable(groups: list[Group], saved_groups: list[Group], ways: Mapping[Any, Mapping[str, Tensor]]) -> None:
+    """Raise ValueError where a state_dict lacks a part of a scale, or its tensors do not fit the parameters.
+
+    Args:
+        groups: of the optimizer that loads it.
+        saved_groups: those of the state_dict.
+        ways: what it keeps of parameters, by their numbers.
+    """
+    for index, (group, packed) in enumerate(zip(groups, saved_groups, strict=False)):  # torch compares their numbers
+        scale = packed.get(NAME)
+        missing = [key for key in SAVED if scale is not None and key not in scale]
+        if missing:
+            raise ValueError(
+                f"state_dict has no {missing[0]!r} in {NAME!r} of parameter group {index}; was it written by another "
+                "version?"
+            )
+        for param, number in zip(group["params"], packed["params"], strict=False):
+            check_way(param, ways.get(number, {}), f"of parameter {number}")
 
 
 def as_table(scale: LearnedScale) -> Table:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import Any
+from numbers import Real
+from typing import Any, SupportsIndex
 
 import torch
 from torch.optim import Optimizer
@@ -16,9 +17,10 @@ _WRAPPERS = 8  # at most, around an optimizer
 class ScaledRate(float):
     """The learning rate in use, as a float that remembers the rate that was given.
 
-    Learning-rate schedulers either write a new rate or compute one from the rate that they find. What ``+ - * /`` and
-    ``abs`` make of this one remembers the same of the rate that was given, so a schedule does not see the scale. As
-    numbers the results are what they are for floats. Copies and pickles are the rate that was given, as plain floats.
+    Learning-rate schedulers either write a new rate or compute one from the rate that they find. What ``+ - * / **``,
+    ``abs`` and ``round`` make of this one remembers the same of the rate that was given, so a schedule does not see the
+    scale. As numbers the results are what they are for floats, and ``float`` returns a plain one. Copies and pickles
+    are the rate that was given, as plain floats.
 
     Args:
         given: what a user or a scheduler wrote.
@@ -32,25 +34,37 @@ class ScaledRate(float):
 
     given: float
     use: Callable[[float], float]
+    was_read: bool = False
+    """Whether ``float`` has read it, as ReduceLROnPlateau does before it writes a rate."""
+    __array_priority__ = -1.0  # above NumPy's scalars, which leave products to it then, and below arrays
 
     def __new__(cls, given: float, use: Callable[[float], float], value: float | None = None) -> ScaledRate:
         rate = super().__new__(cls, use(given) if value is None else value)
         rate.given, rate.use = given, use
         return rate
 
+    def __float__(self) -> float:
+        self.was_read = True
+        return +self
+
+    def __round__(self, ndigits: SupportsIndex | None = None) -> Any:
+        if ndigits is None:
+            return round(+self)
+        return ScaledRate(round(self.given, ndigits), self.use, round(+self, ndigits))
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return float, (self.given,)
 
 
-def given_rate(rate: float) -> float:
+def given_rate(rate: Any) -> float:
     """The rate that was given, of a scaled or of a plain one."""
     return rate.given if isinstance(rate, ScaledRate) else float(rate)
 
 
-def plateau_of(optimizer: Optimizer) -> ReduceLROnPlateau | None:
-    """The ReduceLROnPlateau of an optimizer, which asks for a float and so forgets the rate that was given.
+def was_written_by_plateau(optimizer: Optimizer, rate: float) -> bool:
+    """Whether a ReduceLROnPlateau of an optimizer wrote a rate. It asks for a float, and so forgets what was given.
 
-    Nothing leads from an optimizer to its schedulers, so the garbage collector is asked, which takes some milliseconds.
+    Nothing leads from an optimizer to its schedulers, so the garbage collector is asked, which takes up to a second.
     A scheduler may have been made with a wrapper around the optimizer, such as accelerate's.
     """
     for candidate in gc.get_objects():
@@ -58,20 +72,22 @@ def plateau_of(optimizer: Optimizer) -> ReduceLROnPlateau | None:
             inside: Any = candidate
             for _ in range(_WRAPPERS):
                 inside = getattr(inside, "optimizer", None)
-                if inside is optimizer:
-                    return candidate  # type: ignore[no-any-return]
-    return None
+                # The scheduler keeps the very number that it wrote.
+                if inside is optimizer and any(rate is last for last in candidate._last_lr):
+                    return True
+    return False
 
 
 def _remembering(name: str, linear: bool) -> Callable[[ScaledRate, Any], Any]:
     operation = getattr(float, name)
 
     def compute(self: ScaledRate, other: Any) -> Any:
-        given = operation(self.given, given_rate(other) if isinstance(other, float) else other)
-        if given is NotImplemented:
-            return given
+        if not isinstance(other, Real):
+            return NotImplemented
+        given = operation(self.given, given_rate(other))
         # A multiple follows the scale: of rates that a scheduler read long ago, too.
-        return ScaledRate(given, self.use, None if linear else operation(+self, other))
+        follows = linear and not isinstance(other, ScaledRate)
+        return ScaledRate(given, self.use, None if follows else operation(+self, float(other)))
 
     compute.__name__ = name
     return compute
@@ -87,7 +103,7 @@ def _remembering_sign(name: str) -> Callable[[ScaledRate], ScaledRate]:
     return compute
 
 
-for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv"):
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "pow"):
     setattr(ScaledRate, f"__{_name}__", _remembering(f"__{_name}__", linear=_name in ("mul", "rmul", "truediv")))
 for _name in ("neg", "abs"):
     setattr(ScaledRate, f"__{_name}__", _remembering_sign(f"__{_name}__"))

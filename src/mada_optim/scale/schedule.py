@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Sequence
-from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from mada_optim.scale.rate import ScaledRate, given_rate, plateau_of
+from mada_optim.scale.rate import ScaledRate, given_rate, was_written_by_plateau
 
 Group = dict[str, Any]
 
@@ -32,7 +30,6 @@ class Schedule:
         # By the optimizers' identity. In a step each group's rate in use and the given one; else what groups show.
         self._in_step: dict[int, list[tuple[Any, Any]]] = {}
         self._shown: dict[int, list[Any]] = {}
-        self._plateaus: dict[int, ReduceLROnPlateau | None] = {}
 
     @property
     def optimizers(self) -> list[Optimizer]:
@@ -50,21 +47,16 @@ class Schedule:
             if rates[index] is used:
                 rates[index] = before
         shown = self._shown.get(id(optimizer), ())
-        return [self._given(optimizer, rate, was) for rate, was in zip_longest(rates, shown[: len(rates)])]
-
-    def _given(self, optimizer: Optimizer, rate: Any, shown: Any) -> Any:
-        """A rate as it was given, which stands where one was shown."""
-        if isinstance(rate, Tensor):
-            return rate
-        if isinstance(rate, ScaledRate) or not isinstance(shown, ScaledRate) or not 0.0 < rate < shown:
-            return given_rate(rate)
-        if id(optimizer) not in self._plateaus:
-            self._plateaus[id(optimizer)] = plateau_of(optimizer)
-        plateau = self._plateaus[id(optimizer)]
-        # The scheduler keeps the very number that it wrote.
-        if plateau is None or not any(rate is last for last in plateau._last_lr):
-            return given_rate(rate)
-        return rate / +shown * shown.given
+        for index, was in enumerate(shown[: len(rates)]):
+            rate = rates[index]
+            if not isinstance(was, ScaledRate) or isinstance(rate, (Tensor, ScaledRate)):
+                continue
+            if was.was_read and 0.0 < rate < was:
+                if was_written_by_plateau(optimizer, rate):
+                    rates[index] = optimizer.param_groups[index]["lr"] = rate / +was * was
+                else:
+                    was.was_read = False  # looked up; the search takes long
+        return [rate if isinstance(rate, Tensor) else given_rate(rate) for rate in rates]
 
     def highest_given(self) -> float:
         """The highest of the rates that are given now."""

@@ -84,6 +84,15 @@ class Way:
         tell_autograd([param])
 
 
+def check_way(param: Tensor, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise ValueError where tensors of a state_dict are not the way of a parameter, or not all of it."""
+    shape = _real(param).shape
+    for name in (*TENSORS[:2], *tensors) if tensors else ():
+        actual = tuple(tensors[name].shape) if name in tensors else None
+        if actual != tuple(shape):
+            raise ValueError(f"state_dict has {name} of shape {actual} {where}, expected {tuple(shape)}")
+
+
 def follow(
     params: Sequence[Tensor], ways: Sequence[Way], scale: float, new_scale: float, swing: float, window: float
 ) -> Tensor | None:

@@ -1,14 +1,16 @@
-"""Layers that a framework unfreezes during the training."""
+"""Layers that a framework unfreezes during the training, and gradients that it clips."""
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BackboneFinetuning
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -49,3 +51,13 @@ def test_lightnings_finetuning(tmp_path: Path):
     assert names == {"backbone.0.weight", "backbone.2.weight"}
     assert optimizer.param_groups[-1]["matrices"]  # to whose learning rate the callback attends
     assert not any(torch.equal(value, before[name]) for name, value in module.backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_lightning_clips_gradients_in_mixed_precision(precision: Any):
+    module = Transfer()
+    optimizer = module.configure_optimizers()
+    module.training_step(torch.ones(2, 4), 0).backward()
+    MixedPrecision(precision, "cpu").clip_gradients(optimizer, 1e-3)
+    total = torch.stack([param.grad.norm() for param in module.parameters() if param.grad is not None]).norm()
+    assert total.item() == pytest.approx(1e-3, rel=1e-2)

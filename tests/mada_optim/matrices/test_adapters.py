@@ -116,3 +116,19 @@ def test_lora_of_embeddings_and_of_an_output_layer():
         "model.embed_tokens.lora_embedding_B.default",
         "lm_head.lora_A.default.weight",
     }
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        (peft.OFTConfig(r=0, oft_block_size=8, target_modules=["0"]), "coordinates"),
+        (peft.HRAConfig(r=4, target_modules=["0"]), "coordinates"),
+        (peft.C3AConfig(block_size=8, target_modules=["0"]), "coordinates"),
+        (peft.VBLoRAConfig(num_vectors=32, vector_length=16, target_modules=["0"]), "table"),
+    ],
+    ids=lambda value: getattr(value, "peft_type", value),
+)
+def test_adapters_from_which_a_matrix_is_computed(config: Any, what: str):
+    model = peft.get_peft_model(nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 5)), config)
+    kinds = {parameter.what for parameter in describe(model) if parameter.trained}
+    assert what in kinds <= {what, "row or column"}

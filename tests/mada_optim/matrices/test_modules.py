@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from mada_optim import OMADA, describe, orthogonalize
@@ -419,3 +419,40 @@ def test_orders_of_rows_are_those_of_the_module():
     parts = describe(With(attention))[0].layout.cut(attention.in_proj_weight)  # type: ignore[union-attr]
     expected: tuple[Tensor, ...] = attention.in_proj_weight.chunk(3)
     assert all(torch.equal(part[0], other) for part, other in zip(parts, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("child", "value"),
+    [
+        ("gate", nn.Linear(8, 6)),
+        ("router", nn.Linear(8, 6)),
+        ("gating_network", nn.Linear(8, 6)),
+        ("router", nn.Parameter(torch.ones(6, 8))),
+        ("w_gate", nn.Parameter(torch.ones(8, 6))),
+    ],
+)
+def test_routers_of_experts_that_are_counted(child: str, value: Any):
+    def model(experts: nn.Module, value: Any) -> nn.Module:
+        mixture = With()
+        mixture.experts = experts
+        setattr(mixture, child, value)
+        return mixture
+
+    stack = With(w1=(6, 8, 4))
+    del stack.head
+    for experts in (nn.ModuleList(nn.Linear(8, 8) for _ in range(6)), stack):
+        routers = [each.name for each in describe(model(experts, value)) if each.what == "router"]
+        assert routers == [child if isinstance(value, nn.Parameter) else f"{child}.weight"]
+    assert "router" not in {each.what for each in describe(model(nn.ModuleList([nn.Linear(8, 8)]), value))}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is (deprecated|not supported):DeprecationWarning")
+def test_modules_without_a_class_are_no_matrices():
+    root, graph = nn.Module(), fx.Graph()
+    root.fc = nn.Module()
+    root.fc.weight = nn.Parameter(torch.ones(8, 8))
+    graph.output(graph.get_attr("fc.weight"))
+    for model in (fx.GraphModule(root, graph), torch.jit.script(nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 8)))):
+        with pytest.warns(UserWarning, match="scripted or exported do not say what they are"):
+            assert matrices_of(model) == {}
+    assert OMADA(model, matrices={"0.weight": False, "1.weight": True}).param_groups[0]["matrices"]

@@ -6,6 +6,7 @@ import copy
 import gc
 import io
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -168,6 +169,24 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing() -> None:
     with pytest.raises(ValueError, match="parameter group"):
         optimizer.load_state_dict(other.state_dict())
     assert (scale.state_dict_of("all"), scale._search.has_ways) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda saved: saved["param_groups"][0]["learned_scale"].pop("applied"), "no 'applied' in 'learned_scale'"),
+        (lambda saved: saved["state"][1].pop("scale_mean"), "scale_mean of shape None of parameter 1"),
+        (lambda saved: saved["state"][1].update(scale_initial=torch.ones(3, 7)), r"scale_initial of shape \(3, 7\)"),
+    ],
+)
+def test_a_checkpoint_that_lacks_a_part_changes_nothing(change: Callable[[Any], Any], message: str) -> None:
+    _, optimizer, _ = search(steps=5)
+    before = copy.deepcopy(optimizer.state_dict())
+    saved = copy.deepcopy(search(steps=7)[1].state_dict())
+    change(saved)
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(saved)
+    torch.testing.assert_close(optimizer.state_dict(), before, rtol=0.0, atol=0.0)
 
 
 def test_the_optimizer_keeps_the_scale_and_not_the_other_way_round() -> None:

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from problems import Net, train
@@ -81,8 +82,16 @@ def test_last_lr_is_what_is_used(name: str) -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(announced, rel=1e-12)
 
 
-def test_plateau() -> None:
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_plateau(by_hand: bool) -> None:
     model, optimizer, scale = search(steps=13)
+    if by_hand:  # a warm-up, with a log of what is used
+        for group in optimizer.param_groups:
+            assert float(group["lr"]) > 0.001
+            group["lr"] = 0.001
+        train(model, optimizer, 1)
+        optimizer.param_groups[0]["lr"] = 0.01
+        train(model, optimizer, 1)
     scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
     for _ in range(3):
         scheduler.step(1.0)
@@ -189,6 +198,11 @@ def test_rates_are_floats_for_everybody_else() -> None:
     assert [given_rate(x) for x in (rate * 2, rate + 1, 1 - rate)] == pytest.approx([0.2, 1.1, 0.9])
     assert [rate * 2, rate + 1, 1 - rate] == pytest.approx([0.1, 1.05, 0.95])
     assert [given_rate(-rate), given_rate(abs(rate)), -rate, abs(rate)] == pytest.approx([-0.1, 0.1, -0.05, 0.05])
+    # NumPy's numbers may stand on either side; ratios of rates and powers are what they are for floats.
+    others = (round(rate / 3, 2), np.float64(2) * rate, rate * np.float32(2), np.int64(2) * rate, rate**2, rate / rate)
+    assert [given_rate(x) for x in others] == pytest.approx([0.03, 0.2, 0.2, 0.2, 0.01, 1.0])
+    assert list(others) == pytest.approx([0.02, 0.1, 0.1, 0.1, 0.0025, 1.0])
+    assert (round(rate), np.log10(rate), np.multiply(rate, 2)) == (0, pytest.approx(-1.30103), 0.1)
     assert pickle.loads(pickle.dumps(rate)) == 0.1
     assert rate.__mul__("x") is NotImplemented
 
