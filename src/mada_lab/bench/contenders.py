@@ -74,7 +74,8 @@ def contenders() -> list[Contender]:
     three = {"beta1": 5e-4, "beta2": 5e-4, "rho": 0.1}
 
     def ours(name: str, buffers: int, kept: int, make: Any, every: int | None = 1, workloads: str = "abc") -> Contender:
-        count = words(buffers, kept, every is not None, every or 1, make([torch.zeros(1)]).param_groups[0]["hyper_delay"])
+        delay = make([torch.zeros(1)]).param_groups[0]["hyper_delay"]
+        count = words(buffers, kept, every is not None, every or 1, delay)
         return Contender(name, "ours", make, unit=every or 1, words=count, workloads=workloads)
 
     mada = partial(MADA, lr=LR, hyper_warmup=0)
