@@ -22,6 +22,7 @@ def run(setting: Setting, record: Record) -> None:
         "replayed steps equal steps, fused": partial(replayed_steps, fused=None),
         "replayed steps equal steps, plain": partial(replayed_steps, fused=False),
         "a parameter that the graph leaves out": partial(replayed_steps, fused=None, left_out=2),
+        "graphs of different parameters": graphs_in_turn,
         "tensors that are not aligned": misaligned,
         "channels_last": channels_last,
         "no recompilations": recompilations,
@@ -37,7 +38,10 @@ def run(setting: Setting, record: Record) -> None:
 
 
 def replayed_steps(setting: Setting, values: dict[str, Any], fused: bool | None, left_out: int | None = None) -> None:
-    """Steps replayed from a graph are those of the program, also where a parameter has no gradient meanwhile."""
+    """Steps replayed from a graph are those of the program, also where a parameter has no gradient meanwhile.
+
+    It has none in the step before the capture either, which completes its last one.
+    """
     device, results = setting.device, []
     for captured in (False, True):
         params = new_params(device.name, torch.float32, setting.small)
@@ -48,7 +52,7 @@ def replayed_steps(setting: Setting, values: dict[str, Any], fused: bool | None,
             in_graph = CAPTURED_AT <= step < STEPS - 1
             for k, (param, grad, place) in enumerate(zip(params, grads, kept, strict=True)):
                 place.copy_(grad)
-                param.grad = None if in_graph and k == left_out else place
+                param.grad = None if CAPTURED_AT - 1 <= step < STEPS - 1 and k == left_out else place
             if captured and in_graph:
                 # Capturing does not run: the first replay is this step.
                 replay = replay or device.capture(optimizer.step)
@@ -59,6 +63,30 @@ def replayed_steps(setting: Setting, values: dict[str, Any], fused: bool | None,
     torch.testing.assert_close(results[0][0], results[1][0])
     assert results[0][1] == results[1][1], results
     values["replayed"] = STEPS - 1 - CAPTURED_AT
+
+
+def graphs_in_turn(setting: Setting, values: dict[str, Any]) -> None:
+    """Two graphs that leave out a parameter each, replayed in turn: the counts of steps differ within them."""
+    device, results = setting.device, []
+    for captured in (False, True):
+        params = new_params(device.name, torch.float32, setting.small)
+        optimizer = MADA(params, lr=1e-3, hyper_lr=0.0, capturable=True)
+        replays: dict[int, Callable[[], Any]] = {}
+        kept = [torch.zeros_like(param) for param in params]
+        for step, grads in enumerate(gradients(params, STEPS)):
+            left_out = (0, 1, 1)[step % 3] if step >= CAPTURED_AT else None
+            for k, (param, grad, place) in enumerate(zip(params, grads, kept, strict=True)):
+                place.copy_(grad)
+                param.grad = None if k == left_out else place
+            if captured and left_out is not None:
+                if left_out not in replays:
+                    replays[left_out] = device.capture(optimizer.step)
+                replays[left_out]()
+            else:
+                optimizer.step()
+        results.append(params)
+    torch.testing.assert_close(*results)
+    values["graphs"] = 2
 
 
 def _same_as_plain(setting: Setting, place: Callable[[Tensor], Tensor], sizes: Sequence[tuple[int, ...]]) -> float:

@@ -145,7 +145,14 @@ class GroupStep:
         members, states = self.members, self.members.states
         kinds = self._kinds()
         pending = _numbers(states, "pending", False)
-        counts = members.params if self.group["capturable"] else _numbers(states, "step", None)
+        devices = kinds.columns[0]
+        counts: Sequence[Any]
+        executors = {device: select_executor(self.update.family, self.group, device) for device in set(devices)}
+        if self.group["capturable"]:  # on the device, where they cannot be compared
+            one_by_one = (not executors[device].counts_each for device in devices)
+            counts = [param if alone else None for param, alone in zip(members.params, one_by_one, strict=True)]
+        else:
+            counts = _numbers(states, "step", None)
         columns = [pending, counts, *kinds.columns]
         batches: Iterable[Sequence[int]] = [range(len(states))] if states else []
         if not all(len(set(column)) == 1 for column in columns):
@@ -156,7 +163,7 @@ class GroupStep:
         for numbers in batches:
             first = numbers[0]
             if states[first] and (pending[first] or members.grads[first] is not None):
-                yield self._batch(numbers, counts[first], pending[first], kinds)
+                yield executors[devices[first]], self._batch(numbers, counts[first], pending[first], kinds)
 
     def _kinds(self) -> Kinds:
         """What the parameters and their gradients are; the object of the last step where it still holds."""
@@ -170,12 +177,10 @@ class GroupStep:
             self.group.kinds = kinds
         return kinds
 
-    def _batch(
-        self, numbers: Sequence[int], step: float | Tensor, pending: bool, kinds: Kinds
-    ) -> tuple[Executor, Batch]:
-        """A batch of the parameters with these numbers, and who works on it."""
+    def _batch(self, numbers: Sequence[int], step: float | Tensor, pending: bool, kinds: Kinds) -> Batch:
+        """A batch of the parameters with these numbers."""
         first, members = numbers[0], self.members
-        batch = Batch(
+        return Batch(
             self.update,
             _chosen(members.params, numbers),
             None if members.grads[first] is None else _chosen(members.grads, numbers),  # type: ignore[arg-type]
@@ -187,7 +192,6 @@ class GroupStep:
             kinds if kinds.are_known else None,
             self.group.kept_for(tuple(numbers)) if isinstance(self.group, ParameterGroup) else {},
         )
-        return select_executor(self.update.family, self.group, batch.device), batch
 
 
 class Kinds:

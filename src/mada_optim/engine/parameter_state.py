@@ -103,6 +103,24 @@ class ParameterState:
             state[param] = {**self.initial(param), **kept}
         return Members.of(self.update, state, grads) if incomplete else members
 
+    def repeats(self, state: State, grads: Sequence[Tensor | None]) -> bool:
+        """Whether a step with such gradients leaves all that the program knows of the state as it finds it.
+
+        Args:
+            state: of the optimizer.
+            grads: of the group's parameters.
+        """
+        group, learned = self.update.group, bool(self.update.learned)
+        if group.get("betas") != group.get("previous_betas"):
+            return False
+        needed = {"step", *self.tensors, *self.update.statistics}
+        for param, grad in zip(group["params"], grads, strict=True):
+            kept = state.get(param, _NOTHING)
+            is_pending = "pending" in kept and bool(kept["pending"])
+            if is_pending != (learned and grad is not None) or not (grad is None or needed <= kept.keys()):
+                return False
+        return True
+
     def initial(self, param: Tensor, names: Sequence[str] | None = None) -> dict[str, Any]:
         """State of a parameter before its first step.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import repeat
 from operator import contains
@@ -15,6 +15,7 @@ from torch import Tensor
 from mada_optim.families.in_group import FamilyInGroup, Group
 from mada_optim.tensors.blocks import Roles
 from mada_optim.tensors.distributed import PLAIN, is_dtensor, local, tell_autograd
+from mada_optim.tensors.rounding import mix
 
 # Tensors of several parameters by role, in the order of the parameters; see Roles.
 Columns = dict[str, list[Tensor]]
@@ -30,7 +31,8 @@ class Batch:
         grads: their gradients; None where they have none.
         states: what is kept for each of them; may be changed.
         buffers: names of what a pass may see of that, where it is there, in one order for all.
-        step: number t of steps completed: a number, or a 0-dimensional tensor on the device (``capturable``).
+        step: number t of steps completed: a number, or a 0-dimensional tensor on the device (``capturable``), that of
+            the first parameter; see :attr:`counts`.
         pending: whether the last of them was pending when this step began.
         index: position of the first parameter in its group, from which the noise of stochastic rounding is drawn.
         alike: the same object as in the last step where parameters and gradients are known to be what they were then,
@@ -70,6 +72,30 @@ class Batch:
     def dtype(self) -> torch.dtype:
         """The dtype of the arithmetic."""
         return torch.promote_types(self.params[0].dtype.to_real(), torch.float32)
+
+    @property
+    def counts(self) -> list[Tensor] | None:
+        """The numbers of steps completed where each parameter has its own, on the device; see ``step``."""
+        return [state["step"] for state in self.states] if isinstance(self.step, Tensor) else None
+
+    def by_count(self) -> list[Batch]:
+        """Batches whose parameters have one number of steps completed."""
+        if self.counts is None or len(self.params) == 1:
+            return [self]
+        return [
+            replace(
+                self,
+                params=[param],
+                grads=None if self.grads is None else [self.grads[number]],
+                states=[state],
+                step=state["step"],
+                index=mix(self.index, number),
+                alike=None,
+                kept={},
+                notes={},
+            )
+            for number, (param, state) in enumerate(zip(self.params, self.states, strict=True))
+        ]
 
     def refresh(self) -> None:
         """Forget what was noted: there are other tensors, or their values have changed."""

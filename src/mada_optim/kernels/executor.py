@@ -33,6 +33,9 @@ class Executor(ABC):
             and device. None where nothing is differentiated.
         """
 
+    counts_each: ClassVar[bool] = False
+    """Whether parameters of one batch may have numbers of steps of their own: see ``Batch.counts``."""
+
     run_on_numbers: ClassVar[Callable[..., None]] = staticmethod(call)
     """How a function of a few numbers is called best, which changes some of them in place."""
 

@@ -23,8 +23,8 @@ def select_executor(family: Family, group: Mapping[str, Any], device: torch.devi
     """Return the executor for parameters of a group on a device.
 
     ``fused=False``, ``differentiable``, or a choice of ``foreach``: eager. Otherwise native for the families of MADA
-    and OMADA on the CPU; and for elementwise families Triton on CUDA, but compiled in captured graphs, and on the CPU
-    where ``fused=True`` asks for it, since compiling takes a while.
+    and OMADA on the CPU; and for elementwise families Triton on CUDA, and compiled on the CPU where ``fused=True`` asks
+    for it, since compiling takes a while.
     """
     wanted = group["fused"]
     if wanted is False or group["differentiable"] or (wanted is None and group["foreach"] is not None):
@@ -37,9 +37,7 @@ def select_executor(family: Family, group: Mapping[str, Any], device: torch.devi
         return the(NativeExecutor)
     if not compiled:
         return the(EagerExecutor)
-    # Where tensors lie in memory must not be fixed at a capture's first run.
-    at_once = device.type == "cuda" and not group["capturable"] and launch.is_available()
-    return the(TritonExecutor if at_once else CompiledExecutor)
+    return the(TritonExecutor if device.type == "cuda" and launch.is_available() else CompiledExecutor)
 
 
 # What an executor leaves to another.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
 from numbers import Integral, Real
 from typing import overload
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from mada_optim.arguments import is_number
 from mada_optim.families import Coefficient
 from mada_optim.scale.rule import MEAN_DECAY, SQUARE_DECAY
-from mada_optim.tensors.devices import move_numbers
+from mada_optim.tensors.devices import constant
 
 
 def call(function: Callable[..., None], *tensors: Tensor) -> None:
@@ -114,12 +113,13 @@ class LearningRule:
         """
         if due is False:
             return
-        dtype, device = hypergradient.dtype, hypergradient.device
+        count = len(coefficients)
+        rows = (tuple(step_sizes), *zip(*boxes, strict=True), (self.momentum,) * count, (self.clip,) * count)
         tensors = [getattr(learned, item.name) for item in fields(LearnedTensors)]
-        tensors += [skipped, hypergradient, *_on_device(tuple(step_sizes), tuple(boxes), dtype, device)]
-        tensors += [_number(x, dtype, device) for x in (self.momentum, self.clip, due)]
+        tensors += [skipped, hypergradient, *_rows(learned.values, rows, hypergradient.dtype)[:, :count]]
+        tensors.append(due if isinstance(due, Tensor) else _truth(learned.values, due))
         if any(coefficient.normalized for coefficient in coefficients):
-            tensors.append(_are_normalized(tuple(coefficients), device))
+            tensors.append(_are_normalized(learned.values, tuple(coefficients)))
         (run or call)(_descend, *tensors)
 
 
@@ -166,28 +166,18 @@ def _normalize(
     return LearnedTensors(values, torch.where(normalized, mean, plain.momentum), square, plain.taken)
 
 
-def _number(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a number as a tensor on the device, without waiting for it."""
-    if isinstance(value, Tensor):
-        return move_numbers(value, device)
-    return _constant(value, torch.bool if isinstance(value, bool) else dtype, device)
+@constant
+def _rows(rows: tuple[tuple[float, ...], ...], dtype: torch.dtype) -> Tensor:
+    """Rows of numbers, padded so that each is aligned to 16 bytes on a device."""
+    count = len(rows[0])
+    return torch.tensor([[*row, *[0.0] * (count % 2)] for row in rows], dtype=dtype, device="cpu")
 
 
-@lru_cache(maxsize=64)
-def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.full((), value, dtype=dtype, device=device)
+@constant
+def _truth(value: bool) -> Tensor:
+    return torch.tensor(value, device="cpu")
 
 
-@lru_cache(maxsize=64)
-def _on_device(
-    step_sizes: tuple[float, ...], boxes: tuple[tuple[float, float], ...], dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return step sizes, lower and upper bounds, copied to the device once: each copy waits for it."""
-    rows = (step_sizes, *zip(*boxes, strict=True))
-    alpha, low, high = (torch.tensor(row, dtype=dtype, device="cpu").to(device) for row in rows)
-    return alpha, low, high
-
-
-@lru_cache(maxsize=64)
-def _are_normalized(coefficients: tuple[Coefficient, ...], device: torch.device) -> Tensor:
-    return torch.tensor([coefficient.normalized for coefficient in coefficients], device="cpu").to(device)
+@constant
+def _are_normalized(coefficients: tuple[Coefficient, ...]) -> Tensor:
+    return torch.tensor([coefficient.normalized for coefficient in coefficients], device="cpu")

@@ -80,7 +80,10 @@ class HypergradientOptimizer(Optimizer):
             parameters, as ``fused=False`` does; False takes parameters one by one.
         maximize: maximize the objective.
         capturable: whether the step may be captured in a CUDA graph. Step counts are then kept on the device, and the
-            hypergradient is computed at every step, used or not. Take two steps before the capture.
+            hypergradient is computed at every step, used or not. Take two steps before the capture. A replay uses all
+            options as they were at the capture, also ``betas`` and ``hyper_grad_scale``; only what is a tensor on the
+            device, such as an ``lr``, is read anew. While coefficients are learned, all steps from the capture on need
+            gradients for the same parameters.
         differentiable: whether autograd goes through :meth:`step`, to parameters (which may then not be leaves),
             gradients, and ``lr`` where it is a tensor. Only with coefficients that are not learned (``hyper_lr=0.0``)
             and without rounding to bfloat16; torch's operators are used.
@@ -277,7 +280,7 @@ class HypergradientOptimizer(Optimizer):
 
         Raises:
             RuntimeError: a gradient is sparse, or not spread over the same processes as its parameter; or the step is
-                captured in a CUDA graph without ``capturable=True``.
+                captured in a CUDA graph without ``capturable=True``, or before a step with such gradients and options.
             ValueError: a gradient in float16 is scaled by ``torch.amp.GradScaler``, a coefficient is to be learned
                 that has been frozen where part of the update is left out, or a group's ``betas`` were set that are
                 learned.

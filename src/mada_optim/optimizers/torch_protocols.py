@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mada_optim.engine.parameter_state import ParameterState
+from mada_optim.families.in_group import FamilyInGroup
 from mada_optim.tensors.devices import device_of, has_values, is_capturing, number_dtype
 from mada_optim.tensors.distributed import PLAIN, any_process, local, place_gradient, tell_autograd, whole
 
@@ -22,14 +24,21 @@ if TYPE_CHECKING:
 
 
 def check_capture(optimizer: HypergradientOptimizer) -> None:
-    """Raise RuntimeError where a CUDA graph would replay the step count, seeds and learning rate of its capture."""
-    if all(group["capturable"] for group in optimizer.param_groups):
+    """Raise RuntimeError where a CUDA graph would replay what only the captured step does, or its count and seeds."""
+    if not is_capturing(device_of(_params(optimizer))):
         return
-    if is_capturing(device_of(_params(optimizer))):
+    captured = f"{type(optimizer).__name__}: step() is being captured in a graph"
+    if not all(group["capturable"] for group in optimizer.param_groups):
         raise RuntimeError(
-            f"{type(optimizer).__name__}: step() is being captured in a graph, which needs capturable=True in all "
-            "parameter groups; make the optimizer with capturable=True"
+            f"{captured}, which needs capturable=True in all parameter groups; make the optimizer with capturable=True"
         )
+    for index, group in enumerate(optimizer.param_groups):
+        grads = [param.grad for param in group["params"]]
+        if not ParameterState(FamilyInGroup(optimizer.family, group)).repeats(optimizer.state, grads):
+            raise RuntimeError(
+                f"{captured}, but parameter group {index} has other gradients, betas or learned coefficients than in "
+                "the last step; take a step with these before the capture"
+            )
 
 
 def check_gradients(optimizer: HypergradientOptimizer) -> list[list[Tensor | None]]:

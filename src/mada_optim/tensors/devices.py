@@ -10,13 +10,17 @@ loaded with ``map_location="mps"``.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
+from functools import lru_cache, wraps
+from typing import Any
 
 import torch
 from torch import Tensor
 
 WITHOUT_FLOAT64 = frozenset({"mps"})
 WITHOUT_VALUES = frozenset({"meta"})
+PINNED = frozenset({"cuda", "xpu"})  # copies from pinned memory do not make the program wait
 
 
 def has_float64(device: torch.device) -> bool:
@@ -83,12 +87,41 @@ def number_on(value: float | Tensor, device: torch.device) -> Tensor:
     return torch.full((), value, dtype=number_dtype(device), device=device)
 
 
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the host on a device, for which the program does not wait."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    # torch gives the pinned memory to no other tensor before it has been read.
-    return tensor.pin_memory().to(device, non_blocking=True)
+def send(tensor: Tensor, reader: Tensor) -> Tensor:
+    """Return a tensor of the host on a device, for which the program does not wait.
+
+    Args:
+        tensor: to be copied; nobody may write to it afterwards.
+        reader: a tensor on the device, with which the copy is used. A graph that is captured copies again at each
+            replay, so what it copies from stays as long as this tensor does.
+    """
+    device = reader.device
+    if device.type in PINNED:
+        # torch gives the pinned memory to no other tensor before it has been read.
+        tensor = tensor.pin_memory()
+    if is_capturing(device):
+        weakref.finalize(reader, id, tensor).atexit = False
+    return tensor.to(device, non_blocking=device.type in PINNED)
+
+
+def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a function that makes the same tensor on the device of its first argument, a ``reader`` of :func:`send`.
+
+    The tensor is made once for the same arguments, but anew in a graph that is captured: the graph's memory holds
+    nothing until it is replayed, and the graph outlives what others may forget.
+
+    Args:
+        make: makes the tensor, on the host.
+    """
+    once = lru_cache(maxsize=64)(lambda device, *arguments: make(*arguments).to(device))
+
+    @wraps(make)
+    def on_device(reader: Tensor, *arguments: Any) -> Tensor:
+        if is_capturing(reader.device):
+            return send(make(*arguments), reader)
+        return once(reader.device, *arguments)
+
+    return on_device
 
 
 def stream_on(device: torch.device) -> int | None:

@@ -80,10 +80,12 @@ def test_a_step_never_waits_for_the_device(row: Row, capturable, compiled, lr, m
 
 def test_capturing_needs_capturable(monkeypatch):
     """A graph that is captured otherwise replays one step count, seed and learning rate for ever."""
-    monkeypatch.setattr("mada_optim.optimizers.torch_protocols.is_capturing", lambda device: True)
     model = Net()
+    capturable = MADA(model.parameters(), capturable=True)
+    train(model, capturable, 1)
+    monkeypatch.setattr("mada_optim.optimizers.torch_protocols.is_capturing", lambda device: True)
     optimizer = MADA(model.parameters(), hyper_warmup=0)
     with pytest.raises(RuntimeError, match="capturable=True in all parameter groups"):
         train(model, optimizer, 1)
     assert not optimizer.state
-    train(model, MADA(model.parameters(), capturable=True), 1)
+    train(model, capturable, 1)

@@ -60,7 +60,6 @@ def choose(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         monkeypatch.setattr(engine, "select_executor", lambda family, *_: select.the(TritonExecutor))
         monkeypatch.setattr(multi_tensor, "TILE", 1 << 15)
         monkeypatch.setattr(multi_tensor, "BLOCK", 1 << 14)
-        multi_tensor._tiles.cache_clear()
     else:
         optimizer = MADA([nn.Parameter(torch.ones(1))], **arguments)
         selected = select.select_executor(optimizer.family, optimizer.param_groups[0], torch.device("cpu"))

@@ -21,7 +21,7 @@ from mada_optim.kernels.batch import Columns as Tensors
 from mada_optim.kernels.triton.source import ALIGNMENT
 from mada_optim.tensors.alike import compare_at_once, never
 from mada_optim.tensors.blocks import Block, Roles
-from mada_optim.tensors.devices import send, stream_on
+from mada_optim.tensors.devices import is_capturing, send, stream_on
 from mada_optim.tensors.rounding import noise_place
 
 _dtype = operator.attrgetter("dtype")
@@ -34,8 +34,8 @@ class Columns:
     Args:
         sizes: how many elements each of them has.
         tensors: by role, those of each parameter.
-        table: on the device, a row of 64-bit numbers for each of: sizes, places of the noise, addresses of the tensors
-            of each role.
+        table: on the device, a row of 64-bit numbers for each of: sizes, places of the noise, which count of steps is
+            theirs, addresses of the tensors of each role.
         aligned: whether all tensors are aligned.
         copied: copies among the tensors, with the block and the role that they stand for.
     """
@@ -142,7 +142,7 @@ class Plan:
         self._sizes = list(compress(layout.sizes, self._in_place))
         self.rest = [number for number, flag in enumerate(self._in_place) if not flag]
         """Numbers of the parameters whose tensors have to be copied."""
-        self._made_for: tuple[int, int | None, dict[str, list[int]]] = -1, None, {}
+        self._made_for: tuple[int, bool, int | None, dict[str, list[int]]] = -1, False, None, {}
         self._table: tuple[Tensor, bool]
 
     def know(self, batch: Batch, stored: Tensors) -> None:
@@ -161,15 +161,18 @@ class Plan:
         if self.rest:
             tensors = {role: list(compress(column, self._in_place)) for role, column in tensors.items()}
         addresses = {role: list(map(Tensor.data_ptr, column)) for role, column in tensors.items()}
-        made_for = batch.index, stream_on(batch.device), addresses
-        if made_for != self._made_for:
-            known, device = self._made_for[2], tensors["param"][0].get_device()
+        made_for = batch.index, batch.counts is None, stream_on(batch.device), addresses
+        capturing = is_capturing(batch.device)
+        if capturing or made_for != self._made_for:
+            known, device = self._made_for[-1], tensors["param"][0].get_device()
             moved = (column for role, column in tensors.items() if addresses[role] != known.get(role))
             if any(index != device for index in map(Tensor.get_device, chain.from_iterable(moved))):
                 for number in self._numbers:
                     _check(batch.roles_of(number))
-            self._table = _make_table(batch, self._numbers, self._sizes, addresses.values())
-            self._made_for = made_for
+            table = _make_table(batch, self._numbers, self._sizes, addresses.values())
+            if capturing:  # neither is the graph's table for other steps, nor theirs for the graph, which outlives it
+                return [Columns(self._sizes, tensors, *table)]
+            self._table, self._made_for = table, made_for
         return [Columns(self._sizes, tensors, *self._table)]
 
 
@@ -228,6 +231,7 @@ def _make_table(
 ) -> tuple[Tensor, bool]:
     """Return the table, on the device, for which the program does not wait; and whether all tensors are aligned."""
     places = [noise_place(batch.index, number) for number in numbers]
+    counts = [0] * len(numbers) if batch.counts is None else numbers
     row = list(chain.from_iterable(addresses))
-    table = torch.tensor([*sizes, *places, *row], dtype=torch.int64, device="cpu")
-    return send(table, batch.device), not any(address % ALIGNMENT for address in row)
+    table = torch.tensor([*sizes, *places, *counts, *row], dtype=torch.int64, device="cpu")
+    return send(table, batch.params[0]), not any(address % ALIGNMENT for address in row)

@@ -7,8 +7,7 @@ A launch costs as much time as moving a million numbers, and a model has hundred
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -25,7 +24,8 @@ from mada_optim.kernels.triton.columns import Columns, find_columns
 from mada_optim.kernels.triton.expressions import UnsupportedError
 from mada_optim.kernels.triton.launch import EXACT, load
 from mada_optim.kernels.triton.scalars import change_numbers
-from mada_optim.tensors.devices import move_numbers, number_on, send
+from mada_optim.kernels.triton.source import HEAD
+from mada_optim.tensors.devices import constant, move_numbers, number_on, send
 
 TILE = 8192  # elements of a program of the kernel
 BLOCK = 512  # that it works on at a time
@@ -40,6 +40,7 @@ class TritonExecutor(Executor):
         otherwise: what carries out passes that cannot be written in Triton.
     """
 
+    counts_each = True
     run_on_numbers = staticmethod(change_numbers)
 
     def __init__(self, otherwise: Executor) -> None:
@@ -49,19 +50,20 @@ class TritonExecutor(Executor):
     def run(self, task: Pass, batch: Batch, values: Tensor) -> Tensor | None:
         """See :meth:`Executor.run`."""
         if "columns" not in batch.notes:
-            batch.notes["columns"] = find_columns(batch)
+            batch.notes["columns"] = found = find_columns(batch)
+            batch.notes["tiles"] = [_tiles(batch.params[0], tuple(columns.sizes), TILE) for columns in found]
             batch.notes["heads"] = _make_heads(batch)
         all_columns: list[Columns] = batch.notes["columns"]
         kernels = [self._kernel(task, batch, columns, values) for columns in all_columns]
         if None in kernels:
             batch.refresh()  # copies of what is about to change
-            return self._otherwise.run(task, batch, values)
-        total: Tensor | None = None
-        for kernel, columns in zip(kernels, all_columns, strict=True):
-            assert kernel is not None
-            derivatives = kernel(batch, values, columns)
-            if derivatives is not None:
-                total = derivatives if total is None else total + derivatives
+            return _total(self._otherwise.run(task, each, values) for each in batch.by_count())
+        total = _total(
+            kernel(batch, values, columns, tiles)
+            for kernel, columns, tiles in zip(kernels, all_columns, batch.notes["tiles"], strict=True)
+            if kernel is not None
+        )
+        for columns in all_columns:
             columns.write_back(task.writes)
         written = (columns.tensors[role] for columns in all_columns for role in task.writes)
         batch.note_writes(task.writes, chain.from_iterable(written))
@@ -104,16 +106,14 @@ class _Kernel:
         limit = {} if torch.version.hip else {"maxnreg": REGISTERS[isinstance(task, CompleteAndTake)]}
         self._options = {"num_warps": WARPS, **limit, **EXACT}
 
-    def __call__(self, batch: Batch, values: Tensor, columns: Columns) -> Tensor | None:
+    def __call__(self, batch: Batch, values: Tensor, columns: Columns, tiles: Tensor) -> Tensor | None:
         """Return the result, summed over all elements."""
-        device, tiles = batch.device, _tiles(tuple(columns.sizes), batch.device)
-        count = len(tiles)
-        sizes = [_even(self._carried), _even(self._results), self._results * count]
+        device, count, head = batch.device, len(tiles), batch.notes["heads"][int(self._later)]
+        sizes = [_even(self._carried * len(head)), _even(self._results), self._results * count]
         space = torch.empty(sum(sizes), dtype=torch.float64, device=device)
         numbers, results, partial = space.split_with_sizes(sizes)
         if self._before is not None:
-            head = batch.notes["heads"][int(self._later)]
-            self._before.launch(device, 1, (values.to(device), head, numbers), num_warps=1, **EXACT)
+            self._before.launch(device, len(head), (values.to(device), head, numbers), num_warps=1, **EXACT)
         arguments = (columns.table, len(columns.sizes), tiles, numbers, partial)
         for tiles_of_aligned in (True,) if columns.aligned else (True, False):
             self._during.launch(device, count, arguments, (TILE, BLOCK, tiles_of_aligned), **self._options)
@@ -125,15 +125,32 @@ class _Kernel:
 
 
 def _make_heads(batch: Batch) -> Tensor:
-    """Return step, learning rate and weight decay, for step t and for step t+1, as float64 on the device."""
-    step, lr, weight_decay = float(batch.step), batch.group["lr"], batch.group["weight_decay"]
-    lr_on_device = isinstance(lr, Tensor) and lr.device.type != "cpu"
-    numbers = [0.0 if lr_on_device else float(lr), weight_decay, 0.0]  # the last: for alignment
+    """Return step, learning rate and weight decay, as float64 on the device: for step t and for step t+1, rows of them.
+
+    Where each parameter has a count of its own, there is a row for each of them, and nothing comes from the host.
+    """
+    counts, lr, weight_decay = batch.counts, batch.group["lr"], batch.group["weight_decay"]
+    lr = lr.detach().reshape(()) if isinstance(lr, Tensor) else lr
+    if counts is not None:
+        heads = torch.empty(2, len(counts), HEAD, dtype=torch.float64, device=batch.device)
+        heads[..., 0].copy_(torch.stack([count.to(batch.device) for count in counts]))
+        heads[1, :, 0].add_(1)
+        heads[..., 1].fill_(lr)
+        heads[..., 2].fill_(weight_decay)
+        return heads
+    step, lr_on_device = float(batch.step), isinstance(lr, Tensor) and lr.device.type != "cpu"
+    numbers = [0.0 if lr_on_device else float(lr), weight_decay, 0.0]
     host = torch.frombuffer(array("d", [step, *numbers, step + 1, *numbers]), dtype=torch.float64)
-    heads = send(host, batch.device).view(2, 4)
+    heads = send(host, batch.params[0]).view(2, 1, HEAD)
     if lr_on_device:
-        heads[:, 1] = lr.detach().reshape(())
+        heads[..., 1].fill_(lr)
     return heads
+
+
+def _total(parts: Iterable[Tensor | None]) -> Tensor | None:
+    """The sum of what is there."""
+    there = [part for part in parts if part is not None]
+    return sum(there[1:], there[0]) if there else None
 
 
 def _even(count: int) -> int:
@@ -141,11 +158,11 @@ def _even(count: int) -> int:
     return count + count % 2
 
 
-@lru_cache(maxsize=64)
-def _tiles(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+@constant
+def _tiles(sizes: tuple[int, ...], tile: int) -> Tensor:
     """Return the parameter of each program and which tile of it, shape (tiles, 2), int32."""
-    counts = torch.tensor([-(-size // TILE) for size in sizes])
-    rows = torch.repeat_interleave(torch.arange(len(sizes)), counts)
+    counts = torch.tensor([-(-size // tile) for size in sizes], device="cpu")
+    rows = torch.repeat_interleave(torch.arange(len(sizes), device="cpu"), counts)
     starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    tiles = torch.stack([rows, torch.arange(len(rows)) - starts], dim=1)
-    return tiles.to(torch.int32).to(device)
+    tiles = torch.stack([rows, torch.arange(len(rows), device="cpu") - starts], dim=1)
+    return tiles.to(torch.int32)

@@ -25,7 +25,9 @@ from mada_optim.kernels.triton.expressions import HEADER, SAME, UnsupportedError
 aten = torch.ops.aten
 
 # Rows of the table, and after them the tensors.
-NUMEL, PLACE, FIRST_TENSOR = range(3)
+NUMEL, PLACE, COUNT, FIRST_TENSOR = range(4)
+# Numbers of a parameter's step that kernels are given; the last is for alignment.
+HEAD = 4
 
 # Bytes that a thread reads at once.
 ALIGNMENT = 16
@@ -54,10 +56,10 @@ def write_for_tensors(parts: Trace, roles: Sequence[str], dtypes: Mapping[str, t
     """The kernel ``run(table, count, tiles, numbers, partial, TILE, BLOCK, ALIGNED)``: parts ``during`` and ``after``.
 
     ``count`` is the number of parameters; ``tiles``, shape (tiles, 2), says of each tile which parameter's it is, and
-    which of these; ``numbers`` are ``parts.carried`` as float64; ``partial``, shape (results, tiles), is for
-    ``parts.results``, numbers and the components of vectors, summed over a tile. Tensors are read faster where all of a
-    parameter's are aligned to ``ALIGNMENT`` bytes; with ``ALIGNED``, the kernel is for the tiles of these parameters,
-    without for all others.
+    which of these; ``numbers`` are ``parts.carried`` as float64, a row for each count of steps; ``partial``, shape
+    (results, tiles), is for ``parts.results``, numbers and the components of vectors, summed over a tile. Tensors are
+    read faster where all of a parameter's are aligned to ``ALIGNMENT`` bytes; with ``ALIGNED``, the kernel is for the
+    tiles of these parameters, without for all others.
 
     Args:
         parts: what is computed.
@@ -80,6 +82,7 @@ def write_for_tensors(parts: Trace, roles: Sequence[str], dtypes: Mapping[str, t
         "    first = tl.load(tiles + 2 * tile + 1).to(tl.int64) * TILE",
         f"    last = tl.minimum(first + TILE, tl.load(of + {NUMEL} * count))",
         f"    place = tl.load(of + {PLACE} * count)",
+        f"    numbers += tl.load(of + {COUNT} * count) * {count_numbers(parts.carried)}",
     ]
     for k, (role, stored) in enumerate(dtypes.items()):
         lines += [
@@ -109,16 +112,17 @@ def write_for_tensors(parts: Trace, roles: Sequence[str], dtypes: Mapping[str, t
 
 
 def write_before(parts: Trace) -> str:
-    """The kernel ``run(values, others, numbers)`` for the part ``before``.
+    """The kernel ``run(values, heads, numbers)`` for the part ``before``, a program for each count of steps.
 
-    ``values`` and ``others`` are ``parts.given``: the first, and all others as one tensor; ``numbers`` is for
+    ``values`` and a row of ``heads`` are ``parts.given``: the first, and all others; a row of ``numbers`` is for
     ``parts.carried``. All are float64.
     """
     writer = _NumberWriter()
     first, *others = parts.given
-    lines = [*writer.read([first], "values"), *writer.read(others, "others"), *writer.lines(parts.before)]
+    lines = [f"heads += tl.program_id(0) * {HEAD}", f"numbers += tl.program_id(0) * {count_numbers(parts.carried)}"]
+    lines += [*writer.read([first], "values"), *writer.read(others, "heads"), *writer.lines(parts.before)]
     lines += writer.write(parts.carried, "numbers")
-    return _number_kernel("values, others, numbers", [*writer.constants(), *lines])
+    return _number_kernel("values, heads, numbers", [*writer.constants(), *lines])
 
 
 def write_for_numbers(traced: fx.GraphModule) -> str:
