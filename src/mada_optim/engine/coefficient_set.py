@@ -216,7 +216,8 @@ class CoefficientSet:
                 group[WAITING] = nothing
         waiting: Tensor = self._shared[WAITING]
         due = waiting[-1] > 0
-        self.learn(waiting[:-1], bool(due) if due.is_cpu else due, run)
+        can_be_asked = due.is_cpu and not self._shared["capturable"]
+        self.learn(waiting[:-1], bool(due) if can_be_asked else due, run)
 
     def let_wait(self, hypergradient: Tensor | None, due: bool | Tensor) -> None:
         """Let a hypergradient wait for the next step, in the place of the one that waited.
