@@ -71,8 +71,8 @@ class HypergradientOptimizer(Optimizer):
         hyper_clip: each component of the hypergradient is cut to [-hyper_clip, hyper_clip].
         hyper_warmup: number of steps before the coefficients begin to move.
         hyper_every: the hypergradient is taken each ``hyper_every``-th step.
-        hyper_delay: 0, or 1: the coefficients move one step later, and the step takes one pass over memory instead of
-            two.
+        hyper_delay: for how many steps a hypergradient waits before it is used: 0, or 1, with which a step of an
+            elementwise family is one pass over memory instead of two.
         bounds: boxes (low, high) of coefficients by name. The others keep the family's.
         hyper_per_group: learn one set of coefficients for each parameter group instead of one for the model. Groups
             may then have their own ``start``, ``hyper_lr`` and ``bounds``.

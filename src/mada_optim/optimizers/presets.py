@@ -36,7 +36,7 @@ class Lion(MADA, name="lion", lr=1e-4, gamma=0.0, hyper_lr=0.0):
 
 
 class MADAPaper(MADA, name="mada-paper", hyper_lr=_PAPER_HYPER_LR, hyper_delay=0):
-    """MADA as in the paper, which learns all six coefficients with the authors' step sizes."""
+    """MADA as in the paper, which learns all six coefficients with the authors' step sizes, and without delay."""
 
 
 class Yogi(MADA, name="yogi", c=0.0, hyper_lr=0.0):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gc
+import sys
 from collections.abc import Callable
 from numbers import Real
 from typing import Any, SupportsIndex
 
 import torch
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-_WRAPPERS = 8  # at most, around an optimizer
+_REDUCES = ReduceLROnPlateau._reduce_lr.__code__
 
 
 class ScaledRate(float):
@@ -34,8 +33,8 @@ class ScaledRate(float):
 
     given: float
     use: Callable[[float], float]
-    was_read: bool = False
-    """Whether ``float`` has read it, as ReduceLROnPlateau does before it writes a rate."""
+    plateau: ReduceLROnPlateau | None = None
+    """The scheduler that asked for a plain float, and so forgets what was given in the rate that it writes then."""
     __array_priority__ = -1.0  # above NumPy's scalars, which leave products to it then, and below arrays
 
     def __new__(cls, given: float, use: Callable[[float], float], value: float | None = None) -> ScaledRate:
@@ -44,8 +43,15 @@ class ScaledRate(float):
         return rate
 
     def __float__(self) -> float:
-        self.was_read = True
+        # Nothing else leads from an optimizer to this scheduler.
+        caller = sys._getframe(1)
+        if caller.f_code is _REDUCES:
+            self.plateau = caller.f_locals["self"]
         return +self
+
+    def was_reduced_to(self, rate: float) -> bool:
+        """Whether a ReduceLROnPlateau wrote a rate in place of this one. It keeps the very number that it wrote."""
+        return self.plateau is not None and any(rate is last for last in self.plateau._last_lr)
 
     def __round__(self, ndigits: SupportsIndex | None = None) -> Any:
         if ndigits is None:
@@ -59,23 +65,6 @@ class ScaledRate(float):
 def given_rate(rate: Any) -> float:
     """The rate that was given, of a scaled or of a plain one."""
     return rate.given if isinstance(rate, ScaledRate) else float(rate)
-
-
-def was_written_by_plateau(optimizer: Optimizer, rate: float) -> bool:
-    """Whether a ReduceLROnPlateau of an optimizer wrote a rate. It asks for a float, and so forgets what was given.
-
-    Nothing leads from an optimizer to its schedulers, so the garbage collector is asked, which takes up to a second.
-    A scheduler may have been made with a wrapper around the optimizer, such as accelerate's.
-    """
-    for candidate in gc.get_objects():
-        if issubclass(type(candidate), ReduceLROnPlateau):
-            inside: Any = candidate
-            for _ in range(_WRAPPERS):
-                inside = getattr(inside, "optimizer", None)
-                # The scheduler keeps the very number that it wrote.
-                if inside is optimizer and any(rate is last for last in candidate._last_lr):
-                    return True
-    return False
 
 
 def _remembering(name: str, linear: bool) -> Callable[[ScaledRate, Any], Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mada_optim.scale.rate import ScaledRate, given_rate, was_written_by_plateau
+from mada_optim.scale.rate import ScaledRate, given_rate
 
 Group = dict[str, Any]
 
@@ -49,13 +49,8 @@ class Schedule:
         shown = self._shown.get(id(optimizer), ())
         for index, was in enumerate(shown[: len(rates)]):
             rate = rates[index]
-            if not isinstance(was, ScaledRate) or isinstance(rate, (Tensor, ScaledRate)):
-                continue
-            if was.was_read and 0.0 < rate < was:
-                if was_written_by_plateau(optimizer, rate):
-                    rates[index] = optimizer.param_groups[index]["lr"] = rate / +was * was
-                else:
-                    was.was_read = False  # looked up; the search takes long
+            if isinstance(was, ScaledRate) and rate is not was and was.was_reduced_to(rate):
+                rates[index] = optimizer.param_groups[index]["lr"] = rate / +was * was
         return [rate if isinstance(rate, Tensor) else given_rate(rate) for rate in rates]
 
     def highest_given(self) -> float:

@@ -38,7 +38,10 @@ def test_a_set_for_each_group():
     model = Net()
     params = list(model.parameters())
     own = MADA(
-        [{"params": params[:3], "start": {"rho": 0.2}}, {"params": params[3:]}], hyper_per_group=True, hyper_warmup=0
+        [{"params": params[:3], "start": {"rho": 0.2}}, {"params": params[3:]}],
+        hyper_per_group=True,
+        hyper_warmup=0,
+        hyper_delay=0,
     )
     train(model, own, 3)
     model.out.weight.grad.fill_(float("nan"))
