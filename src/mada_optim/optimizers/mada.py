@@ -52,8 +52,8 @@ class MADA(NamedOptimizer, name="mada", hyper_delay=1):
         hyper_lr: step sizes of the coefficients. None, the default: 5e-4 for β1, 0 for β2, 0.1 for the others. The
             authors learn β2 with 5e-4, too: ``load_optimizer("mada-paper")``. A number: one for all. A mapping,
             ``{"beta1": 5e-4, "rho": 0.1}``: coefficients that it does not name are frozen. 0.0: nothing is learned.
-        hyper_delay: 1, the default: a hypergradient is used one step later, so that a step is one pass over memory. 0: as
-            in the paper, in two passes.
+        hyper_delay: 1, the default: a hypergradient is used one step later, so a step is one pass over memory. 0: as in
+            the paper, in two passes.
         bounds: boxes (low, high) of coefficients by name. The others keep theirs: β1 [0.01, 0.99], β2 [0.5, 0.999],
             β3 [0, 0.99], ρ, c and γ [0, 1].
         others: see :class:`HypergradientOptimizer`.
