@@ -49,7 +49,8 @@ def take_step(
     run = next((run for run in runners if run is not call), call)
     of_last_step = coefficients.values_of_last_step()
     if coefficients.is_delayed:
-        of_last_step = [values.clone() for values in of_last_step]
+        shared = coefficients.values.clone()  # which learning changes in place
+        of_last_step = [shared if values is coefficients.values else values for values in of_last_step]
         coefficients.learn_what_waits(run)
         pairs = zip(steps, of_last_step, coefficients.take_up_values(), strict=True)
         part = _total(chain.from_iterable(step.complete_and_take(before, now, team) for step, before, now in pairs))
