@@ -21,9 +21,7 @@ Group = dict[str, Any]
 SET_SETTINGS = ("hyper_lr", "bounds", "hyper_momentum", "hyper_clip", "hyper_warmup", "hyper_every", "hyper_delay")
 # What learning changes, and all that a set of coefficients keeps, in the parameter groups that share it.
 LEARNED_TENSORS = ("coefficients", "hyper_momentum_buffer", "hyper_square_buffer", "hyper_taken")
-SET_TENSORS = (*LEARNED_TENSORS, "hyper_skipped", "hyper_steps")
-# And while they are learned one step late: the hypergradient that waits, shape (K,), with a 1 behind it, 0 for none.
-WAITING = "hyper_waiting"
+SET_TENSORS = (*LEARNED_TENSORS, "hyper_skipped", "hyper_steps", "hyper_waiting")
 # Where each group keeps the learning rate of its last step.
 PREVIOUS_LR = "previous_lr"
 
@@ -33,23 +31,13 @@ def learning_rule(group: Group) -> LearningRule:
     return LearningRule(*(group[f"hyper_{name}"] for name in ("momentum", "clip", "warmup", "every", "delay")))
 
 
-def is_delayed(group: Group) -> bool:
-    """Whether the coefficients of a parameter group are learned one step late."""
-    return group["hyper_delay"] == 1 and any(step_size > 0.0 for step_size in group["hyper_lr"].values())
-
-
-def set_tensors(group: Group) -> tuple[str, ...]:
-    """Names of all that a parameter group holds of the tensors of its coefficients."""
-    return (*SET_TENSORS, WAITING) if WAITING in group else SET_TENSORS
-
-
-def new_tensors(values: Sequence[float], dtype: torch.dtype, device: torch.device, group: Group) -> Group:
+def new_tensors(values: Sequence[float], dtype: torch.dtype, device: torch.device, capturable: bool) -> Group:
     """What a set of coefficients keeps, before the first step.
 
     Args:
         values: of all coefficients.
         dtype, device: in and on which the coefficients are.
-        group: options of the first parameter group that has them.
+        capturable: whether the count of steps is on the device, too.
     """
     coefficients = torch.tensor(values, dtype=dtype, device=device)
     counts = {name: torch.zeros((), dtype=torch.int64, device=device) for name in ("hyper_taken", "hyper_skipped")}
@@ -58,13 +46,10 @@ def new_tensors(values: Sequence[float], dtype: torch.dtype, device: torch.devic
         "hyper_momentum_buffer": torch.zeros_like(coefficients),
         "hyper_square_buffer": torch.zeros_like(coefficients),
         **counts,
-        "hyper_steps": torch.zeros((), dtype=torch.int64, device=device if group["capturable"] else "cpu"),
-        **({WAITING: _nothing_waits(coefficients)} if is_delayed(group) else {}),
+        "hyper_steps": torch.zeros((), dtype=torch.int64, device=device if capturable else "cpu"),
+        # With a delay: the last hypergradient, and after how many steps it is to be used; 0: not at all.
+        "hyper_waiting": coefficients.new_zeros(len(values) + 1),
     }
-
-
-def _nothing_waits(coefficients: Tensor) -> Tensor:
-    return coefficients.new_zeros(len(coefficients) + 1)
 
 
 class CoefficientSet:
@@ -131,7 +116,7 @@ class CoefficientSet:
 
     def move_to(self, device: torch.device) -> None:
         """Bring the coefficients, and what a captured graph reads of each group, to a device."""
-        for key in set_tensors(self._shared):
+        for key in SET_TENSORS:
             on_host = key == "hyper_steps" and not self._shared["capturable"]
             tensor = move_numbers(self._shared[key], torch.device("cpu") if on_host else device)
             for group in self.groups:
@@ -154,7 +139,7 @@ class CoefficientSet:
 
     @property
     def is_due(self) -> bool | Tensor:
-        """Whether the step to come uses a hypergradient."""
+        """Whether the step to come takes a hypergradient."""
         if not self.is_learning:
             return False
         steps: Tensor = self._shared["hyper_steps"]
@@ -163,7 +148,7 @@ class CoefficientSet:
     @property
     def is_delayed(self) -> bool:
         """Whether they are learned one step late."""
-        return is_delayed(self._shared)
+        return self.is_learning and self._rule.delay == 1
 
     def values_of_last_step(self) -> list[Tensor]:
         """The coefficients with which each group took its last step."""
@@ -209,34 +194,25 @@ class CoefficientSet:
         self._rule.learn(learned, shared["hyper_skipped"], hypergradient, coefficients, step_sizes, boxes, due, run)
 
     def learn_what_waits(self, run: Callable[..., None]) -> None:
-        """Move the coefficients by the hypergradient that waits, if there is one; see :meth:`learn`."""
-        if WAITING not in self._shared:  # the option has been changed
-            nothing = _nothing_waits(self.values)
-            for group in self.groups:
-                group[WAITING] = nothing
-        waiting: Tensor = self._shared[WAITING]
-        due = waiting[-1] > 0
-        can_be_asked = due.is_cpu and not self._shared["capturable"]
-        self.learn(waiting[:-1], bool(due) if can_be_asked else due, run)
+        """Move the coefficients by the hypergradient of the step before, if it took one; see :meth:`learn`."""
+        steps, capturable = self._shared["hyper_steps"], self._shared["capturable"]
+        if capturable or self._rule.due(int(steps) - 1):
+            waiting: Tensor = self._shared["hyper_waiting"]
+            self.learn(waiting[:-1], waiting[-1] == (steps if capturable else int(steps)), run)
 
     def let_wait(self, hypergradient: Tensor | None, due: bool | Tensor) -> None:
-        """Let a hypergradient wait for the next step, in the place of the one that waited.
+        """Let a hypergradient wait for the next step. After other steps it is not used any more.
 
         Args:
             hypergradient: shape (K,); None: there is none.
             due: as :attr:`is_due`.
         """
-        waiting: Tensor = self._shared[WAITING]
-        if hypergradient is None:
-            waiting[-1] = 0.0
-        else:
-            waiting[:-1] = hypergradient
-            waiting[-1] = due
-
-    def forget_what_waits(self) -> None:
-        """Forget the hypergradient that waits, where learning has stopped or is no longer delayed."""
-        for group in self.groups:
-            group.pop(WAITING, None)
+        if hypergradient is None or due is False:
+            return
+        waiting: Tensor = self._shared["hyper_waiting"]
+        steps = self._shared["hyper_steps"]
+        waiting[:-1] = hypergradient
+        waiting[-1] = torch.where(due, steps + 1, 0) if isinstance(due, Tensor) else int(steps) + 1
 
     def count_step(self) -> None:
         """Count a step that was taken with them."""

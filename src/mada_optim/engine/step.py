@@ -57,7 +57,6 @@ def take_step(
         hypergradient, due = _whole(coefficients, part, due, team, grad_scale)
         coefficients.let_wait(hypergradient, due)
     else:
-        coefficients.forget_what_waits()
         part = _complete(steps, of_last_step, team)
         hypergradient, due = _whole(coefficients, part, due, team, grad_scale)
         if hypergradient is not None:
@@ -78,7 +77,6 @@ def release(coefficients: CoefficientSet, state: State) -> None:
     _complete(steps, coefficients.values_of_last_step(), team=None)
     for step in steps:
         drop_pending(step.members.states)
-    coefficients.forget_what_waits()
 
 
 def _complete(steps: list[GroupStep], values: list[Tensor], team: Team | None) -> Tensor | None:

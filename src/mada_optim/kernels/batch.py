@@ -23,7 +23,9 @@ Columns = dict[str, list[Tensor]]
 
 @dataclass(frozen=True)
 class Batch:
-    """Parameters of one group that agree in device, dtypes, number of completed steps, and what is to be done.
+    """Parameters of one group that agree in device, dtypes, and what is to be done.
+
+    They agree in the number of completed steps, too, unless that is on the device and the executor ``counts_each``.
 
     Args:
         update: the family as their group uses it.

@@ -174,7 +174,7 @@ class CompleteAndTake(Pass):
         return tuple(dict.fromkeys((*self._complete.writes, *self._take.writes)))
 
     def __call__(self, tensors: Tensors, numbers: Numbers) -> tuple[Tensor | None, dict[str, Tensor]]:
-        values = numbers.values.unbind()
+        values = numbers.values.unbind()  # so that kernels of numbers can be written, which know no slices
         half = len(values) // 2
         before, now = torch.stack(values[:half]), torch.stack(values[half:])
         derivatives, advanced = self._complete(tensors, numbers._replace(values=before, step=numbers.step - 1))

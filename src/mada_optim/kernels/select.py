@@ -23,8 +23,8 @@ def select_executor(family: Family, group: Mapping[str, Any], device: torch.devi
     """Return the executor for parameters of a group on a device.
 
     ``fused=False``, ``differentiable``, or a choice of ``foreach``: eager. Otherwise native for the families of MADA
-    and OMADA on the CPU; and for elementwise families Triton on CUDA, and compiled on the CPU where ``fused=True`` asks
-    for it, since compiling takes a while.
+    and OMADA on the CPU; and for elementwise families Triton on CUDA, or compiled where there is no Triton. On the CPU
+    they are compiled where ``fused=True`` asks for it, since that takes a while.
     """
     wanted = group["fused"]
     if wanted is False or group["differentiable"] or (wanted is None and group["foreach"] is not None):

@@ -63,7 +63,7 @@ class LearningRule:
         for name, value, low in (("hyper_warmup", self.warmup, 0), ("hyper_every", self.every, 1)):
             if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
                 raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
-        if isinstance(self.delay, bool) or self.delay not in (0, 1):
+        if not isinstance(self.delay, Integral) or isinstance(self.delay, bool) or self.delay not in (0, 1):
             raise ValueError(f"hyper_delay must be 0 or 1, got {self.delay!r}")
 
     @overload
@@ -73,7 +73,7 @@ class LearningRule:
     def due(self, steps: Tensor) -> Tensor: ...
 
     def due(self, steps: int | Tensor) -> bool | Tensor:
-        """Return whether a hypergradient is taken before the next step, and used there if it does not wait.
+        """Return whether the next step takes a hypergradient. With a delay, the step after it uses it.
 
         Args:
             steps: completed so far.

@@ -15,7 +15,7 @@ from mada_optim.matrices.layout import Layout
 from mada_optim.matrices.outputs import Path, is_conv1d, is_norm, is_table
 from mada_optim.matrices.uses import Use
 
-# What a parameter is of which nothing is known.
+# The kind of a parameter whose module has lost its class.
 UNKNOWN = "unknown"
 # Longest ratio of the sides of a matrix. LoRA's factors may exceed it.
 WIDEST = 256
@@ -101,7 +101,8 @@ def _is_classless(site: Site) -> bool:
     """Whether the module has lost its class: it was scripted, or a graph was exported from it."""
     module = site.use.module
     exported = type(module) is nn.Module and any(isinstance(parent, fx.GraphModule) for parent in site.use.parents)
-    return exported or isinstance(module, torch.jit.ScriptModule)
+    unflattened = type(module).__module__ == "torch.export.unflatten"
+    return exported or unflattened or isinstance(module, torch.jit.ScriptModule)
 
 
 def _experts(site: Site) -> int | None:

@@ -154,8 +154,10 @@ class HypergradientOptimizer(Optimizer):
 
         It has to where parameters are spread over processes, of which each sees infinities of its own. Elsewhere the
         scaler does both. Lightning refuses to clip gradients that the step unscales. Parameters in float16 are left to
-        the step, whose error says what to do.
+        the step, whose error says what to do; and what is for one step is used up, also where that is skipped.
         """
+        if "hyper_grad_scale" in vars(self):
+            return True
         params = (param for group in self.param_groups for param in group["params"])
         return any(is_dtensor(param) or param.dtype == torch.float16 for param in params)
 

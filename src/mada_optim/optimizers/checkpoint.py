@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mada_optim.arguments import is_number
-from mada_optim.engine.coefficient_set import SET_SETTINGS, SET_TENSORS, WAITING, CoefficientSet, Group
+from mada_optim.engine.coefficient_set import SET_SETTINGS, SET_TENSORS, CoefficientSet, Group
 from mada_optim.engine.parameter_state import PENDING, ParameterState, State
 from mada_optim.families import Family
 from mada_optim.families.in_group import FamilyInGroup
@@ -75,8 +75,9 @@ def loading(optimizer: HypergradientOptimizer, coefficient_sets: Callable[[], li
 
 
 def complete_groups(saved: list[Group], current_groups: list[Group], per_group: bool) -> list[Group]:
-    """Return the parameter groups of a state_dict, with what torch.distributed.checkpoint loses of them.
+    """Return the parameter groups of a state_dict, with what older versions and torch.distributed.checkpoint lack.
 
+    Versions without ``hyper_delay`` have nothing that waits.
     It loses everything in a group without parameters (pytorch#143828). In other groups it loses empty dicts and the
     difference between a tuple and a list.
 
@@ -87,13 +88,15 @@ def complete_groups(saved: list[Group], current_groups: list[Group], per_group: 
     """
     if len(saved) != len(current_groups):
         return saved
-    shared = () if per_group else (*SET_SETTINGS, *SET_TENSORS, WAITING, "special")
+    shared = () if per_group else (*SET_SETTINGS, *SET_TENSORS, "special")
     example: Group = next((group for group in saved if group["params"]), {})
     common = {key: example[key] for key in shared if key in example}
     completed = []
     for current, group in zip(current_groups, saved, strict=True):
-        empty = {key: value for key, value in current.items() if isinstance(value, dict) and not value}
-        group = {**empty, **group} if group["params"] else {**current, **common, **group}
+        lacking: Group = {key: value for key, value in current.items() if isinstance(value, dict) and not value}
+        if "hyper_delay" not in group:
+            lacking["hyper_waiting"] = torch.zeros_like(current["hyper_waiting"])
+        group = {**lacking, **group} if group["params"] else {**current, **common, **group}
         completed.append({key: _with_tuples(value, current.get(key)) for key, value in group.items()})
     return completed
 
@@ -126,8 +129,6 @@ def check_fits(family: Family, saved: Mapping[str, Any], current_groups: list[Gr
                 raise ValueError(f"state_dict has {key}={saved_group[key]!r}, this optimizer {current[key]!r} {where}")
         for key in SET_TENSORS:
             _check_shape(key, saved_group[key], current[key].shape, where)
-        if WAITING in saved_group:
-            _check_shape(WAITING, saved_group[WAITING], torch.Size([len(current["coefficients"]) + 1]), where)
         for param, saved_id in zip(current["params"], saved_group["params"], strict=True):
             buffers = saved["state"].get(saved_id)
             if not buffers:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mada_optim.engine.betas import has_betas
-from mada_optim.engine.coefficient_set import Group, set_tensors
+from mada_optim.engine.coefficient_set import SET_TENSORS, Group
 from mada_optim.families import Family
 from mada_optim.optimizers.groups import INTERNAL_KEYS
 from mada_optim.scale.in_use import rates_in_use
@@ -88,7 +88,7 @@ def _group_lines(family: Family, group: Group, defaults: Mapping[str, Any]) -> l
     """Return lines with the learning rate, the weight decay, and every option that differs from its default."""
     boxes = {coefficient.name: coefficient.box for coefficient in family.coefficients}
     bounds = {name: box for name, box in group["bounds"].items() if box != boxes[name]}
-    hidden = {"params", "param_names", "hyper_lr", "bounds", "learned_scale", *INTERNAL_KEYS, *set_tensors(group)}
+    hidden = {"params", "param_names", "hyper_lr", "bounds", "learned_scale", *INTERNAL_KEYS, *SET_TENSORS}
     if has_betas(family):
         hidden.add("betas")
     options = {

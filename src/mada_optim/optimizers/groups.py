@@ -20,11 +20,9 @@ from mada_optim.engine.coefficient_set import (
     PREVIOUS_LR,
     SET_SETTINGS,
     SET_TENSORS,
-    WAITING,
     Group,
     learning_rule,
     new_tensors,
-    set_tensors,
 )
 from mada_optim.engine.parameter_state import ParameterState
 from mada_optim.families import Family
@@ -122,10 +120,10 @@ def join_coefficients(
     device = device_with_values(tensors)
     group[PREVIOUS_LR] = number_on(0.0, device) if group["capturable"] else 0.0
     if first is not None:
-        group.update({key: first[key] for key in (*SET_SETTINGS, *set_tensors(first), "special")})
+        group.update({key: first[key] for key in (*SET_SETTINGS, *SET_TENSORS, "special")})
     else:
         values = list(settings.start.values())
-        group.update(new_tensors(values, number_dtype(device), device, group))
+        group.update(new_tensors(values, number_dtype(device), device, group["capturable"]))
     ParameterState(FamilyInGroup(family, group)).check_names()
     return settings.start
 
@@ -289,7 +287,7 @@ def check_family(family: Any, constants: Iterable[str], arguments: Iterable[str]
     unknown = [name for name in constants if name not in family.constants]
     if unknown:
         raise TypeError(f"unexpected argument {unknown[0]!r}; constants of {family.name}: {list(family.constants)}")
-    taken = {"params", "param_names", *arguments, *SET_TENSORS, WAITING, *INTERNAL_KEYS} - {"constants"}
+    taken = {"params", "param_names", *arguments, *SET_TENSORS, *INTERNAL_KEYS} - {"constants"}
     if has_betas(family):
         taken.add("betas")
     for name in (*family.constants, *_names(family)):

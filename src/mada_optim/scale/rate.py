@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from numbers import Real
 from typing import Any, SupportsIndex
 
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-
-_REDUCES = ReduceLROnPlateau._reduce_lr.__code__
 
 
 class ScaledRate(float):
@@ -33,9 +32,9 @@ class ScaledRate(float):
 
     given: float
     use: Callable[[float], float]
-    plateau: ReduceLROnPlateau | None = None
-    """The scheduler that asked for a plain float, and so forgets what was given in the rate that it writes then."""
-    __array_priority__ = -1.0  # above NumPy's scalars, which leave products to it then, and below arrays
+    plateau: Callable[[], ReduceLROnPlateau | None] = staticmethod(lambda: None)
+    """The scheduler that read this rate as a plain float, in place of which it writes another one."""
+    __array_priority__ = -1.0  # NumPy's scalars leave products to this class then; arrays do not
 
     def __new__(cls, given: float, use: Callable[[float], float], value: float | None = None) -> ScaledRate:
         rate = super().__new__(cls, use(given) if value is None else value)
@@ -43,15 +42,18 @@ class ScaledRate(float):
         return rate
 
     def __float__(self) -> float:
-        # Nothing else leads from an optimizer to this scheduler.
+        # Nothing else leads from an optimizer to its ReduceLROnPlateau.
         caller = sys._getframe(1)
-        if caller.f_code is _REDUCES:
-            self.plateau = caller.f_locals["self"]
+        if caller.f_code.co_name == "_reduce_lr":
+            reader = caller.f_locals.get("self")
+            if isinstance(reader, ReduceLROnPlateau):
+                self.plateau = weakref.ref(reader)
         return +self
 
     def was_reduced_to(self, rate: float) -> bool:
         """Whether a ReduceLROnPlateau wrote a rate in place of this one. It keeps the very number that it wrote."""
-        return self.plateau is not None and any(rate is last for last in self.plateau._last_lr)
+        plateau = self.plateau()
+        return plateau is not None and any(rate is last for last in plateau._last_lr)
 
     def __round__(self, ndigits: SupportsIndex | None = None) -> Any:
         if ndigits is None:

@@ -50,7 +50,7 @@ class Schedule:
         for index, was in enumerate(shown[: len(rates)]):
             rate = rates[index]
             if isinstance(was, ScaledRate) and rate is not was and was.was_reduced_to(rate):
-                rates[index] = optimizer.param_groups[index]["lr"] = rate / +was * was
+                rates[index] = rate / +was * was
         return [rate if isinstance(rate, Tensor) else given_rate(rate) for rate in rates]
 
     def highest_given(self) -> float:

@@ -10,7 +10,7 @@ import torch
 from problems import IDS, TABLE, Net, Row, loss_of, train
 from twin import Twin, closed_form_alignment
 
-from mada_optim import MADA
+from mada_optim import MADA, LearningRule
 from mada_optim.kernels.eager import EagerExecutor
 from mada_optim.kernels.native.executor import NativeExecutor
 
@@ -120,26 +120,50 @@ def test_parameters_that_come_and_go():
 
 @EVERYWHERE
 def test_turned_off_and_on_between_steps(fused):
-    """A hypergradient that waits is used at the next step or not at all, and never by a training that came later."""
+    """A hypergradient that waits is used at the next step or not at all."""
     model = Net()
     optimizer = delayed(model.parameters(), fused=fused)
     group = optimizer.param_groups[0]
     train(model, optimizer, 4)
-    assert group["hyper_waiting"][-1] == 1.0
     group["hyper_delay"] = 0
-    train(model, optimizer, 1, first=4)
-    assert "hyper_waiting" not in group
+    train(model, optimizer, 2, first=4)
     group["hyper_delay"] = 1
     before = optimizer.coefficients()
-    train(model, optimizer, 1, first=5)
-    assert optimizer.coefficients() == before  # nothing has waited
     train(model, optimizer, 1, first=6)
+    assert optimizer.coefficients() == before  # nothing has waited
+    train(model, optimizer, 1, first=7)
     assert optimizer.coefficients() != before
     optimizer.freeze()
-    assert "hyper_waiting" not in group
     before = optimizer.coefficients()
-    train(model, optimizer, 2, first=7)
+    train(model, optimizer, 2, first=8)
+    group["hyper_lr"] = dict.fromkeys(group["hyper_lr"], 0.1)
+    train(model, optimizer, 2, first=10)
     assert optimizer.coefficients() == before
+    train(model, optimizer, 1, first=12)
+    assert optimizer.coefficients() != before
+
+
+def test_what_waits_is_used_at_the_next_step_also_without_gradients():
+    model = Net()
+    optimizer = delayed(model.parameters())
+    train(model, optimizer, 4)
+    moved = []
+    for _ in range(3):
+        before = optimizer.coefficients()
+        optimizer.zero_grad()
+        optimizer.step()
+        moved.append(optimizer.coefficients() != before)
+    assert moved == [True, False, False]
+
+
+def test_nothing_is_learned_in_steps_after_which_nothing_waits(monkeypatch):
+    """The program knows, and does not ask the device."""
+    calls = []
+    learn = LearningRule.learn
+    monkeypatch.setattr(LearningRule, "learn", lambda *args: (calls.append(0), learn(*args))[1])
+    model = Net()
+    train(model, delayed(model.parameters(), hyper_warmup=5, hyper_every=4), 15)
+    assert len(calls) == 3  # in steps 7, 11 and 15
 
 
 def test_checkpoints_say_whether_learning_is_delayed():
@@ -151,18 +175,10 @@ def test_checkpoints_say_whether_learning_is_delayed():
         model.load_state_dict(whole.state_dict())
         saved = copy.deepcopy(one.state_dict())
         if written == 0:
-            del saved["param_groups"][0]["hyper_delay"]
+            del saved["param_groups"][0]["hyper_delay"], saved["param_groups"][0]["hyper_waiting"]
         other = delayed(model.parameters(), hyper_delay=read)
         other.load_state_dict(saved)
         for each, optimizer in ((whole, one), (model, other)):
             train(each, optimizer, 4, first=5)
         assert one.coefficients() == other.coefficients()
         torch.testing.assert_close(list(whole.parameters()), list(model.parameters()), rtol=0, atol=0)
-
-
-def test_a_checkpoint_with_another_shape():
-    optimizer = delayed(Net().parameters())
-    saved = optimizer.state_dict()
-    saved["param_groups"][0]["hyper_waiting"] = torch.zeros(3)
-    with pytest.raises(ValueError, match=r"hyper_waiting of shape \(3,\) in parameter group 0, expected \(7,\)"):
-        optimizer.load_state_dict(saved)

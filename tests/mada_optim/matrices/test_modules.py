@@ -447,12 +447,15 @@ def test_routers_of_experts_that_are_counted(child: str, value: Any):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is (deprecated|not supported):DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of torch.export's own code
 def test_modules_without_a_class_are_no_matrices():
     root, graph = nn.Module(), fx.Graph()
     root.fc = nn.Module()
     root.fc.weight = nn.Parameter(torch.ones(8, 8))
     graph.output(graph.get_attr("fc.weight"))
-    for model in (fx.GraphModule(root, graph), torch.jit.script(nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 8)))):
+    plain = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 8))
+    exported = torch.export.unflatten(torch.export.export(plain, (torch.zeros(2, dtype=torch.int64),)))
+    for model in (fx.GraphModule(root, graph), exported, torch.jit.script(plain)):
         with pytest.warns(UserWarning, match="scripted or exported do not say what they are"):
             assert matrices_of(model) == {}
     assert OMADA(model, matrices={"0.weight": False, "1.weight": True}).param_groups[0]["matrices"]

@@ -13,7 +13,7 @@ import torch
 from problems import IDS, TABLE, Net, Row, train
 
 from mada_optim import MADA, OMADA, AVGrad, Coefficient, Family, HypergradientOptimizer, LearningRule, load_optimizer
-from mada_optim.engine.coefficient_set import PREVIOUS_LR, SET_TENSORS, WAITING
+from mada_optim.engine.coefficient_set import PREVIOUS_LR, SET_TENSORS
 
 
 def weight() -> torch.nn.Parameter:
@@ -348,7 +348,7 @@ def test_what_is_printed_where_groups_have_betas_of_their_own():
 def test_nothing_internal_is_printed(row: Row):
     optimizer = row([weight()], lr=0.25)
     shown = repr(optimizer)
-    for name in (*SET_TENSORS, WAITING, PREVIOUS_LR, "family", "special", "previous_betas", "tensor", "None"):
+    for name in (*SET_TENSORS, PREVIOUS_LR, "family", "special", "previous_betas", "tensor", "None"):
         assert name not in shown
     assert "    lr: 0.25\n" in shown
 

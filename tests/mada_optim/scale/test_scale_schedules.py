@@ -82,8 +82,16 @@ def test_last_lr_is_what_is_used(name: str) -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(announced, rel=1e-12)
 
 
+class Plateau(lr_scheduler.ReduceLROnPlateau):
+    """As those of libraries, which change a part of it."""
+
+    def _reduce_lr(self, epoch: int) -> None:
+        super()._reduce_lr(epoch)
+
+
+@pytest.mark.parametrize("kind", [lr_scheduler.ReduceLROnPlateau, Plateau])
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_plateau(by_hand: bool) -> None:
+def test_plateau(by_hand: bool, kind: type[lr_scheduler.ReduceLROnPlateau]) -> None:
     model, optimizer, scale = search(steps=13)
     if by_hand:  # a warm-up, with a log of what is used
         for group in optimizer.param_groups:
@@ -92,7 +100,7 @@ def test_plateau(by_hand: bool) -> None:
         train(model, optimizer, 1)
         optimizer.param_groups[0]["lr"] = 0.01
         train(model, optimizer, 1)
-    scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    scheduler = kind(optimizer, factor=0.5, patience=0)
     for _ in range(3):
         scheduler.step(1.0)
     train(model, optimizer, 1)

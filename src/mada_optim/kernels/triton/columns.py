@@ -170,7 +170,7 @@ class Plan:
                 for number in self._numbers:
                     _check(batch.roles_of(number))
             table = _make_table(batch, self._numbers, self._sizes, addresses.values())
-            if capturing:  # neither is the graph's table for other steps, nor theirs for the graph, which outlives it
+            if capturing:  # a graph has its own table, which other steps must not use
                 return [Columns(self._sizes, tensors, *table)]
             self._table, self._made_for = table, made_for
         return [Columns(self._sizes, tensors, *self._table)]
