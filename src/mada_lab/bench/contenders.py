@@ -141,7 +141,11 @@ def _made_for_matrices(make: Callable[..., Optimizer], params: Params) -> Optimi
 
 
 def _omada(params: Params, **options: Any) -> Optimizer:
-    return OMADA(matrices_apart(params), lr=LR, **options)
+    groups = matrices_apart(params)
+    if isinstance(options.get("scale"), dict):
+        kinds = {"matrices" if group["matrices"] else "rest" for group in groups}
+        options["scale"] = {kind: rate for kind, rate in options["scale"].items() if kind in kinds}
+    return OMADA(groups, lr=LR, **options)
 
 
 def _searching_adamw(params: Params, held: float | None = None) -> Optimizer:

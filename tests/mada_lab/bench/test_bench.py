@@ -131,6 +131,14 @@ def test_words_are_those_of_the_buffers():
         assert contender.words == contenders.words(buffers, kept, learning, contender.unit, delay), contender.name
 
 
+def test_one_tensor_alone_can_be_timed_with_each():
+    """Matrices or none: then there is only one kind of parameters."""
+    for contender in contenders.contenders():
+        if contender.make is not None and "a" in contender.workloads and contender.kind == "ours":
+            for shape in ((3, 4), (3,)):
+                contender.make([nn.Parameter(torch.zeros(shape))])
+
+
 def test_gpt2_has_the_tensors_that_it_should():
     shapes = workloads.gpt2_shapes()
     assert len(shapes) == 148
