@@ -96,12 +96,35 @@ def send(tensor: Tensor, reader: Tensor) -> Tensor:
             replay, so what it copies from stays as long as this tensor does.
     """
     device = reader.device
-    if device.type in PINNED:
+    if is_capturing(device):
+        tensor = _pinned_in_capture(tensor, device)
+        weakref.finalize(reader, id, tensor).atexit = False  # id does nothing, but what it is to be called with stays
+    elif device.type in PINNED:
+        _provide(tensor)
         # torch gives the pinned memory to no other tensor before it has been read.
         tensor = tensor.pin_memory()
-    if is_capturing(device):
-        weakref.finalize(reader, id, tensor).atexit = False
     return tensor.to(device, non_blocking=device.type in PINNED)
+
+
+# Pinned memory for a capture, by dtype and shape: while a graph is captured, versions of torch refuse to allocate any.
+_SPARE: dict[tuple[torch.dtype, torch.Size], list[Tensor]] = {}
+_KINDS, _OF_A_KIND = 64, 8
+
+
+def _provide(tensor: Tensor) -> None:
+    """Provide memory for a capture, which sends tensors of the dtypes and shapes that the steps before it sent."""
+    spare = _SPARE.setdefault((tensor.dtype, tensor.shape), [])
+    if len(spare) < _OF_A_KIND:
+        spare.append(torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").pin_memory())
+    if len(_SPARE) > _KINDS:
+        del _SPARE[next(iter(_SPARE))]
+
+
+def _pinned_in_capture(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type not in PINNED:
+        return tensor
+    spare = _SPARE.get((tensor.dtype, tensor.shape))
+    return spare.pop().copy_(tensor) if spare else tensor.pin_memory()
 
 
 def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -119,7 +142,10 @@ def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def on_device(reader: Tensor, *arguments: Any) -> Tensor:
         if is_capturing(reader.device):
             return send(make(*arguments), reader)
-        return once(reader.device, *arguments)
+        tensor = once(reader.device, *arguments)
+        if reader.device.type in PINNED:
+            _provide(tensor)
+        return tensor
 
     return on_device
 
