@@ -109,7 +109,7 @@ class Setting:
 
     def _mada(self, params: list[nn.Parameter], **options: Any) -> Optimizer:
         options["hyper_lr"] = {"rho": self.hyper_lr}
-        return MADA(params, betas=self.resolved_betas, weight_decay=0.0, **options)
+        return MADA(params, betas=self.resolved_betas, weight_decay=0.0, hyper_delay=0, **options)
 
     @property
     def repetitions(self) -> int:

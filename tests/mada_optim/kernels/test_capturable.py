@@ -70,7 +70,7 @@ def test_a_step_never_waits_for_the_device(row: Row, capturable, compiled, lr, m
 
     step()  # a checkpoint's pretended step is told from a first one by looking at the learning rate
     optimizer.param_groups[0]["lr"] = lr
-    for _ in range(3):  # traces, and copies constants once
+    for _ in range(4):  # traces, and copies constants once
         step()
     with NoTransfer():
         for _ in range(3):
