@@ -44,7 +44,7 @@ def named_optimizers() -> dict[str, Optimizer]:
     """
     named: dict[str, Optimizer] = {
         "mada inside": everything,
-        "mada inside, hyper_delay=1": partial(everything, hyper_delay=1),
+        "mada inside, hyper_delay=0": partial(everything, hyper_delay=0),
         "omada, everything": partial(omada, hyper_lr=all_learned(OMADAFamily), ortho=0.6, scale=False),
         **{name: mada_optim.load_optimizer(name) for name in mada_optim.available_optimizers()},
         "omada": omada,

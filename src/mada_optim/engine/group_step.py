@@ -69,11 +69,10 @@ class GroupStep:
             yield from self.complete_pending(before, team)
             self.take(values)
             return
-        both = torch.cat([before, values])
         for executor, batch in self.batches:
             if batch.pending and batch.has_grad:
                 task = CompleteAndTake(self.update, self._keeps)
-                yield from self._differentiate(task, executor, batch, both, team)
+                yield from self._differentiate(task, executor, batch, torch.cat([before, values]), team)
             elif batch.pending:
                 executor.run(CompletePending(self.update, self.keep, has_grad=False), batch, before)
             else:

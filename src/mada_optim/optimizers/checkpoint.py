@@ -75,11 +75,11 @@ def loading(optimizer: HypergradientOptimizer, coefficient_sets: Callable[[], li
 
 
 def complete_groups(saved: list[Group], current_groups: list[Group], per_group: bool) -> list[Group]:
-    """Return the parameter groups of a state_dict, with what older versions and torch.distributed.checkpoint lack.
+    """Return the parameter groups of a state_dict, with what they lack.
 
-    Versions without ``hyper_delay`` have nothing that waits.
-    It loses everything in a group without parameters (pytorch#143828). In other groups it loses empty dicts and the
-    difference between a tuple and a list.
+    torch.distributed.checkpoint loses everything in a group without parameters (pytorch#143828). In other groups it
+    loses empty dicts and the difference between a tuple and a list. Where there was no ``hyper_delay`` yet, no
+    hypergradient waits.
 
     Args:
         saved: groups of the state_dict.
